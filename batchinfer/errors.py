@@ -1,0 +1,103 @@
+"""Every error that batchinfer raises on purpose, and the exit code of each.
+
+    BatchinferError            exit 1   anything that is not the user's mistake
+    ├── UserError              exit 2   the spec, the input or the call is wrong: nothing was started
+    │   ├── SpecError                   the job spec
+    │   ├── InputError                  the input files or their columns
+    │   ├── OutputError                 the output location
+    │   ├── ModelError                  the model
+    │   └── ResourceError               the GPUs or the cluster
+    ├── TooManyFailedRows      exit 3   the run ended, with more failed rows than allowed
+    ├── Stopped                exit 4   stopped by a signal or a budget: resumable
+    ├── EngineError            exit 1   the engine did not start, or died more often than allowed
+    └── StorageError           exit 1   a read or a write failed
+
+`str(error)` is one readable message; `error.remedy` says what to do next. A failed row is never an
+exception: it is a `RowError`, and ends in the output as data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class BatchinferError(Exception):
+    """Base of the tree: `message` says what happened, `remedy` what to do about it."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        # Both go to Exception so that the error survives pickling on its way from a Ray worker.
+        super().__init__(message, remedy)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class UserError(BatchinferError):
+    """The spec, the input or the call is wrong; nothing was started and nothing was written."""
+
+    exit_code = 2
+
+
+class SpecError(UserError):
+    """The job spec cannot be used."""
+
+
+class InputError(UserError):
+    """The input files cannot be used."""
+
+
+class OutputError(UserError):
+    """The output location cannot be used."""
+
+
+class ModelError(UserError):
+    """The model cannot be found or cannot be run."""
+
+
+class ResourceError(UserError):
+    """The cluster cannot hold what the spec asks for."""
+
+
+class TooManyFailedRows(BatchinferError):
+    """The run ended, with a larger share of failed rows than `limits.max_error_rate`."""
+
+    exit_code = 3
+
+
+class Stopped(BatchinferError):
+    """The run was stopped by a signal or a budget; the same command resumes it."""
+
+    exit_code = 4
+
+
+class EngineError(BatchinferError):
+    """The engine did not start, or died more often than the run allows."""
+
+
+class StorageError(BatchinferError):
+    """A read or a write failed; what was committed before stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why one row failed: data, not an exception.
+
+    `code` is one of the words in `ROW_ERROR_CODES`; `message` is for a person.
+    """
+
+    code: str
+    message: str
+
+
+ROW_ERROR_CODES = {
+    "prompt_empty": "the prompt is null or has no text",
+    "prompt_invalid": "the messages column does not hold a list of {role, content}",
+    "prompt_too_long": "the prompt does not leave room for one output token in the context",
+    "template_error": "the template met a missing or unusable value in this row",
+    "output_invalid": "the output does not fit output.choices, output.json_schema or output.regex",
+    "engine_rejected": "the engine refused the request",
+}

@@ -1,0 +1,39 @@
+"""The job spec: what one YAML file says, validated. `load` reads it, `JobSpec` is the value."""
+
+from batchinfer.spec.load import load, parse, to_yaml
+from batchinfer.spec.model import (
+    AcceleratorName,
+    EngineSpec,
+    EvaluateSpec,
+    InputSpec,
+    JobSpec,
+    LimitsSpec,
+    ModelSpec,
+    OutputSpec,
+    PromptSpec,
+    ReplicaRange,
+    ResourcesSpec,
+    SamplingSpec,
+    ScriptedSpec,
+    ShardsSpec,
+)
+
+__all__ = [
+    "AcceleratorName",
+    "EngineSpec",
+    "EvaluateSpec",
+    "InputSpec",
+    "JobSpec",
+    "LimitsSpec",
+    "ModelSpec",
+    "OutputSpec",
+    "PromptSpec",
+    "ReplicaRange",
+    "ResourcesSpec",
+    "SamplingSpec",
+    "ScriptedSpec",
+    "ShardsSpec",
+    "load",
+    "parse",
+    "to_yaml",
+]

@@ -1,0 +1,223 @@
+"""YAML text to `JobSpec`, and every mistake to one readable message with file, line and key."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from batchinfer.errors import SpecError
+from batchinfer.spec.model import JobSpec
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
+    """The spec at `path`, with `KEY.KEY=VALUE` overrides applied; raises SpecError."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = difflib.get_close_matches(str(path), [str(p) for p in Path(path).parent.glob("*.y*ml")], n=1, cutoff=0.5)
+        raise SpecError(
+            f"there is no spec at {path}", f"did you mean {near[0]}?" if near else "check the path"
+        ) from None
+    except UnicodeDecodeError:
+        raise SpecError(f"{path} is not UTF-8 text", "a spec is a YAML file") from None
+    except OSError as error:
+        raise SpecError(f"cannot read {path}: {error.strerror}", "a spec is a YAML file that you may read") from None
+    return parse(text, str(path), overrides)
+
+
+def parse(text: str, name: str = "spec", overrides: Sequence[str] = ()) -> JobSpec:
+    """The spec in `text`; `name` stands in messages for the file."""
+    try:
+        raw = yaml.safe_load(text)
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise SpecError(
+            f"{where}: not valid YAML: {problem}", "check indentation, colons and quotes near there"
+        ) from None
+    except Exception as error:
+        # A value that YAML resolves but Python cannot hold, such as the date 2026-13-45: PyYAML lets
+        # through whatever its constructors raise, from IndexError to AttributeError.
+        raise SpecError(f"{name}: not usable YAML: {error}", "put the value in quotes") from None
+    if not isinstance(raw, dict):
+        raise SpecError(f"{name}: a spec is a mapping of keys, not {_kind(raw)}", "start from jobs/demo.yaml")
+    _require_distinct_keys(tree, name)
+    for override in overrides:
+        _apply(raw, override)
+    try:
+        return JobSpec.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(e, name, tree) for e in _without_union_noise(error.errors())]
+        message = (
+            lines[0] if len(lines) == 1 else f"{len(lines)} mistakes:\n" + "\n".join(f"  {line}" for line in lines)
+        )
+        raise SpecError(message, "README.md explains the keys; schemas/job-spec.schema.json lists them") from None
+
+
+def to_yaml(spec: JobSpec) -> str:
+    """The spec as YAML that `parse` reads back to an equal value; unset keys are left out."""
+    return yaml.safe_dump(spec.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+
+
+def _require_distinct_keys(tree: yaml.Node | None, name: str) -> None:
+    """YAML would silently let the last of two equal keys win."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, yaml.SequenceNode):
+            waiting.extend(node.value)
+        elif isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                if key.value in seen and isinstance(key, yaml.ScalarNode):
+                    line = key.start_mark.line + 1
+                    raise SpecError(f"{name}:{line}: the key {key.value!r} is there twice", "keep one of them")
+                if isinstance(key, yaml.ScalarNode):
+                    seen.add(key.value)
+                waiting.append(value)
+
+
+def _apply(raw: dict[Any, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise SpecError(f"--set {override!r} is not KEY=VALUE", "write for example --set sampling.max_tokens=32")
+    try:
+        parsed = yaml.safe_load(value)
+    except Exception:
+        # See parse: PyYAML lets through whatever its constructors raise.
+        raise SpecError(f"--set {key}: {value!r} is not a YAML value", "quote it for your shell") from None
+    at = raw
+    *parents, last = key.split(".")
+    for part in parents:
+        if at.get(part) is None:
+            at[part] = {}
+        at = at[part]
+        if not isinstance(at, dict):
+            raise SpecError(f"--set {key}: {part!r} is not a mapping in this spec", "give the whole value of that key")
+    at[last] = parsed
+
+
+def _without_union_noise(errors: Iterable[Any]) -> list[Any]:
+    """One entry for each place, and none for what only holds a wrong part.
+
+    A union reports one error for each of its members, and a list that lost its wrong items is called
+    too short as well. What a validator of ours says is said before what a type says.
+    """
+    kept: dict[tuple[Any, ...], Any] = {}
+    for error in errors:
+        place = _place(error["loc"])
+        if place not in kept or error["type"] == "value_error":
+            kept[place] = error
+    return [e for place, e in kept.items() if not any(p != place and p[: len(place)] == place for p in kept)]
+
+
+def _place(loc: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`loc` without the names of union members that pydantic puts between the keys."""
+    at: Any = JobSpec
+    place: list[Any] = []
+    for part in loc:
+        model = _model_in(at)
+        if model is not None and str(part) in model.model_fields:
+            at = model.model_fields[str(part)].annotation
+        elif _is_real_union(at):
+            at = model
+            continue
+        elif model is None and not isinstance(part, int):
+            break
+        place.append(part)
+    return tuple(place)
+
+
+def _is_real_union(annotation: Any) -> bool:
+    members = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else ()
+    return sum(member is not types.NoneType for member in members) > 1
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next((m for m in map(_model_in, typing.get_args(annotation)) if m), None)
+    return None
+
+
+def _explain(error: Any, name: str, tree: yaml.Node | None) -> str:
+    place = _place(error["loc"])
+    key = ".".join(str(part) for part in place)
+    line = _line(tree, place)
+    where = f"{name}:{line}: {key}" if line else f"{name}: {key}"
+    where = where.removesuffix(": ")
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown key{_nearest(place)}"
+    if error["type"] == "missing":
+        return f"{where}: this key is missing"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    value = error.get("input")
+    if error["type"] == "value_error":
+        return f"{where}: {message}"
+    shown = "" if isinstance(value, dict | list | tuple) else f", not {_shown(value):.80}"
+    return f"{where}: {_plain(message, place)}{shown}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:
+        # Python prints no integer of more than 4300 digits.
+        return "a number of thousands of digits"
+
+
+def _plain(message: str, place: tuple[Any, ...]) -> str:
+    """Pydantic's word for a union's first member hides the others: say what the key takes."""
+    takes = {
+        ("resources", "replicas"): "should be auto, a number from 1, or {min: N, max: N}",
+        ("resources", "tensor_parallel"): "should be auto or a number from 1",
+        ("resources", "pipeline_parallel"): "should be auto or a number from 1",
+        ("shards", "rows"): "should be auto or a number from 1",
+    }
+    return takes.get(place, message)
+
+
+def _nearest(place: tuple[Any, ...]) -> str:
+    at: Any = JobSpec
+    for part in place[:-1]:
+        model = _model_in(at)
+        field = model.model_fields.get(str(part)) if model else None
+        at = field.annotation if field else None
+    model = _model_in(at)
+    if model is None:
+        return ""
+    names = list(model.model_fields)
+    near = difflib.get_close_matches(str(place[-1]), names, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; the keys here are {', '.join(names)}"
+
+
+def _line(tree: yaml.Node | None, place: tuple[Any, ...]) -> int | None:
+    """The 1-based line of the deepest part of `place` that the file itself holds."""
+    line = None
+    for part in place:
+        if isinstance(tree, yaml.MappingNode):
+            found = next(((k, v) for k, v in tree.value if k.value == str(part)), None)
+            if found is None:
+                return line
+            line, tree = found[0].start_mark.line + 1, found[1]
+        elif isinstance(tree, yaml.SequenceNode) and isinstance(part, int) and part < len(tree.value):
+            tree = tree.value[part]
+            line = tree.start_mark.line + 1
+        else:
+            return line
+    return line
+
+
+def _kind(value: Any) -> str:
+    return "empty" if value is None else f"a {type(value).__name__}"

@@ -1,0 +1,370 @@
+"""The keys of a job spec, with their types, ranges and defaults.
+
+Every model is frozen and refuses unknown keys. `spec/load.py` turns what pydantic says into messages
+for a person; `schemas/job-spec.schema.json` is generated from here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jsonschema.exceptions import SchemaError
+from jsonschema.validators import validator_for
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
+
+AcceleratorName = Literal[
+    "auto", "cpu", "T4", "A10", "A10G", "L4", "L40S", "A100-40GB", "A100-80GB", "H100", "H100-PCIe", "H200",
+    "B200", "B300", "GB200", "GB300", "MI300X", "MI325X", "MI355X", "RTX4090", "RTX5090",
+]  # fmt: skip
+
+RESULT_COLUMNS = (
+    "finish_reason",
+    "input_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "error_code",
+    "error_message",
+)
+"""The columns that every result file has, beside the id, the passed-through columns and the output."""
+
+ROW_NUMBER = "row_number"
+"""The id column of a job that names none: the row's place in the input, from 0."""
+
+
+def _text_only(value: Any) -> Any:
+    """YAML reads `no`, `1.10` and `2026-01-01` as other types; a choice must be told apart from them."""
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is read by YAML as {type(value).__name__}, not as text: put it in quotes")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_text_only)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python counts True as 1, and YAML 1.1 reads `yes` and `on` as True."""
+        kind = str(cls.model_fields[str(info.field_name)].annotation)
+        for one in value if isinstance(value, list) and "int" in kind else [value]:
+            if isinstance(one, bool) and "bool" not in kind:
+                raise ValueError(f"{one!r} is read by YAML as true or false: write a number, or quote a text")
+        return value
+
+
+class ModelSpec(_Model):
+    """What runs: a local folder, a Hugging Face repository id, or `scripted` (no model at all)."""
+
+    source: str = Field(min_length=1)
+    quantization: str = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+class InputSpec(_Model):
+    """Where the rows come from. `columns` are passed through to the results."""
+
+    uri: str = Field(min_length=1)
+    format: Literal["parquet", "jsonl"] = "parquet"
+    id_column: str | None = None
+    columns: tuple[str, ...] = ()
+
+    @field_validator("columns")
+    @classmethod
+    def _distinct(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(columns)) != len(columns):
+            raise ValueError("names a column twice")
+        return columns
+
+
+class PromptSpec(_Model):
+    """How a row becomes a prompt: exactly one of `template`, `column`, `messages_column`.
+
+    `chat` null means: through the model's chat template where it has one, as plain text else.
+    """
+
+    system: str | None = None
+    template: str | None = None
+    column: str | None = None
+    messages_column: str | None = None
+    chat: bool | None = None
+
+    @field_validator("template")
+    @classmethod
+    def _parses(cls, template: str | None) -> str | None:
+        if template is not None:
+            try:
+                ImmutableSandboxedEnvironment().parse(template)
+            except jinja2.TemplateSyntaxError as error:
+                raise ValueError(f"is not a valid Jinja2 template: {error.message} (its line {error.lineno})") from None
+        return template
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [name for name in ("template", "column", "messages_column") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"needs exactly one of template, column, messages_column; given: {given or 'none'}")
+        if self.messages_column is not None and self.chat is False:
+            raise ValueError("messages_column needs the model's chat template: leave chat out")
+        return self
+
+
+class SamplingSpec(_Model):
+    """vLLM's sampling parameters by their own names; null leaves vLLM's default."""
+
+    max_tokens: int = Field(default=256, ge=1)
+    min_tokens: int = Field(default=0, ge=0)
+    n: int = Field(default=1, ge=1, le=1024)
+    temperature: float = Field(default=0.0, ge=0.0, le=2.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_k: int = Field(default=0, ge=-1)
+    min_p: float = Field(default=0.0, ge=0.0, le=1.0)
+    seed: int | None = None
+    presence_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
+    frequency_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
+    repetition_penalty: float = Field(default=1.0, gt=0.0)
+    stop: str | tuple[str, ...] | None = None
+    stop_token_ids: tuple[int, ...] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError("n > 1 with temperature 0 gives the same text n times: set a temperature above 0")
+        if self.min_tokens > self.max_tokens:
+            raise ValueError("min_tokens is above max_tokens")
+        return self
+
+
+def _require_references(schema: dict[str, Any]) -> None:
+    """Every `$ref` must lie in the schema itself: nothing is fetched while a job runs."""
+    inside = Registry().with_resource("", DRAFT202012.create_resource(schema)).resolver()
+    waiting: list[Any] = [schema]
+    while waiting:
+        at = waiting.pop()
+        waiting.extend(at.values() if isinstance(at, dict) else at if isinstance(at, list) else ())
+        reference = at.get("$ref") if isinstance(at, dict) else None
+        if isinstance(reference, str):
+            try:
+                inside.lookup(reference)
+            except Unresolvable:
+                raise ValueError(f"refers to {reference!r}, which is not in it: put it under $defs") from None
+
+
+class OutputSpec(_Model):
+    """Where the results go, and what shape an answer must have (at most one of the three)."""
+
+    uri: str = Field(min_length=1)
+    column: str = Field(default="output", min_length=1)
+    choices: tuple[Text, ...] | None = Field(default=None, min_length=1)
+    json_schema: dict[str, Any] | None = None
+    regex: str | None = None
+
+    @field_validator("json_schema")
+    @classmethod
+    def _valid_schema(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
+        if schema is not None:
+            try:
+                same = json.loads(json.dumps(schema)) == schema
+            except (TypeError, ValueError, RecursionError):
+                same = False
+            if not same:
+                raise ValueError("holds what JSON cannot say: put dates and keys that are numbers in quotes")
+            if not isinstance(schema.get("$schema", ""), str):
+                raise ValueError("is not a valid JSON Schema: its $schema is not a text")
+            try:
+                validator_for(schema).check_schema(schema)
+            except SchemaError as error:
+                raise ValueError(f"is not a valid JSON Schema: {error.message}") from None
+            _require_references(schema)
+        return schema
+
+    @field_validator("regex")
+    @classmethod
+    def _valid_regex(cls, regex: str | None) -> str | None:
+        if regex is not None:
+            try:
+                re.compile(regex)
+            except (re.error, RecursionError, OverflowError) as error:
+                raise ValueError(f"is not a valid regular expression: {error}") from None
+        return regex
+
+    @model_validator(mode="after")
+    def _at_most_one(self) -> Self:
+        given = [name for name in ("choices", "json_schema", "regex") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"takes at most one of choices, json_schema, regex; given: {given}")
+        if self.choices and len(set(self.choices)) != len(self.choices):
+            raise ValueError("choices has the same choice twice")
+        if self.column in RESULT_COLUMNS:
+            raise ValueError(f"column {self.column!r} is the name of a result column: choose another")
+        return self
+
+
+class ScriptedSpec(_Model):
+    """The scripted engine (`model.source: scripted`): deterministic, with scripted time and failures.
+
+    Seconds are real seconds. A row whose prompt contains `kill_on` kills the engine, one that contains
+    `reject_on` is refused. A token is four characters.
+    """
+
+    answer: str | None = None
+    load_seconds: float = Field(default=0.0, ge=0)
+    seconds_per_batch: float = Field(default=0.0, ge=0)
+    seconds_per_token: float = Field(default=0.0, ge=0)
+    kill_on: str | None = None
+    reject_on: str | None = None
+
+
+class EngineSpec(_Model):
+    """vLLM's engine arguments by their own names, all optional; null leaves vLLM's default."""
+
+    max_model_len: int | None = Field(default=None, ge=1)
+    gpu_memory_utilization: float | None = Field(default=None, gt=0.0, le=1.0)
+    max_num_seqs: int | None = Field(default=None, ge=1)
+    max_num_batched_tokens: int | None = Field(default=None, ge=1)
+    enforce_eager: bool | None = None
+    enable_prefix_caching: bool | None = None
+    enable_chunked_prefill: bool | None = None
+    kv_cache_dtype: str | None = None
+    kv_cache_memory_bytes: int | None = Field(default=None, ge=1)
+    num_gpu_blocks_override: int | None = Field(default=None, ge=1)
+    block_size: int | None = Field(default=None, ge=1)
+    load_format: str | None = None
+    tokenizer: str | None = None
+    seed: int | None = None
+    scripted: ScriptedSpec = ScriptedSpec()
+
+
+class ReplicaRange(_Model):
+    """An autoscaled number of replicas."""
+
+    min: int = Field(ge=1)
+    max: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError("min is above max")
+        return self
+
+
+class ResourcesSpec(_Model):
+    """What the job runs on. A replica takes tensor_parallel x pipeline_parallel GPUs."""
+
+    accelerator: AcceleratorName = "auto"
+    replicas: Literal["auto"] | Annotated[int, Field(ge=1)] | ReplicaRange = "auto"
+    tensor_parallel: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    pipeline_parallel: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    price_per_gpu_hour: float | None = Field(default=None, ge=0)
+
+
+class ShardsSpec(_Model):
+    """How the input is cut: by rows, and never above `max_bytes` of the columns that are read."""
+
+    rows: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    max_bytes: int = Field(default=64 * 2**20, ge=1)
+
+
+class LimitsSpec(_Model):
+    """When the run stops by itself. `max_engine_restarts` counts for each replica."""
+
+    max_cost_usd: float | None = Field(default=None, ge=0)
+    max_runtime_hours: float | None = Field(default=None, ge=0)
+    max_error_rate: float = Field(default=0.05, ge=0.0, le=1.0)
+    max_engine_restarts: int = Field(default=3, ge=0)
+
+
+class ScheduleSpec(_Model):
+    """When a scheduler runs the job; `batchinfer run` runs it now."""
+
+    cron: str
+    timezone: str = "UTC"
+
+    @field_validator("timezone")
+    @classmethod
+    def _exists(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError):
+            raise ValueError(f"there is no time zone {name!r}: use a name like Europe/Berlin or UTC") from None
+        return name
+
+
+class EvaluateSpec(_Model):
+    """Compare the output with a column of the input; `by` splits the accuracy by a column's values."""
+
+    expected: str
+    by: str | None = None
+
+
+class JobSpec(_Model):
+    """One job: read `input`, make prompts, run `model`, write `output`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    model: ModelSpec
+    input: InputSpec
+    prompt: PromptSpec
+    sampling: SamplingSpec = SamplingSpec()
+    output: OutputSpec
+    engine: EngineSpec = EngineSpec()
+    resources: ResourcesSpec = ResourcesSpec()
+    shards: ShardsSpec = ShardsSpec()
+    limits: LimitsSpec = LimitsSpec()
+    schedule: ScheduleSpec | None = None
+    evaluate: EvaluateSpec | None = None
+
+    @property
+    def id_column(self) -> str:
+        """The name of the result's first column."""
+        return self.input.id_column or ROW_NUMBER
+
+    @model_validator(mode="after")
+    def _columns_distinct(self) -> Self:
+        taken = [self.id_column, *(c for c in self.input.columns if c != self.input.id_column)]
+        for name in (
+            self.output.column,
+            *RESULT_COLUMNS,
+            *(("logprobs",) if self.sampling.logprobs is not None else ()),
+        ):
+            if name in taken:
+                raise ValueError(
+                    f"input column {name!r} would collide with a result column: "
+                    + ("set output.column to another name" if name == self.output.column else "do not pass it through")
+                )
+        if self.sampling.logprobs is not None and self.output.column == "logprobs":
+            raise ValueError("output.column 'logprobs' is the name of a result column: choose another")
+        if self.input.id_column is None and ROW_NUMBER in self.input.columns:
+            raise ValueError(f"input.columns holds {ROW_NUMBER!r}, the name of the generated id: set input.id_column")
+        if self.evaluate is not None and self.sampling.n > 1:
+            raise ValueError("evaluate compares one output with one column: it needs sampling.n = 1")
+        return self

@@ -1,0 +1,139 @@
+"""Values that many tests need, with every key that a test does not care about filled in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchinfer.planner import Plan
+from batchinfer.records import MeterReading, ReplicaRecord, ShardRecord
+from batchinfer.shards import Manifest
+from batchinfer.source import build_manifest, read_shards
+from batchinfer.spec import JobSpec, parse
+
+SPEC = """\
+name: a-job
+model: {source: scripted}
+input: {uri: /in, id_column: id}
+prompt: {template: "Say {{ text }}"}
+output: {uri: /out}
+"""
+
+
+def spec_text(**sections: Any) -> str:
+    """The least spec there is, as JSON (which is YAML), with whole sections put in place of its own."""
+    least: dict[str, Any] = {
+        "name": "a-job",
+        "model": {"source": "scripted"},
+        "input": {"uri": "/in", "id_column": "id"},
+        "prompt": {"template": "Say {{ text }}"},
+        "output": {"uri": "/out"},
+    }
+    return json.dumps(least | sections)
+
+
+def make_spec(**sections: Any) -> JobSpec:
+    return parse(spec_text(**sections))
+
+
+def make_plan(**values: Any) -> Plan:
+    known: dict[str, Any] = {
+        "model": "a-model",
+        "quantization": "auto",
+        "accelerator": "H100",
+        "tensor_parallel": 2,
+        "pipeline_parallel": 1,
+        "min_replicas": 1,
+        "max_replicas": 1,
+        "num_gpus": 2,
+        "price_per_gpu_hour": 3.6,
+        "price_source": "a price list",
+        "kv_cache_memory_bytes": None,
+    }
+    return Plan(**(known | values))
+
+
+def make_reading(at_us: int = 10_000_000, load: float = 0.0, busy: float = 0.0, idle: float = 0.0) -> MeterReading:
+    return MeterReading(at_us=at_us, load_seconds=load, busy_seconds=busy, idle_seconds=idle)
+
+
+def make_record(shard_id: int = 0, **values: Any) -> ShardRecord:
+    known: dict[str, Any] = {
+        "run_id": "run",
+        "job_name": "a-job",
+        "shard_id": shard_id,
+        "attempt": 1,
+        "generation": 0,
+        "replica_id": "r1",
+        "node": "n1",
+        "accelerator": "H100",
+        "num_gpus": 2,
+        "model": "a-model",
+        "revision": None,
+        "quantization": "auto",
+        "tensor_parallel": 2,
+        "pipeline_parallel": 1,
+        "rows": 4,
+        "rows_failed": 0,
+        "input_tokens": 40,
+        "cached_tokens": 8,
+        "output_tokens": 20,
+        "started_at_us": 1_000_000,
+        "finished_at_us": 3_000_000,
+        "gpu_seconds": 4.0,
+        "price_per_gpu_hour": 3.6,
+        "errors": {},
+        "finish_reasons": {"stop": 4},
+        "evaluation": {},
+        "meter": make_reading(),
+    }
+    return ShardRecord(**(known | values))
+
+
+def make_journal(replica_id: str = "r1", **values: Any) -> ReplicaRecord:
+    known: dict[str, Any] = {
+        "replica_id": replica_id,
+        "run_id": "run",
+        "node": "n1",
+        "accelerator": "H100",
+        "num_gpus": 2,
+        "price_per_gpu_hour": 3.6,
+        "started_at_us": 1_000_000,
+        "ready_at_us": 2_000_000,
+        "finished_at_us": 10_000_000,
+        "meter": make_reading(),
+        "shards_in_flight": (),
+    }
+    return ReplicaRecord(**(known | values))
+
+
+def write_parquet(path: Path, columns: dict[str, Any], **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path, **options)
+    return path
+
+
+def write_lines(path: Path, *rows: Any) -> Path:
+    """JSON lines: a text is written as it is, anything else as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def manifest_of(uri: Path | str, columns: list[str], file_format: str = "parquet", **values: Any) -> Manifest:
+    """The manifest of the input at `uri`, read for `columns`. `values`: id_column, rows, max_bytes."""
+    spec = make_spec(
+        input={"uri": str(uri), "format": file_format, "id_column": values.pop("id_column", None)},
+        shards={"rows": "auto", **values},
+    )
+    return build_manifest(spec, dict.fromkeys(columns, "input.columns"), {})
+
+
+def rows_of(manifest: Manifest, uri: Path | str, file_format: str = "parquet") -> list[dict[str, Any]]:
+    """All rows of the manifest's shards, one reader for all of them."""
+    shards = read_shards(manifest.shards, manifest.schema, manifest.partitions, str(uri), file_format)
+    return [row for _, table in shards for row in table.to_pylist()]
