@@ -1,0 +1,90 @@
+"""Are the ids unique? Answered for any number of rows in little memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd  # for its vectorised hash of texts
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchinfer.errors import InputError
+
+_BUCKETS = 64
+
+
+def require_unique(column: str, scan: Callable[[], Iterable[tuple[str, pa.Array]]]) -> None:
+    """Raise InputError if an id is null or occurs twice. `scan` gives (file, ids) in input order.
+
+    The ids' 64-bit hashes go to temporary files by their upper bits, and each file is searched by
+    itself, so that memory does not grow with the rows. Equal hashes are looked at once more in full.
+    """
+    with tempfile.TemporaryDirectory(prefix="batchinfer-ids-") as folder:
+        buckets = [Path(folder, str(i)) for i in range(_BUCKETS)]
+        files = [path.open("wb") for path in buckets]
+        try:
+            for hashes in (_hashes(column, uri, ids) for uri, ids in scan()):
+                place = (hashes >> np.uint64(58)).astype(np.intp)
+                order = np.argsort(place, kind="stable")
+                ends = np.cumsum(np.bincount(place, minlength=_BUCKETS))
+                for file, part in zip(files, np.split(hashes[order], ends[:-1]), strict=True):
+                    part.tofile(file)
+        finally:
+            for file in files:
+                file.close()
+        suspects = {int(value) for path in buckets for value in _repeated(path)}
+    if suspects:
+        _report(column, suspects, scan())
+
+
+def _repeated(path: Path) -> npt.NDArray[np.uint64]:
+    values = np.sort(np.fromfile(path, dtype=np.uint64))
+    repeated: npt.NDArray[np.uint64] = values[1:][values[1:] == values[:-1]]
+    return repeated
+
+
+def _hashes(column: str, uri: str, ids: pa.Array) -> npt.NDArray[np.uint64]:
+    if ids.null_count:
+        raise InputError(
+            f"{uri}: id column {column!r} has {ids.null_count} null values",
+            "give every row an id, or leave input.id_column out: rows are then numbered",
+        )
+    hashes: npt.NDArray[np.uint64] = pd.util.hash_array(
+        _as_text(column, ids).to_numpy(zero_copy_only=False), categorize=False
+    )
+    return hashes
+
+
+def _as_text(column: str, ids: pa.Array) -> pa.Array:
+    try:
+        return pc.cast(ids, pa.large_string())
+    except pa.ArrowException:
+        raise InputError(
+            f"id column {column!r} has type {ids.type}", "an id is a text or a number: choose another column"
+        ) from None
+
+
+def _report(column: str, suspects: set[int], scan: Iterable[tuple[str, pa.Array]]) -> None:
+    seen: dict[str, str] = {}
+    for value, place in _places(column, suspects, scan):
+        if value in seen:
+            raise InputError(
+                f"id column {column!r} has {value!r:.80} twice: {seen[value]} and {place}",
+                "ids tell rows apart in the output: make them unique, or leave input.id_column out",
+            )
+        seen[value] = place
+
+
+def _places(column: str, suspects: set[int], scan: Iterable[tuple[str, pa.Array]]) -> Iterator[tuple[str, str]]:
+    row, before = 0, ""
+    for uri, ids in scan:
+        row = row if uri == before else 0
+        before = uri
+        wanted = np.isin(_hashes(column, uri, ids), np.fromiter(suspects, dtype=np.uint64))
+        for i in np.flatnonzero(wanted):
+            yield str(_as_text(column, ids)[int(i)].as_py()), f"row {row + int(i)} of {uri}"
+        row += len(ids)

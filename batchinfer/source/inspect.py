@@ -1,0 +1,131 @@
+"""From an input URI to the manifest: look at every file, check the columns and the ids, cut."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+
+from batchinfer.errors import InputError
+from batchinfer.shards import InputFile, Manifest, cut, rows_per_shard
+from batchinfer.source.files import input_entries, partition_schema
+from batchinfer.source.formats import (
+    first_line,
+    inspect_jsonl,
+    inspect_parquet,
+    jsonl_column,
+    parquet_column,
+)
+from batchinfer.source.ids import require_unique
+from batchinfer.spec import JobSpec
+from batchinfer.storage import Entry
+
+_THREADS = 16
+
+
+def build_manifest(spec: JobSpec, columns: Mapping[str, str], fingerprint: Mapping[str, Any]) -> Manifest:
+    """Cut the input of `spec`. `columns` maps each column that is needed to the spec key that needs it.
+
+    Raises InputError for a file that cannot be read, a column that does not exist, files that do not
+    fit together, and ids that are not unique.
+    """
+    entries = input_entries(spec.input.uri, spec.input.format)
+    partitions = partition_schema(spec.input.uri, [entry.uri for entry in entries])
+    inspect = _inspect_parquet if spec.input.format == "parquet" else _inspect_jsonl
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = list(pool.map(lambda entry: inspect(entry, list(columns)), entries))
+    schema = _unify([(file.entry.uri, seen) for file, seen, _ in found])
+    have = {name for _, _, names in found for name in names} | set(partitions.names)
+    # Files without a row say nothing about JSON columns.
+    if any(file.rows for file, _, _ in found) or spec.input.format == "parquet":
+        _require_columns(columns, have)
+    files = [file for file, _, _ in found]
+    if spec.input.id_column is not None:
+        _require_unique_ids(spec, [f.entry for f in files if f.rows], schema, partitions)
+    rows = rows_per_shard(sum(file.rows for file in files), spec.shards.rows, spec.sampling.max_tokens)
+    return Manifest(
+        shards=tuple(cut(files, rows, spec.shards.max_bytes)),
+        schema=pa.schema([_field(name, schema, partitions) for name in columns]),
+        partitions=tuple(name for name in columns if name in partitions.names),
+        empty_files=tuple(file.entry.uri for file in files if not file.rows),
+        fingerprint=fingerprint,
+    )
+
+
+def _field(name: str, schema: pa.Schema, partitions: pa.Schema) -> pa.Field:
+    if name in partitions.names:
+        return partitions.field(name)
+    index = schema.get_field_index(name)
+    return schema.field(index).with_nullable(True).remove_metadata() if index >= 0 else pa.field(name, pa.null())
+
+
+def _inspect_parquet(entry: Entry, columns: Sequence[str]) -> tuple[InputFile, pa.Schema, set[str]]:
+    file, schema = inspect_parquet(entry, columns)
+    for name in columns:
+        if len(schema.get_all_field_indices(name)) > 1:
+            raise InputError(f"{entry.uri} has two columns named {name!r}", "rename one of them")
+    kept = pa.schema([schema.field(name) for name in columns if schema.get_field_index(name) >= 0])
+    return file, kept, set(schema.names)
+
+
+def _inspect_jsonl(entry: Entry, columns: Sequence[str]) -> tuple[InputFile, pa.Schema, set[str]]:
+    return inspect_jsonl(entry, columns)
+
+
+def _unify(schemas: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
+    """One schema that holds all of them; a column may be missing in some files and is null there."""
+    whole, before = pa.schema([]), ""
+    for uri, schema in schemas:
+        bare = schema.remove_metadata()
+        if bare.equals(whole):
+            continue
+        try:
+            whole = pa.unify_schemas([whole, bare], promote_options="permissive")
+        except pa.ArrowException as error:
+            other = next((u for u, s in schemas if not _fit(s.remove_metadata(), bare)), before)
+            raise InputError(
+                f"files do not fit together: {other} and {uri}: {first_line(error)}",
+                "give the column the same type in both, or run them as two jobs",
+            ) from None
+        before = uri
+    return whole
+
+
+def _fit(one: pa.Schema, other: pa.Schema) -> bool:
+    try:
+        pa.unify_schemas([one, other], promote_options="permissive")
+    except pa.ArrowException:
+        return False
+    return True
+
+
+def _require_columns(columns: Mapping[str, str], have: set[str]) -> None:
+    missing = [name for name in columns if name not in have]
+    if not missing:
+        return
+    shown = ", ".join(sorted(have)[:30]) + (f" and {len(have) - 30} more" if len(have) > 30 else "")
+    lines = []
+    for name in missing:
+        near = difflib.get_close_matches(name, have, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        lines.append(f"{columns[name]} names the column {name!r}, which the input does not have{hint}")
+    raise InputError("\n".join(lines), f"the columns are: {shown}")
+
+
+def _require_unique_ids(spec: JobSpec, entries: Sequence[Entry], schema: pa.Schema, partitions: pa.Schema) -> None:
+    column = str(spec.input.id_column)
+    if column in partitions.names:
+        raise InputError(
+            f"id column {column!r} is a partition: all rows of a file share it", "choose another id column"
+        )
+    read = parquet_column if spec.input.format == "parquet" else jsonl_column
+
+    def scan() -> Iterator[tuple[str, pa.Array]]:
+        for entry in entries:
+            for ids in read(entry, column):
+                yield entry.uri, ids
+
+    require_unique(column, scan)
