@@ -1,0 +1,54 @@
+"""What batchinfer asks of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from batchinfer.errors import RowError
+from batchinfer.prompts import Prompt
+
+
+class EngineDied(Exception):
+    """The engine is gone and will not answer again: the replica has to end, the shard to be retried."""
+
+
+@dataclass(slots=True)
+class Completion:
+    """The answer to one prompt: `n` texts with their finish reasons, or an error.
+
+    `logprobs`, where asked for, holds for each text a list over its tokens of lists of
+    {token, token_id, logprob, rank}.
+    """
+
+    texts: list[str]
+    finish_reasons: list[str]
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    error: RowError | None = None
+    logprobs: list[list[list[dict[str, Any]]]] | None = None
+
+    @classmethod
+    def failed(cls, error: RowError, input_tokens: int = 0) -> Completion:
+        """A row that the engine did not run."""
+        return cls([], [], input_tokens, 0, 0, error)
+
+
+class Engine(Protocol):
+    """A loaded model that any number of threads may ask at once."""
+
+    slots: int
+    """How many rows it runs at a time."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], begun: Callable[[int], None], finished: Callable[[int], None]
+    ) -> list[Completion]:
+        """The completions, in order. Calls `begun(rows)` once, when that many rows enter the engine, and
+        `finished(rows)` as they leave it; rows refused before they enter count in neither. Raises
+        EngineDied.
+        """
+
+    def close(self) -> None:
+        """End the engine and all its processes."""

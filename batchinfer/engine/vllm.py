@@ -1,0 +1,183 @@
+"""The real engine: vLLM, in a process of its own, fed by many shards at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jinja2
+
+from batchinfer.engine.base import Completion
+from batchinfer.engine.pump import Pump
+from batchinfer.errors import EngineError, RowError
+from batchinfer.planner import Plan
+from batchinfer.prompts import Prompt
+from batchinfer.spec import JobSpec, SamplingSpec
+
+
+def engine_arguments(spec: JobSpec, plan: Plan) -> dict[str, Any]:
+    """The keyword arguments for vLLM's EngineArgs: the spec's keys where given, vLLM's defaults else."""
+    arguments: dict[str, Any] = {
+        "model": spec.model.source,
+        "tokenizer": spec.engine.tokenizer,
+        "revision": spec.model.revision,
+        "dtype": spec.model.dtype,
+        "quantization": None if spec.model.quantization in ("auto", "none") else spec.model.quantization,
+        "trust_remote_code": spec.model.trust_remote_code,
+        "tensor_parallel_size": plan.tensor_parallel,
+        "pipeline_parallel_size": plan.pipeline_parallel,
+        "kv_cache_memory_bytes": plan.kv_cache_memory_bytes,
+        "disable_log_stats": True,
+    }
+    if plan.tensor_parallel * plan.pipeline_parallel > 1:
+        # Ray pinned the GPUs to this actor: the workers are its children, not further Ray actors.
+        arguments["distributed_executor_backend"] = "mp"
+    if plan.accelerator == "cpu" and spec.sampling.seed is not None:
+        # vLLM 0.32 dies on CPU when the prefill of a seeded request is cut in two: it winds the request's
+        # random generator back, which torch's CPU generator cannot do. Uncut prefills never need that.
+        arguments["enable_chunked_prefill"] = False
+    arguments.update(spec.engine.model_dump(exclude={"scripted"}, exclude_none=True))
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def sampling_arguments(sampling: SamplingSpec) -> dict[str, Any]:
+    """The keyword arguments for vLLM's SamplingParams, without the structured outputs."""
+    arguments = sampling.model_dump(exclude_none=True)
+    for name in ("stop", "stop_token_ids", "allowed_token_ids", "bad_words"):
+        if isinstance(arguments.get(name), tuple):
+            arguments[name] = list(arguments[name])
+    return arguments
+
+
+class VllmEngine:
+    """See `engine.base.Engine`. Raises EngineError if the model cannot be loaded."""
+
+    def __init__(self, spec: JobSpec, plan: Plan) -> None:
+        _prepare_environment(plan)
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        output = spec.output
+        structured = None
+        if output.choices is not None:
+            structured = StructuredOutputsParams(choice=list(output.choices))
+        elif output.json_schema is not None:
+            structured = StructuredOutputsParams(json=output.json_schema)
+        elif output.regex is not None:
+            structured = StructuredOutputsParams(regex=output.regex)
+        self._params = SamplingParams(
+            **sampling_arguments(spec.sampling),
+            structured_outputs=structured,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        try:
+            engine = LLMEngine.from_engine_args(EngineArgs(**engine_arguments(spec, plan)))
+        except Exception as error:
+            # vLLM raises many types here (ValueError, OSError, RuntimeError from its process).
+            raise EngineError(
+                f"vLLM did not start with {spec.model.source}: {_brief(error)}",
+                "its own messages in the log say why; check the model and the engine keys",
+            ) from error
+        self._logprobs = spec.sampling.logprobs is not None
+        self._tokenizer = engine.get_tokenizer()
+        self._context: int = engine.model_config.max_model_len
+        self.slots: int = engine.vllm_config.scheduler_config.max_num_seqs
+        has_template = bool(getattr(self._tokenizer, "chat_template", None))
+        self._chat = has_template if spec.prompt.chat is None else spec.prompt.chat
+        if self._chat and not has_template:
+            raise EngineError(
+                f"{spec.model.source} has no chat template", "set prompt.chat: false, or take a chat model"
+            )
+        self._pump = Pump(engine)
+
+    def generate(
+        self, prompts: Sequence[Prompt], begun: Callable[[int], None], finished: Callable[[int], None]
+    ) -> list[Completion]:
+        completions: list[Completion | None] = [None] * len(prompts)
+        requests, places = [], []
+        for i, ids in enumerate(self._token_ids(prompts)):
+            if isinstance(ids, RowError):
+                completions[i] = Completion.failed(ids)
+            elif len(ids) >= self._context:
+                message = f"{len(ids)} tokens do not leave room for an answer in a context of {self._context}"
+                completions[i] = Completion.failed(RowError("prompt_too_long", message), len(ids))
+            else:
+                requests.append(({"type": "token", "prompt_token_ids": ids}, self._params))
+                places.append(i)
+        begun(len(requests))
+        for i, result in zip(places, self._pump.run(requests, finished), strict=True):
+            completions[i] = self._completion(result)
+        return [completion for completion in completions if completion is not None]
+
+    def _token_ids(self, prompts: Sequence[Prompt]) -> list[list[int] | RowError]:
+        """All prompts of a shard at once: a fast tokenizer then uses all cores, and lets go of the GIL."""
+        texts = [self._text(prompt) for prompt in prompts]
+        good = [text for text in texts if isinstance(text, str)]
+        # A chat template writes its own special tokens.
+        ids = iter(self._tokenizer(good, add_special_tokens=not self._chat)["input_ids"] if good else [])
+        return [next(ids) if isinstance(text, str) else text for text in texts]
+
+    def _text(self, prompt: Prompt) -> str | RowError:
+        if not self._chat:
+            return prompt.as_text()
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                prompt.as_messages(), tokenize=False, add_generation_prompt=True
+            )
+        except (jinja2.TemplateError, ValueError, TypeError) as error:
+            # Templates refuse conversations that the model was not trained on, such as two user turns.
+            return RowError("prompt_invalid", f"the model's chat template refused the messages: {error}")
+        return text
+
+    def _completion(self, result: Any) -> Completion:
+        if isinstance(result, ValueError):
+            return Completion.failed(RowError("engine_rejected", _brief(result)))
+        outputs = sorted(result.outputs, key=lambda output: output.index)
+        return Completion(
+            texts=[output.text for output in outputs],
+            finish_reasons=[str(output.finish_reason) for output in outputs],
+            input_tokens=len(result.prompt_token_ids),
+            cached_tokens=result.num_cached_tokens or 0,
+            output_tokens=sum(len(output.token_ids) for output in outputs),
+            logprobs=[_logprobs(output) for output in outputs] if self._logprobs else None,
+        )
+
+    def close(self) -> None:
+        self._pump.close()
+
+
+def _logprobs(output: Any) -> list[list[dict[str, Any]]]:
+    return [
+        [
+            {"token": entry.decoded_token, "token_id": token, "logprob": entry.logprob, "rank": entry.rank}
+            for token, entry in position.items()
+        ]
+        for position in output.logprobs or []
+    ]
+
+
+def _prepare_environment(plan: Plan) -> None:
+    """What vLLM reads from the environment, unless the user has set it."""
+    # The engine in a process of its own, started afresh: a fork of a Ray worker would share its sockets.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if plan.accelerator == "cpu":
+        if plan.tensor_parallel * plan.pipeline_parallel * plan.max_replicas > 1:
+            # On one NUMA node, binding would give every rank the same cores or refuse.
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        else:
+            # By default vLLM leaves one core to other work, half of a small machine, and its threads
+            # spin while they wait for work. Threads that sleep instead can share all cores.
+            os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        # Ray sets this to the actor's CPU share, which says nothing about the engine's.
+        os.environ.pop("OMP_NUM_THREADS", None)
+
+
+def _brief(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:500]

@@ -1,0 +1,279 @@
+"""The replica: an engine on its GPUs, several shards in flight, and the journal of where its time goes."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from batchinfer.engine import Completion, EngineDied, start_engine
+from batchinfer.engine.orphans import REPLICA, Guard
+from batchinfer.errors import RowError, StorageError
+from batchinfer.job import Job, lost_attempts, read_journals, seal, unseal
+from batchinfer.meter import Meter
+from batchinfer.planner.plan import DEFAULT_SLOTS
+from batchinfer.prompts import OutputCheck, PromptMaker
+from batchinfer.records import MeterReading, ReplicaRecord, ShardRecord
+from batchinfer.spec import JobSpec
+
+JOURNAL_SECONDS = 1.0
+ENGINE_DIED_EXIT = 17
+"""Exit code of a replica whose engine died under it."""
+
+
+class Clock:
+    """Microseconds since 1970 that never go back: wall time at the start, the monotonic clock since."""
+
+    def __init__(self) -> None:
+        self._offset = time.time_ns() - time.monotonic_ns()
+
+    def __call__(self) -> int:
+        return (time.monotonic_ns() + self._offset) // 1000
+
+
+class Journal:
+    """Writes the replica's record every second, from a thread of its own, until closed."""
+
+    def __init__(self, job: Job, meter: Meter) -> None:
+        self.replica_id = uuid.uuid4().hex[:12]
+        self.node = socket.gethostname()
+        self._job = job
+        self._meter = meter
+        self._ready_at_us: int | None = None
+        self._in_flight: Counter[int] = Counter()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._failure: StorageError | None = None
+        self.write()
+        self._thread = threading.Thread(target=self._beat, name="journal", daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        try:
+            while not self._stop.wait(JOURNAL_SECONDS):
+                self.write()
+        except StorageError as error:
+            self._failure = error
+
+    def ready(self) -> None:
+        self._ready_at_us = self._meter.ready()
+        self.write()
+
+    def begin(self, shard_id: int) -> None:
+        """A shard enters: from now on a crash counts as an attempt at it. Raises StorageError, also what
+        stopped the journal before: seconds that cannot be written down are not lost silently."""
+        if self._failure is not None:
+            raise self._failure
+        with self._lock:
+            self._in_flight[shard_id] += 1
+        self.write()
+
+    def end(self, shard_id: int) -> None:
+        with self._lock:
+            self._in_flight -= Counter([shard_id])
+
+    def write(self, finished: bool = False) -> None:
+        """Write the record as of now."""
+        job, plan = self._job, self._job.plan
+        with self._lock:
+            reading = self._meter.reading()
+            record = ReplicaRecord(
+                replica_id=self.replica_id,
+                run_id=job.run_id,
+                node=self.node,
+                accelerator=plan.accelerator,
+                num_gpus=plan.devices,
+                price_per_gpu_hour=plan.price_per_gpu_hour,
+                started_at_us=self._meter.started_at_us,
+                ready_at_us=self._ready_at_us,
+                finished_at_us=reading.at_us if finished else None,
+                meter=reading,
+                shards_in_flight=tuple(sorted(self._in_flight)),
+            )
+            uri = job.layout.journal(self.replica_id)
+            job.layout.storage.put(uri, record.model_dump_json().encode())
+
+    def close(self) -> None:
+        """Write the last record."""
+        self._stop.set()
+        self._thread.join()
+        self.write(finished=True)
+
+
+class Replica:
+    """Ray Data calls one instance from several threads, with one shard each.
+
+    Input and output are blocks of one shard each (`job.seal`). When the engine dies the whole
+    process exits: Ray starts it again and retries its shards.
+    """
+
+    def __init__(self, job: Job) -> None:
+        clock = Clock()
+        self._clock = clock
+        self._job = job
+        self._meter = Meter(job.plan.devices, job.spec.engine.max_num_seqs or DEFAULT_SLOTS, clock)
+        self._lost = lost_attempts(read_journals(job.layout))
+        self._journal = Journal(job, self._meter)
+        self._guard = Guard(REPLICA, self._journal.replica_id)
+        self._maker = PromptMaker(job.spec.prompt)
+        self._check = OutputCheck(job.spec.output)
+        self._engine = start_engine(job.spec, job.plan)
+        self._meter.set_slots(self._engine.slots)
+        self._journal.ready()
+        # Not __del__: Ray keeps the instance until the interpreter is half gone. Registered after the
+        # engine's own handlers, so that it runs before them.
+        atexit.register(self._leave)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        rows, about = unseal(block)
+        layout = self._job.layout
+        if layout.storage.stat(layout.run("stop")) is not None:
+            return block.slice(0, 0)
+        shard_id: int = about["shard_id"]
+        self._journal.begin(shard_id)
+        started_at_us = self._clock()
+        key = object()
+        try:
+            completions = self._complete(key, rows)
+        except EngineDied:
+            self._journal.write()
+            os._exit(ENGINE_DIED_EXIT)
+        gpu_seconds, reading = self._meter.end(key)
+        self._journal.end(shard_id)
+        results = result_table(self._job.spec, rows, about, completions)
+        record = self._record(about, rows, completions, started_at_us, gpu_seconds, reading)
+        return seal(results, {**about, "record": record.model_dump(mode="json")})
+
+    def _complete(self, key: object, rows: pa.Table) -> list[Completion]:
+        prompts = self._maker.prompts(rows)
+        good = [prompt for prompt in prompts if not isinstance(prompt, RowError)]
+        answers = iter(
+            self._engine.generate(
+                good, lambda n: void(self._meter.begin(key, n)), lambda n: self._meter.finished(key, n)
+            )
+        )
+        return [
+            Completion.failed(prompt) if isinstance(prompt, RowError) else self._checked(next(answers))
+            for prompt in prompts
+        ]
+
+    def _checked(self, completion: Completion) -> Completion:
+        if completion.error is None and not self._check.trivial:
+            problem = next(filter(None, map(self._check.problem, completion.texts)), None)
+            if problem is not None:
+                completion.error = RowError("output_invalid", problem)
+        return completion
+
+    def _record(
+        self,
+        about: dict[str, Any],
+        rows: pa.Table,
+        completions: Sequence[Completion],
+        started_at_us: int,
+        gpu_seconds: float,
+        reading: MeterReading,
+    ) -> ShardRecord:
+        spec, plan = self._job.spec, self._job.plan
+        errors = Counter(c.error.code for c in completions if c.error is not None)
+        return ShardRecord(
+            run_id=self._job.run_id,
+            job_name=spec.name,
+            shard_id=about["shard_id"],
+            attempt=1 + about["generation"] + self._lost[about["shard_id"]],
+            generation=about["generation"],
+            replica_id=self._journal.replica_id,
+            node=self._journal.node,
+            accelerator=plan.accelerator,
+            num_gpus=plan.devices,
+            model=plan.model,
+            revision=spec.model.revision,
+            quantization=plan.quantization,
+            tensor_parallel=plan.tensor_parallel,
+            pipeline_parallel=plan.pipeline_parallel,
+            rows=rows.num_rows,
+            rows_failed=errors.total(),
+            input_tokens=sum(c.input_tokens for c in completions),
+            cached_tokens=sum(c.cached_tokens for c in completions),
+            output_tokens=sum(c.output_tokens for c in completions),
+            started_at_us=started_at_us,
+            finished_at_us=reading.at_us,
+            gpu_seconds=gpu_seconds,
+            price_per_gpu_hour=plan.price_per_gpu_hour,
+            errors=dict(errors),
+            finish_reasons=dict(Counter(reason for c in completions if c.error is None for reason in c.finish_reasons)),
+            evaluation=evaluate(spec, rows, completions),
+            meter=reading,
+        )
+
+    def _leave(self) -> None:
+        """The actor leaves in peace: end the engine, then write where the last seconds went."""
+        self._engine.close()
+        self._guard.end()
+        self._journal.close()
+
+
+def void(_: object) -> None:
+    """Drop a value where a callback gives none."""
+
+
+def result_table(spec: JobSpec, rows: pa.Table, about: dict[str, Any], completions: Sequence[Completion]) -> pa.Table:
+    """The rows of the result file: id, passed-through columns, output, and what became of the row.
+
+    With n > 1 the output, the finish reason and the logprobs are lists of n. A row that failed before
+    the engine has a null output; an answer of the wrong shape is kept, beside its error.
+    """
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {}
+    if spec.input.id_column is None:
+        places = about["retried"] if about["retried"] is not None else range(rows.num_rows)
+        columns[spec.id_column] = pa.array([about["first_row"] + place for place in places], pa.int64())
+    else:
+        columns[spec.id_column] = rows.column(spec.input.id_column)
+    for name in spec.input.columns:
+        columns[name] = rows.column(name)
+    many = spec.sampling.n > 1
+    text = pa.list_(pa.string()) if many else pa.string()
+    first = slice(None) if many else 0
+    columns[spec.output.column] = pa.array([c.texts[first] if c.texts else None for c in completions], text)
+    columns["finish_reason"] = pa.array(
+        [c.finish_reasons[first] if c.finish_reasons else None for c in completions], text
+    )
+    for name in ("input_tokens", "cached_tokens", "output_tokens"):
+        columns[name] = pa.array([getattr(c, name) for c in completions], pa.int32())
+    columns["error_code"] = pa.array([c.error.code if c.error else None for c in completions], pa.string())
+    columns["error_message"] = pa.array([c.error.message if c.error else None for c in completions], pa.string())
+    if spec.sampling.logprobs is not None:
+        columns["logprobs"] = pa.array(
+            [c.logprobs[first] if c.logprobs else None for c in completions], _logprobs_type(many)
+        )
+    return pa.table(columns)
+
+
+def _logprobs_type(many: bool) -> pa.DataType:
+    """A list over tokens of lists of alternatives; with n > 1 one level more."""
+    fields = [("token", pa.string()), ("token_id", pa.int32()), ("logprob", pa.float32()), ("rank", pa.int32())]
+    tokens = pa.list_(pa.list_(pa.struct(fields)))
+    return pa.list_(tokens) if many else tokens
+
+
+def evaluate(spec: JobSpec, rows: pa.Table, completions: Sequence[Completion]) -> dict[str, tuple[int, int]]:
+    """For each group, how many outputs equal the expected value, of how many rows that have one."""
+    wanted = spec.evaluate
+    if wanted is None:
+        return {}
+    expected = rows.column(wanted.expected).to_pylist()
+    groups = rows.column(wanted.by).to_pylist() if wanted.by is not None else ["all"] * rows.num_rows
+    counts: dict[str, tuple[int, int]] = {}
+    for value, group, completion in zip(expected, groups, completions, strict=True):
+        if value is not None:
+            right, compared = counts.get(str(group), (0, 0))
+            answer = completion.texts[0] if completion.texts and completion.error is None else None
+            counts[str(group)] = (right + (answer == str(value)), compared + 1)
+    return counts

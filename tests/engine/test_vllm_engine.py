@@ -1,0 +1,193 @@
+"""The real engine: what it answers against vLLM's own offline interface, and what becomes of odd rows.
+
+One process for all: the engine runs in it (VLLM_ENABLE_V1_MULTIPROCESSING=0), which starts faster.
+The engine in processes of its own is what `tests/test_kills.py` and `tests/test_demo.py` run.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+SCRIPT = """
+import json, os, sys
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+from concurrent.futures import ThreadPoolExecutor
+from batchinfer.engine import start_engine
+from batchinfer.planner import Cluster, make_plan
+from batchinfer.prompts import Prompt
+from batchinfer.spec import JobSpec
+
+cases = json.load(sys.stdin)
+cluster = Cluster(gpus=0, accelerator_type=None, memory_bytes=2**33)
+found = {}
+for name, case in cases.items():
+    spec = JobSpec.model_validate(case["spec"])
+    engine = start_engine(spec, make_plan(spec, cluster, "demo"))
+    events = {"begun": 0, "finished": 0}
+
+    def run(texts):
+        def begun(n): events["begun"] += n
+        def finished(n): events["finished"] += n
+        prompts = [Prompt(text=t) if isinstance(t, str) else Prompt(messages=tuple(t)) for t in texts]
+        return engine.generate(prompts, begun, finished)
+
+    with ThreadPoolExecutor(4) as pool:
+        batches = list(pool.map(run, case["batches"]))
+    found[name] = {"events": events, "slots": engine.slots, "batches": [[
+        {"texts": c.texts, "reasons": c.finish_reasons, "in": c.input_tokens, "out": c.output_tokens,
+         "error": c.error.code if c.error else None, "logprobs": c.logprobs} for c in batch] for batch in batches]}
+    engine.close()
+    del engine
+json.dump(found, open(sys.argv[1], "w"))
+"""
+
+REFERENCE = """
+import json, os, sys
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+from vllm import LLM, SamplingParams
+from vllm.sampling_params import StructuredOutputsParams
+case = json.load(sys.stdin)
+llm = LLM(case["model"], dtype="float32", max_model_len=512, enforce_eager=True, kv_cache_memory_bytes=2**27,
+          enable_chunked_prefill=False)
+found = {}
+for name, sampling in case["sampling"].items():
+    choices = sampling.pop("choices", None)
+    params = SamplingParams(**sampling, structured_outputs=StructuredOutputsParams(choice=choices) if choices else None)
+    outputs = llm.chat([[{"role": "user", "content": t}] for t in case["texts"]], params, use_tqdm=False)
+    found[name] = [{"texts": [o.text for o in r.outputs], "in": len(r.prompt_token_ids),
+                    "out": sum(len(o.token_ids) for o in r.outputs)} for r in outputs]
+json.dump(found, open(sys.argv[1], "w"))
+"""
+
+MODEL = str(ROOT / "jobs" / "demo" / "model")
+AREAS = ["data", "files", "system", "concurrency", "network", "markup", "gui", "tools", "runtime"]
+TEXTS = [f"def read{i}(self, path)\\nRead item {i} from a file and return a list of {i} sockets." for i in range(60)]
+
+
+def spec(sampling: dict[str, Any], output: dict[str, Any] | None = None, **prompt: Any) -> dict[str, Any]:
+    return {
+        "name": "x",
+        "model": {"source": MODEL, "dtype": "float32"},
+        "input": {"uri": "in"},
+        "prompt": {"column": "text"} | prompt,
+        "sampling": sampling,
+        "output": {"uri": "out"} | (output or {}),
+        "engine": {"max_model_len": 512, "enforce_eager": True, "kv_cache_memory_bytes": 2**27},
+    }
+
+
+def run_script(script: str, given: object, folder: Path) -> Any:
+    target = folder / "found.json"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(target)],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(target.read_text())
+
+
+SAMPLING: dict[str, dict[str, Any]] = {
+    "greedy": {"max_tokens": 12, "temperature": 0},
+    "seeded": {"max_tokens": 8, "temperature": 2.0, "ignore_eos": True, "n": 3, "seed": 7},
+    "choices": {"max_tokens": 4, "temperature": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Every case once, in one process, four shards of it at a time."""
+    quarters = [TEXTS[i::4] for i in range(4)]
+    odd = ["fine", "word " * 600, "also fine"]
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    cases = {
+        "greedy": {"spec": spec(SAMPLING["greedy"]), "batches": quarters},
+        "seeded": {"spec": spec(SAMPLING["seeded"]), "batches": quarters},
+        "choices": {"spec": spec(SAMPLING["choices"], {"choices": AREAS}), "batches": quarters},
+        "odd": {"spec": spec({"max_tokens": 3, "ignore_eos": True, "logprobs": 2}), "batches": [odd]},
+        "plain": {"spec": spec({"max_tokens": 3}, chat=False), "batches": [["fine"]]},
+        "regex": {"spec": spec({"max_tokens": 8}, {"regex": "[0-9]{3}"}), "batches": [["fine"]]},
+        "schema": {"spec": spec({"max_tokens": 40}, {"json_schema": schema}), "batches": [["fine"]]},
+    }
+    return run_script(SCRIPT, cases, tmp_path_factory.mktemp("engine"))
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same rows through `vllm.LLM.chat`."""
+    sampling = {name: dict(values) for name, values in SAMPLING.items()}
+    sampling["choices"]["choices"] = AREAS
+    return run_script(
+        REFERENCE, {"model": MODEL, "texts": TEXTS, "sampling": sampling}, tmp_path_factory.mktemp("reference")
+    )
+
+
+@pytest.mark.parametrize("name", list(SAMPLING))
+def test_answers_equal_vllms_own(name: str, answers: Any, reference: Any) -> None:
+    batches = answers[name]["batches"]
+    ours = [batches[i % 4][i // 4] for i in range(len(TEXTS))]
+    assert [row["in"] for row in ours] == [row["in"] for row in reference[name]]
+    assert [row["texts"] for row in ours] == [row["texts"] for row in reference[name]]
+    assert [row["out"] for row in ours] == [row["out"] for row in reference[name]]
+
+
+def test_choices_are_kept_to(answers: Any) -> None:
+    texts = [row["texts"][0] for batch in answers["choices"]["batches"] for row in batch]
+    assert len(texts) == 60
+    assert set(texts) <= set(AREAS)
+
+
+def test_n_samples_differ_and_have_a_reason_each(answers: Any) -> None:
+    rows = [row for batch in answers["seeded"]["batches"] for row in batch]
+    assert all(len(row["texts"]) == len(row["reasons"]) == 3 for row in rows)
+    assert any(len(set(row["texts"])) > 1 for row in rows)
+
+
+def test_a_prompt_beyond_the_context_fails_alone(answers: Any) -> None:
+    fine, long, also_fine = answers["odd"]["batches"][0]
+    assert (fine["error"], also_fine["error"]) == (None, None)
+    assert long["error"] == "prompt_too_long"
+    assert long["in"] > 512
+    assert long["texts"] == []
+
+
+def test_max_tokens_reached_is_the_reason(answers: Any) -> None:
+    row = answers["odd"]["batches"][0][0]
+    assert (row["reasons"], row["out"]) == (["length"], 3)
+
+
+def test_logprobs_come_for_each_token_with_the_chosen_one(answers: Any) -> None:
+    row = answers["odd"]["batches"][0][0]
+    (positions,) = row["logprobs"]
+    assert len(positions) == 3
+    for alternatives in positions:
+        assert 2 <= len(alternatives) <= 3
+        assert min(entry["rank"] for entry in alternatives) == 1
+        assert all(entry["logprob"] <= 0 for entry in alternatives)
+
+
+def test_rows_that_enter_are_rows_that_leave(answers: Any) -> None:
+    assert answers["greedy"]["events"] == {"begun": 60, "finished": 60}
+    assert answers["odd"]["events"] == {"begun": 2, "finished": 2}, "the refused row never entered"
+
+
+def test_without_the_chat_template_the_prompt_is_shorter(answers: Any) -> None:
+    plain, chat = answers["plain"]["batches"][0][0], answers["odd"]["batches"][0][0]
+    assert plain["in"] < chat["in"]
+
+
+def test_regex_and_schema_shape_the_answer(answers: Any) -> None:
+    (number,) = answers["regex"]["batches"][0][0]["texts"]
+    assert number.isdigit()
+    assert len(number) == 3
+    (text,) = answers["schema"]["batches"][0][0]["texts"]
+    assert text.lstrip().startswith("{")
