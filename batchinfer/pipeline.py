@@ -1,0 +1,255 @@
+"""The Ray Data wiring, and nothing else: read -> replica -> commit, one block a shard all the way.
+
+The driver iterates over the commits, a row each. Whatever a run decides (stop, report, resume) is
+decided from those rows, elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask, TaskPoolStrategy
+from ray.data.block import BlockMetadata
+
+from batchinfer.commit import commit, commit_retry
+from batchinfer.engine.orphans import DRIVER, Guard
+from batchinfer.errors import BatchinferError, EngineError
+from batchinfer.job import Job, Layout, seal, unseal
+from batchinfer.planner import Cluster
+from batchinfer.records import ShardRecord
+from batchinfer.replica import Replica
+from batchinfer.shards import Manifest, Shard, read_together
+from batchinfer.source import read_shards
+
+_SMALL_TASK_CPUS = 0.1
+"""Reading and committing wait for the store mostly. Small enough that a replica, a reader and a
+committer fit on a single core."""
+
+_CPU_REPLICA_CPUS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What to run: shards, and for a retry the positions in each that failed (None: every row)."""
+
+    shards: Sequence[Shard]
+    positions: dict[int, list[int]] | None = None
+    generations: dict[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """One attempt's end: `won` is False if another attempt had committed the shard before."""
+
+    record: ShardRecord
+    won: bool
+
+
+class ShardSource(Datasource):  # type: ignore[misc] # Ray ships no types
+    """Shards as blocks: a read task for each run of shards that should be read together."""
+
+    def __init__(self, job: Job, manifest: Manifest, work: Work) -> None:
+        super().__init__()
+        self._groups = list(read_together(work.shards))
+        self._read = _Read(job, manifest.schema, manifest.partitions, work)
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        return [
+            ReadTask(
+                self._read.of(group),
+                BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None),
+            )
+            for group in self._groups
+        ]
+
+
+class _Read:
+    def __init__(self, job: Job, schema: pa.Schema, partitions: Sequence[str], work: Work) -> None:
+        self._layout = job.layout
+        self._input = job.spec.input
+        self._schema = schema
+        self._partitions = partitions
+        self._work = work
+
+    def of(self, shards: list[Shard]) -> Callable[[], Iterator[pa.Table]]:
+        """What one read task does; holds only what concerns its own shards, since Ray sends it whole."""
+        layout, source, schema, partitions = self._layout, self._input, self._schema, self._partitions
+        positions = {s.shard_id: (self._work.positions or {}).get(s.shard_id) for s in shards}
+        generations = {s.shard_id: (self._work.generations or {}).get(s.shard_id, 0) for s in shards}
+
+        def read() -> Iterator[pa.Table]:
+            for shard, rows in read_shards(shards, schema, partitions, source.uri, source.format):
+                if _stopping(layout):
+                    return
+                kept = positions[shard.shard_id]
+                places = list(range(rows.num_rows)) if kept is None else kept
+                about = {
+                    "shard_id": shard.shard_id,
+                    "generation": generations[shard.shard_id],
+                    "first_row": shard.first_row,
+                    "retried": kept,
+                }
+                yield seal(rows if kept is None else rows.take(places), about)
+
+        return read
+
+
+def _stopping(layout: Layout) -> bool:
+    return layout.storage.stat(layout.run("stop")) is not None
+
+
+def _commit(block: pa.Table, layout: Layout) -> pa.Table:
+    """The last stage: a shard's results to its files; gives the record and whether it won."""
+    found = []
+    if block.num_rows:
+        rows, about = unseal(block)
+        record = ShardRecord.model_validate(about["record"])
+        if about["retried"] is None:
+            won = commit(layout, rows, record)
+        else:
+            won = commit_retry(layout, rows, about["retried"], record)
+        found.append(json.dumps({"record": about["record"], "won": won}))
+    return pa.table({"commit": pa.array(found, pa.string())})
+
+
+def run_shards(job: Job, manifest: Manifest, work: Work) -> Iterator[Committed]:
+    """Run the work and give each commit as it happens, in any order. Raises BatchinferError."""
+    _set_context()
+    plan = job.plan
+    source = ShardSource(job, manifest, work)
+    if plan.min_replicas == plan.max_replicas:
+        pool = {"size": plan.min_replicas}
+    else:
+        pool = {"min_size": plan.min_replicas, "max_size": plan.max_replicas}
+    rows = ray.data.read_datasource(
+        source,
+        override_num_blocks=len(source.get_read_tasks(1)),
+        num_cpus=_SMALL_TASK_CPUS,
+        # One reader and one committer for each replica keep up with any model, and a worker process
+        # takes seconds to start: without a limit Ray would start as many as the CPUs divide into.
+        concurrency=plan.max_replicas,
+    )
+    results = rows.map_batches(
+        Replica,
+        fn_constructor_args=(job,),
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=ActorPoolStrategy(
+            **pool,
+            max_tasks_in_flight_per_actor=job.shards_in_flight + 2,
+            enable_true_multi_threading=True,
+        ),
+        max_concurrency=job.shards_in_flight,
+        num_gpus=plan.num_gpus or None,
+        num_cpus=_SMALL_TASK_CPUS if plan.num_gpus else _CPU_REPLICA_CPUS,
+        max_restarts=job.spec.limits.max_engine_restarts,
+        max_task_retries=job.spec.limits.max_engine_restarts,
+    )
+    commits = results.map_batches(
+        _commit,
+        fn_kwargs={"layout": job.layout},
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=TaskPoolStrategy(size=plan.max_replicas),
+        num_cpus=_SMALL_TASK_CPUS,
+    )
+    with _plain_errors():
+        yield from _iterate(commits.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+
+
+def _iterate(batches: Iterable[pa.Table]) -> Iterator[Committed]:
+    for batch in batches:
+        for text in batch.column("commit").to_pylist() if batch.num_rows else []:
+            found: dict[str, Any] = json.loads(text)
+            yield Committed(ShardRecord.model_validate(found["record"]), found["won"])
+
+
+def _set_context() -> None:
+    context = DataContext.get_current()
+    # A shard travels as one row (`job.seal`), and no block is to hold two: one block, one task, one shard.
+    context.target_max_block_size = 1
+    context.enable_progress_bars = False
+    # Ray would sum up the maps of every replica's memory once a second, which takes long for an engine's.
+    context.memory_usage_poll_interval_s = None
+    context.print_on_execution_start = False
+    # A model that does not load once will not load the second time.
+    context.max_consecutive_actor_init_deaths = 0
+    context.actor_init_retry_on_errors = False
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Ray's wrappings off: the error that a worker raised, or an EngineError."""
+    try:
+        yield
+    except BatchinferError:
+        raise
+    except Exception as error:
+        seen: BaseException | None = error
+        while seen is not None:
+            for candidate in (seen, getattr(seen, "cause", None)):
+                if isinstance(candidate, BatchinferError):
+                    raise candidate from error
+            seen = getattr(seen, "cause", None) or seen.__cause__
+        if isinstance(error, ray.exceptions.RayActorError):
+            raise EngineError(
+                "a replica died more often than limits.max_engine_restarts allows",
+                "its last messages in the log say why; the same command resumes the run",
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """On the cluster at `address`, or on one started here that ends, with all its processes, before this
+    does, and with this process if it is killed. A connection that this process has already is used."""
+    if ray.is_initialized():
+        yield
+        return
+    if address:
+        ray.init(address=address, log_to_driver=True)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    # Ray runs its workers at niceness 15: whatever else the machine does would slow the engine down.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    guard = Guard(DRIVER, uuid.uuid4().hex)
+    try:
+        ray.init(include_dashboard=False, log_to_driver=True)
+        yield
+    finally:
+        ray.shutdown()
+        guard.end()
+
+
+def describe_cluster() -> Cluster:
+    """What the cluster that this process is connected to has."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    types = {
+        name.removeprefix("accelerator_type:")
+        for node in nodes
+        for name in node["Resources"]
+        if name.startswith("accelerator_type:")
+    }
+    return Cluster(
+        gpus=int(sum(node["Resources"].get("GPU", 0) for node in nodes)),
+        accelerator_type=types.pop() if len(types) == 1 else None,
+        memory_bytes=int(min(node["Resources"].get("memory", 0) for node in nodes)),
+    )
