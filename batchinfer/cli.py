@@ -1,0 +1,143 @@
+"""The command line: parse, call one use case, print, exit."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from batchinfer import __version__
+from batchinfer.errors import BatchinferError
+
+if TYPE_CHECKING:
+    from batchinfer.progress import Listener
+    from batchinfer.report import Report
+
+# Both report usage to their makers unless told not to; set before either is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+app = typer.Typer(
+    help="Run a model over every row of a corpus, each row exactly once, and account for every cent.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"batchinfer {__version__}")
+        raise typer.Exit
+
+
+SpecPath = Annotated[str, typer.Argument(metavar="SPEC", help="The job spec, a YAML file.")]
+RunUri = Annotated[str, typer.Argument(metavar="RUN_URI", help="The output.uri of a job that was run.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as sampling.max_tokens=32. Repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Throw this run's earlier results away and begin anew.")]
+Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", envvar="RAY_ADDRESS", help="A running Ray cluster; without it one is started here."),
+]
+
+
+@app.command()
+def validate(spec: SpecPath, overrides: Overrides = None) -> None:
+    """Check the spec, the model, the input and the output, and start nothing."""
+    from batchinfer import runner
+
+    checked = runner.validate(runner.load_spec(spec, overrides or []))
+    manifest = checked.manifest
+    done = f", {len(checked.committed)} of them done already" if checked.resumed else ""
+    print(f"{spec} is valid: {manifest.rows:,} rows in {len(manifest.shards):,} shards{done}")
+
+
+@app.command()
+def run(
+    spec: SpecPath,
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    as_json: AsJson = False,
+    address: Address = None,
+) -> None:
+    """Run the job, or go on where an earlier run of it stopped, and print the report."""
+    from batchinfer import runner
+
+    loaded = runner.load_spec(spec, overrides or [])
+    _attended(lambda listener: runner.run(loaded, listener, address, fresh), as_json)
+
+
+@app.command()
+def retry(uri: RunUri, as_json: AsJson = False, address: Address = None) -> None:
+    """Run the failed rows of a run again, and put what they give into their places."""
+    from batchinfer import runner
+
+    _attended(lambda listener: runner.retry(uri, listener, address), as_json)
+
+
+@app.command()
+def report(uri: RunUri, as_json: AsJson = False) -> None:
+    """Print the report of a run, from its accounting."""
+    from batchinfer import runner
+
+    _print(runner.report(uri), as_json)
+
+
+@app.callback()
+def _options(
+    version: Version = False,
+) -> None:
+    pass
+
+
+def _attended(command: Callable[[Listener], Report], as_json: bool) -> None:
+    """Run a command with a listener, print its report, and name the log if it fails."""
+    from batchinfer import runner
+    from batchinfer.console import listening
+
+    with listening() as (listener, chatter):
+        try:
+            made = command(listener)
+        except BatchinferError as error:
+            if chatter.kept and error.exit_code == 1:
+                error.remedy += f"; the log is {chatter.path}"
+            raise
+        except Exception as error:
+            # A bug, or a failure that nobody foresaw: the whole of it goes to the log, a line to the user.
+            traceback.print_exc()
+            raise BatchinferError(
+                f"{type(error).__name__}: {error}", f"the whole of it is in {chatter.keep()}"
+            ) from error
+    _print(made, as_json)
+    runner.require_error_rate(made)
+
+
+def _print(made: Report, as_json: bool) -> None:
+    from batchinfer.report import render
+
+    if as_json:
+        print(made.model_dump_json(indent=2))
+    else:
+        Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(render(made))
+
+
+def main() -> None:
+    """Run the command; every BatchinferError becomes one message and its exit code."""
+    try:
+        app()
+    except BatchinferError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.remedy:
+            print(f"  -> {error.remedy}", file=sys.stderr)
+        sys.exit(error.exit_code)
