@@ -12,7 +12,6 @@ run: .venv/.ready
 	$(BIN)/batchinfer run jobs/demo.yaml
 
 test: .venv/.ready-test
-	$(BIN)/python jobs/demo/docstrings.py runs/demo-input
 	$(BIN)/python -m pytest
 
 check: .venv/.ready-dev
@@ -39,13 +38,16 @@ schemas: .venv/.ready
 	test '$(BATCHINFER_EXTRA)' != cpu || $(PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
+# Of an extra only its own packages: asking for '.[test]' as a whole would bring torchvision and the others back.
+extra = $$($(BIN)/python -c "import tomllib; \
+	print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$(1)'])")
+
 .venv/.ready-test: .venv/.ready
-	$(PIP) install --quiet --no-warn-script-location --no-compile -e '.[$(BATCHINFER_EXTRA),test]' --no-deps
-	$(PIP) install --quiet --no-warn-script-location --no-compile $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['test'])")
+	$(PIP) install --quiet --no-warn-script-location --no-compile $(call extra,test)
 	touch $@
 
 .venv/.ready-dev: .venv/.ready-test
-	$(PIP) install --quiet --no-warn-script-location --no-compile $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['dev'])")
+	$(PIP) install --quiet --no-warn-script-location --no-compile $(call extra,dev)
 	touch $@
 
 clean:
