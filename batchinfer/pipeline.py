@@ -248,8 +248,10 @@ def describe_cluster() -> Cluster:
         for name in node["Resources"]
         if name.startswith("accelerator_type:")
     }
+    gpus = [int(node["Resources"].get("GPU", 0)) for node in nodes]
     return Cluster(
-        gpus=int(sum(node["Resources"].get("GPU", 0) for node in nodes)),
+        gpus=sum(gpus),
+        largest_node_gpus=max(gpus),
         accelerator_type=types.pop() if len(types) == 1 else None,
         memory_bytes=int(min(node["Resources"].get("memory", 0) for node in nodes)),
     )

@@ -23,12 +23,13 @@ _RAY_NAMES = {
 
 
 class Cluster(BaseModel):
-    """What there is to run on: GPUs in all, their Ray accelerator type if it is one, and free memory in
-    bytes of the smallest node."""
+    """What there is to run on: GPUs in all and on the largest node, their Ray accelerator type if it is
+    one, and memory in bytes of the smallest node."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     gpus: int
+    largest_node_gpus: int
     accelerator_type: str | None
     memory_bytes: int
 
@@ -75,6 +76,11 @@ def make_plan(spec: JobSpec, cluster: Cluster, model: str) -> Plan:
         raise ResourceError(
             f"{low} replica(s) of {num_gpus} GPU(s) need {low * num_gpus} GPUs; the cluster has {cluster.gpus}",
             "lower resources.replicas or resources.tensor_parallel, or run on a larger cluster",
+        )
+    if num_gpus > cluster.largest_node_gpus:
+        raise ResourceError(
+            f"a replica of {num_gpus} GPUs does not fit on any node: the largest has {cluster.largest_node_gpus}",
+            "lower resources.tensor_parallel x resources.pipeline_parallel: a replica lives on one node",
         )
     price, price_source = _price(spec, accelerator)
     return Plan(

@@ -70,9 +70,13 @@ def to_yaml(spec: JobSpec) -> str:
 
 def _require_distinct_keys(tree: yaml.Node | None, name: str) -> None:
     """YAML would silently let the last of two equal keys win."""
-    waiting = [tree]
+    waiting, visited = [tree], set()
     while waiting:
         node = waiting.pop()
+        if id(node) in visited:
+            # An alias may lead back to where its anchor is.
+            continue
+        visited.add(id(node))
         if isinstance(node, yaml.SequenceNode):
             waiting.extend(node.value)
         elif isinstance(node, yaml.MappingNode):

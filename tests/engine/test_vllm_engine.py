@@ -25,7 +25,7 @@ from batchinfer.prompts import Prompt
 from batchinfer.spec import JobSpec
 
 cases = json.load(sys.stdin)
-cluster = Cluster(gpus=0, accelerator_type=None, memory_bytes=2**33)
+cluster = Cluster(gpus=0, largest_node_gpus=0, accelerator_type=None, memory_bytes=2**33)
 found = {}
 for name, case in cases.items():
     spec = JobSpec.model_validate(case["spec"])

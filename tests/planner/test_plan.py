@@ -9,8 +9,10 @@ from batchinfer.planner import Cluster, make_plan, shards_in_flight
 GIB = 2**30
 
 
-def cluster(gpus=0, kind=None, memory=64 * GIB):
-    return Cluster(gpus=gpus, accelerator_type=kind, memory_bytes=memory)
+def cluster(gpus=0, kind=None, memory=64 * GIB, node=None):
+    return Cluster(
+        gpus=gpus, largest_node_gpus=gpus if node is None else node, accelerator_type=kind, memory_bytes=memory
+    )
 
 
 def plan(where, engine=None, **resources):
@@ -56,6 +58,13 @@ def test_what_does_not_fit_is_refused_with_both_numbers(resources, need):
     assert "resources.replicas" in caught.value.remedy
 
 
+def test_a_replica_larger_than_any_node_is_refused():
+    where = cluster(16, "H100", node=8)
+    assert plan(where, tensor_parallel=8).max_replicas == 2
+    with pytest.raises(ResourceError, match="16 GPUs does not fit on any node: the largest has 8"):
+        plan(where, tensor_parallel=16)
+
+
 def test_a_gpu_job_without_a_gpu_is_refused():
     with pytest.raises(ResourceError, match=r"resources\.accelerator is H100, but there is no GPU here"):
         plan(cluster(), accelerator="H100")
@@ -95,7 +104,7 @@ def test_the_catalogs_price_names_its_source_and_date():
     assert "2026-09-25" in made.price_source
 
 
-@pytest.mark.parametrize("kind", ["GB200", "TPU-V6E", None])
+@pytest.mark.parametrize("kind", ["GB200", "TPU-V6E"])
 def test_a_device_without_a_price_is_refused_with_the_key_to_set(kind):
     with pytest.raises(ResourceError) as caught:
         plan(cluster(1, kind))

@@ -54,7 +54,7 @@ def test_an_unknown_key_is_named_with_its_line_and_the_nearest_that_exists(extra
         ("sampling: {temperature: .nan}", "sampling.temperature: input should be a finite number"),
         ("limits:\n  max_error_rate: 5", "job.yaml:10: limits.max_error_rate: input should be less than or equal to 1"),
         ("resources: {accelerator: H900}", "resources.accelerator: input should be 'auto', 'cpu'"),
-        ("input: 3", "input: input should be a valid dictionary"),
+        ("engine: 3", "engine: input should be a valid dictionary"),
         ("sampling:", "job.yaml:9: sampling: input should be a valid dictionary"),
         ("sampling: {min_tokens: -0x" + "f" * 4000 + "}", "not a number of thousands of digits"),
         ("schedule: {cron: x, timezone: Mars/Olympus}", "schedule.timezone: there is no time zone 'Mars/Olympus'"),

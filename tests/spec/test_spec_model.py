@@ -74,7 +74,7 @@ def test_sampling_that_contradicts_itself_is_refused(sampling, message):
         ({"json_schema": {"pattern": "("}}, "output.json_schema: is not a valid JSON Schema"),
         ({"json_schema": {"$schema": 5}}, "output.json_schema: is not a valid JSON Schema"),
         ({"json_schema": {"$ref": "#/$defs/a"}}, "refers to '#/$defs/a', which is not in it"),
-        ({"json_schema": {"items": [{"$ref": "other.json"}]}}, "refers to 'other.json', which is not in it"),
+        ({"json_schema": {"items": {"$ref": "other.json"}}}, "refers to 'other.json', which is not in it"),
         ({"column": ""}, "output.column"),
         *(({"column": name}, f"{name!r} is the name of a result column") for name in RESULT_COLUMNS),
     ],
