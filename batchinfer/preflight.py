@@ -16,7 +16,7 @@ from batchinfer.job import Layout
 from batchinfer.prompts import needed_columns
 from batchinfer.shards import Manifest, from_parquet
 from batchinfer.source import build_manifest, input_entries
-from batchinfer.source.files import partition_root
+from batchinfer.source.files import is_glob, partition_root
 from batchinfer.source.formats import first_line
 from batchinfer.spec import JobSpec
 from batchinfer.storage import local_path, storage_for
@@ -150,7 +150,10 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def require_apart(spec: JobSpec) -> None:
     """An output inside the input would be read as input by the next run, and the other way round."""
-    source, target = partition_root(spec.input.uri), local_path(spec.output.uri)
+    uri = spec.input.uri
+    # A file has room for an output beside it; what a pattern may match next time has not.
+    source = partition_root(uri) if is_glob(uri) else local_path(uri)
+    target = local_path(spec.output.uri)
     for inner, outer, message in (
         (target, source, "output.uri lies inside input.uri"),
         (source, os.path.join(target, "data"), "input.uri lies inside the results of output.uri"),

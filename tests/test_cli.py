@@ -74,6 +74,10 @@ def bad_specs(tmp_path: Path, corpus: Path) -> dict[str, tuple[dict[str, Any], s
         "unknown model": ({"model": {"source": "./no-such-model"}}, "unknown model"),
         "no model folder": ({"model": {"source": str(corpus)}}, "no config.json"),
         "output in input": ({"output": {"uri": str(corpus / "out")}}, "output.uri lies inside input.uri"),
+        "output where a glob looks": (
+            {"input": {"uri": f"{corpus}/*.parquet"}, "output": {"uri": str(corpus / "out")}},
+            "output.uri lies inside input.uri",
+        ),
         "no permission": ({"output": {"uri": "/proc/out"}}, "cannot write to /proc/out"),
         "a file in the way": ({"output": {"uri": str(file / "out")}}, "cannot write to"),
         "duplicate ids": (_input(twins), "has 'a' twice: row 0 of"),
@@ -88,6 +92,7 @@ def _input(folder: Path) -> dict[str, Any]:
 BAD = [
     "unknown key", "misspelt key", "wrong type", "missing column", "columns that exist", "zero bytes", "truncated",
     "not Parquet", "no files", "no folder", "wrong format", "unknown model", "no model folder", "output in input",
+    "output where a glob looks",
     "no permission", "a file in the way", "duplicate ids", "unknown store",
 ]  # fmt: skip
 
@@ -130,6 +135,12 @@ def test_validate_says_what_would_run_and_writes_nothing(corpus: Path, tmp_path:
     done = batchinfer("validate", str(spec), "--set", "shards.rows=300")
     assert (done.returncode, done.stdout) == (0, f"{spec} is valid: 1,000 rows in 4 shards\n")
     assert snapshot(tmp_path) == before
+
+
+def test_an_output_beside_an_input_file_is_fine(corpus: Path, tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, corpus, input={"uri": str(corpus / "part-0.parquet")})
+    done = batchinfer("validate", str(spec), "--set", f"output.uri={corpus / 'out'}")
+    assert done.returncode == 0, done.stderr
 
 
 def test_run_report_and_json_agree(corpus: Path, tmp_path: Path) -> None:
