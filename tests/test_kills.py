@@ -66,7 +66,7 @@ class Run:
     def wait_for_commits(self, number: int) -> None:
         """Until so many more shards are committed than when it was called."""
         target = self.committed() + number
-        self._until(lambda: self.committed() >= target, 200)
+        self._until(lambda: self.committed() >= target, 400)
 
     def _until(self, happened: Callable[[], bool], seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -89,7 +89,7 @@ class Run:
         return [p for p in marked_processes() if p.pid not in self.others]
 
     def finish(self) -> tuple[int, str, str]:
-        out, err = self.process.communicate(timeout=240)
+        out, err = self.process.communicate(timeout=400)
         return self.process.returncode, out, err
 
     def assert_nothing_is_left(self) -> None:
@@ -121,7 +121,7 @@ def undisturbed(docstrings: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     return output, json.loads((output / "_run" / "report.json").read_text())
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_the_demo_reaches_its_accuracy_on_rows_training_never_saw(undisturbed: tuple[Path, dict[str, Any]]) -> None:
     output, report = undisturbed
     heldout = report["accuracy"]["heldout"]
@@ -136,7 +136,7 @@ def test_the_demo_reaches_its_accuracy_on_rows_training_never_saw(undisturbed: t
     assert_ledger_adds_up(output)
 
 
-@pytest.mark.timeout(800)
+@pytest.mark.timeout(1500)
 def test_kills_lose_nothing_double_nothing_and_leave_nothing(
     docstrings: Path, undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
