@@ -73,7 +73,7 @@ def corpus(tmp_path: Path) -> Path:
     return folder
 
 
-def scripted_spec(corpus: Path, output: Path, **changes: Any) -> JobSpec:
+def scripted_spec(corpus: Path, output: Path, /, **changes: Any) -> JobSpec:
     """A job on the scripted engine that echoes the text; `changes` are keys of the spec."""
     values: dict[str, Any] = {
         "name": "scripted",
