@@ -200,6 +200,7 @@ def _plain_errors() -> Iterator[None]:
     except BatchinferError:
         raise
     except Exception as error:
+        # Ray wraps what a worker raised in several types of its own, one inside the other.
         seen: BaseException | None = error
         while seen is not None:
             for candidate in (seen, getattr(seen, "cause", None)):

@@ -62,6 +62,7 @@ class Pump:
             if ensure_alive is not None:
                 ensure_alive()
         except Exception as error:
+            # Whatever it raises means that the engine is gone; its own type moves between vLLM's versions.
             self._death = error
             raise EngineDied(f"{type(error).__name__}: {error}") from error
 
