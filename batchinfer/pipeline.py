@@ -190,6 +190,8 @@ def _set_context() -> None:
     # A model that does not load once will not load the second time.
     context.max_consecutive_actor_init_deaths = 0
     context.actor_init_retry_on_errors = False
+    # Else Ray Data wraps it in an error of its own whose cause is lost on the way from the worker.
+    context.raise_original_map_exception = True
 
 
 @contextlib.contextmanager
