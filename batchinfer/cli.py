@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from batchinfer import __version__
+from batchinfer.cli_schedule import At, Date, From, To, run_times, schedule_app
 from batchinfer.errors import BatchinferError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(schedule_app, name="schedule")
 
 
 def _version(wanted: bool) -> None:
@@ -53,11 +55,13 @@ Address = Annotated[
 
 
 @app.command()
-def validate(spec: SpecPath, overrides: Overrides = None) -> None:
+def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at: At = None) -> None:
     """Check the spec, the model, the input and the output, and start nothing."""
     from batchinfer import runner
 
-    checked = runner.validate(runner.load_spec(spec, overrides or []))
+    loaded = runner.load_spec(spec, overrides or [])
+    times = run_times(loaded, date, at, None, None)
+    checked = runner.validate(loaded, times[0] if times else None)
     manifest = checked.manifest
     done = f", {len(checked.committed)} of them done already" if checked.resumed else ""
     print(f"{spec} is valid: {manifest.rows:,} rows in {len(manifest.shards):,} shards{done}")
@@ -70,12 +74,21 @@ def run(
     fresh: Fresh = False,
     as_json: AsJson = False,
     address: Address = None,
+    date: Date = None,
+    at: At = None,
+    first: From = None,
+    last: To = None,
 ) -> None:
     """Run the job, or go on where an earlier run of it stopped, and print the report."""
-    from batchinfer import runner
+    from batchinfer import runner, ticker
 
     loaded = runner.load_spec(spec, overrides or [])
-    _attended(lambda listener: runner.run(loaded, listener, address, fresh), as_json)
+    times = run_times(loaded, date, at, first, last)
+    if len(times) > 1:
+        _attended(lambda listener: ticker.backfill(loaded, times, listener, address, fresh), as_json)
+    else:
+        one = times[0] if times else None
+        _attended(lambda listener: ticker.run(loaded, listener, address, fresh, one), as_json)
 
 
 @app.command()
@@ -101,35 +114,29 @@ def _options(
     pass
 
 
-def _attended(command: Callable[[Listener], Report], as_json: bool) -> None:
-    """Run a command with a listener, print its report, and name the log if it fails."""
+def _attended(command: Callable[[Listener], Report | list[Report]], as_json: bool) -> None:
+    """Run a command with a listener, and print its report or reports."""
     from batchinfer import runner
-    from batchinfer.console import listening
+    from batchinfer.console import attending
 
-    with listening() as (listener, chatter):
-        try:
-            made = command(listener)
-        except BatchinferError as error:
-            if chatter.kept and error.exit_code == 1:
-                error.remedy += f"; the log is {chatter.path}"
-            raise
-        except Exception as error:
-            # A bug, or a failure that nobody foresaw: the whole of it goes to the log, a line to the user.
-            traceback.print_exc()
-            raise BatchinferError(
-                f"{type(error).__name__}: {error}", f"the whole of it is in {chatter.keep()}"
-            ) from error
+    with attending() as listener:
+        made = command(listener)
     _print(made, as_json)
-    runner.require_error_rate(made)
+    for report in made if isinstance(made, list) else [made]:
+        runner.require_error_rate(report)
 
 
-def _print(made: Report, as_json: bool) -> None:
+def _print(made: Report | list[Report], as_json: bool) -> None:
     from batchinfer.report import render
 
-    if as_json:
+    if as_json and isinstance(made, list):
+        print(json.dumps([report.model_dump(mode="json") for report in made], indent=2))
+    elif as_json and not isinstance(made, list):
         print(made.model_dump_json(indent=2))
     else:
-        Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(render(made))
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+        for report in made if isinstance(made, list) else [made]:
+            console.print(render(report))
 
 
 def main() -> None:

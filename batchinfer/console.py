@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
+from batchinfer.errors import BatchinferError
 from batchinfer.progress import Listener, Progress
 from batchinfer.records import ShardRecord
 from batchinfer.report.terminal import money
@@ -177,3 +179,26 @@ def listening() -> Iterator[tuple[Listener, Chatter]]:
     terminal = sys.stderr.isatty()
     with Chatter() as chatter:
         yield (TerminalListener(chatter) if terminal else JsonListener(chatter)), chatter
+
+
+def event_log() -> Listener:
+    """One JSON line an event on stderr, for a process that starts others and leaves their output alone."""
+    return JsonListener(Chatter())
+
+
+@contextlib.contextmanager
+def attending() -> Iterator[Listener]:
+    """`listening`, and an error that is not the user's mistake names the log."""
+    with listening() as (listener, chatter):
+        try:
+            yield listener
+        except BatchinferError as error:
+            if chatter.kept and error.exit_code == 1:
+                error.remedy += f"; the log is {chatter.path}"
+            raise
+        except Exception as error:
+            # A bug, or a failure that nobody foresaw: the whole of it goes to the log, a line to the user.
+            traceback.print_exc()
+            raise BatchinferError(
+                f"{type(error).__name__}: {error}", f"the whole of it is in {chatter.keep()}"
+            ) from error

@@ -4,7 +4,9 @@
     ├── UserError              exit 2   the spec, the input or the call is wrong: nothing was started
     │   ├── SpecError                   the job spec
     │   ├── InputError                  the input files or their columns
+    │   │   └── InputTaken              another run of the job took them first
     │   ├── OutputError                 the output location
+    │   │   └── OutputBusy              another process is writing there
     │   ├── ModelError                  the model
     │   └── ResourceError               the GPUs or the cluster
     ├── TooManyFailedRows      exit 3   the run ended, with more failed rows than allowed
@@ -50,8 +52,16 @@ class InputError(UserError):
     """The input files cannot be used."""
 
 
+class InputTaken(InputError):
+    """Another run of the same job took some of the files between the look and the claim."""
+
+
 class OutputError(UserError):
     """The output location cannot be used."""
+
+
+class OutputBusy(OutputError):
+    """Another process is writing to this output now."""
 
 
 class ModelError(UserError):

@@ -12,6 +12,7 @@ from typing import Any
 from batchinfer.commit import committed_shards
 from batchinfer.engine import SCRIPTED
 from batchinfer.errors import InputError, ModelError, OutputError, UserError
+from batchinfer.history import Choice, require_same_tick
 from batchinfer.job import Layout
 from batchinfer.prompts import needed_columns
 from batchinfer.shards import Manifest, from_parquet
@@ -20,6 +21,7 @@ from batchinfer.source.files import is_glob, partition_root
 from batchinfer.source.formats import first_line
 from batchinfer.spec import JobSpec
 from batchinfer.storage import local_path, storage_for
+from batchinfer.ticks import Tick
 
 _FREE_KEYS = ("name", "resources", "limits", "schedule")
 """Keys that may change between the runs of one output: they shape no result."""
@@ -29,7 +31,10 @@ _SHAPING_ENGINE_KEYS = ("max_model_len", "kv_cache_dtype", "tokenizer", "load_fo
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A spec that can run: with absolute places, its manifest, and what is committed of it already."""
+    """A spec that can run: with absolute places, its manifest, and what is committed of it already.
+
+    `choice` picks the files of an incremental run, None where all are taken.
+    """
 
     spec: JobSpec
     model_name: str
@@ -37,6 +42,7 @@ class Checked:
     manifest: Manifest
     committed: frozenset[int]
     resumed: bool
+    choice: Choice | None = None
 
 
 def absolute(spec: JobSpec) -> JobSpec:
@@ -53,10 +59,11 @@ def absolute(spec: JobSpec) -> JobSpec:
     )
 
 
-def check(spec: JobSpec, run_id: str, fresh: bool = False) -> Checked:
+def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = None) -> Checked:
     """Look at the model, the input and the output; raises UserError. Writes nothing.
 
-    `run_id` is for a run that begins; one that is resumed keeps its own.
+    `run_id` is for a run that begins; one that is resumed keeps its own. `spec` has its variables filled in
+    for `tick`, None for a job that runs once.
     """
     model_name = spec.model.source
     for uri in (spec.input.uri, spec.output.uri):
@@ -74,6 +81,12 @@ def check(spec: JobSpec, run_id: str, fresh: bool = False) -> Checked:
             "choose another output.uri, or move the old results away",
         )
     resumed = False
+    about: dict[str, Any] = {"run_id": run_id, "spec": shaping(spec)}
+    choice = None
+    if tick is not None:
+        require_same_tick(old, tick, layout)
+        about |= {"job": spec.name, "tick": tick.name}
+        choice = Choice.of(spec, tick, layout)
     if old is not None:
         try:
             require_same_spec(old, spec, layout)
@@ -88,10 +101,10 @@ def check(spec: JobSpec, run_id: str, fresh: bool = False) -> Checked:
         assert old is not None
         manifest = old
     else:
-        manifest = build_manifest(spec, columns, {"run_id": run_id, "spec": shaping(spec)})
+        manifest = build_manifest(spec, columns, about, choice)
         committed = set()
     layout.storage.require_writable(layout.root)
-    return Checked(spec, model_name, layout, manifest, frozenset(committed), resumed)
+    return Checked(spec, model_name, layout, manifest, frozenset(committed), resumed, choice)
 
 
 def find_manifest(layout: Layout) -> Manifest | None:
@@ -107,6 +120,7 @@ def shaping(spec: JobSpec) -> dict[str, Any]:
     values = spec.model_dump(mode="json")
     for key in _FREE_KEYS:
         values.pop(key)
+    values["input"].pop("incremental")
     values["engine"] = {key: values["engine"][key] for key in _SHAPING_ENGINE_KEYS}
     return values
 
@@ -125,11 +139,13 @@ def require_same_spec(manifest: Manifest, spec: JobSpec, layout: Layout) -> None
 
 def require_same_input(manifest: Manifest, spec: JobSpec) -> None:
     """Refuse to resume over other files than those that were cut into shards."""
-    now = {entry.uri: entry.tag for entry in input_entries(spec.input.uri, spec.input.format)}
+    partly = spec.input.incremental is not None
+    now = {entry.uri: entry.tag for entry in input_entries(spec.input.uri, spec.input.format, none_is_fine=partly)}
     before = manifest.files
     lines = [f"  {uri} is gone" for uri in before if uri not in now]
     lines += [f"  {uri} has changed" for uri, tag in before.items() if uri in now and now[uri] != tag]
-    lines += [f"  {uri} is new" for uri in now if uri not in before and uri not in manifest.empty_files]
+    if not partly:
+        lines += [f"  {uri} is new" for uri in now if uri not in before and uri not in manifest.empty_files]
     if lines:
         more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
         raise InputError(

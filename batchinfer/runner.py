@@ -7,6 +7,7 @@ import signal
 import time
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from types import FrameType
 
 import pyarrow as pa
@@ -25,6 +26,7 @@ from batchinfer.progress import Listener, Progress, Speed
 from batchinfer.records import ShardRecord
 from batchinfer.report import Report, make_report
 from batchinfer.retry import failed_rows, note_retry, noted_retry
+from batchinfer.schedule import current_time, resolve
 from batchinfer.shards import Manifest, to_parquet
 from batchinfer.spec import JobSpec, load, parse, to_yaml
 from batchinfer.storage import join, local_path
@@ -33,19 +35,31 @@ JOURNAL_WAIT_SECONDS = 30.0
 DEAD_AFTER_SECONDS = 5.0
 COST_CHECK_SECONDS = 2.0
 
+_NO_CLAIM = contextlib.nullcontext()
 
-def validate(spec: JobSpec) -> Checked:
+
+def validate(spec: JobSpec, at: datetime | None = None) -> Checked:
     """Check all that `run` would check before it starts anything; raises UserError."""
-    return check(spec, _new_run_id())
+    rendered, tick = resolve(spec, at or current_time(spec, datetime.now(UTC)))
+    return check(rendered, _new_run_id(), tick=tick)
 
 
-def run(spec: JobSpec, listener: Listener, cluster: str | None = None, fresh: bool = False) -> Report:
+def run(
+    spec: JobSpec,
+    listener: Listener,
+    cluster: str | None = None,
+    fresh: bool = False,
+    at: datetime | None = None,
+) -> Report:
     """Run the job, or what is left of it. Returns the report of a complete run.
+
+    `at` is the time that the run is for (see `schedule.resolve`); None is now, or the latest tick of a schedule.
 
     Raises UserError before anything is written, Stopped, or another BatchinferError; committed shards
     stay in any case.
     """
-    checked = check(spec, _new_run_id(), fresh)
+    rendered, tick = resolve(spec, at or current_time(spec, datetime.now(UTC)))
+    checked = check(rendered, _new_run_id(), fresh, tick)
     layout, manifest = checked.layout, checked.manifest
     pending = [shard for shard in manifest.shards if shard.shard_id not in checked.committed]
     if not pending and checked.resumed:
@@ -54,9 +68,10 @@ def run(spec: JobSpec, listener: Listener, cluster: str | None = None, fresh: bo
     with _connected(cluster, listener):
         plan = make_plan(checked.spec, pipeline.describe_cluster(), checked.model_name)
         with layout.storage.lock(layout.run("lock")):
-            if not checked.resumed:
-                _clear(layout)
-            _write_run_files(layout, checked, plan)
+            with checked.choice.claiming(manifest) if checked.choice and not checked.resumed else _NO_CLAIM:
+                if not checked.resumed:
+                    _clear(layout)
+                _write_run_files(layout, checked, plan)
             listener.event(
                 "resumed" if checked.resumed else "started",
                 output=layout.root,
@@ -318,6 +333,7 @@ def _report(layout: Layout, spec: JobSpec, manifest: Manifest, records: list[Sha
         rows_in_input=manifest.rows,
         shards_in_input=len(manifest.shards),
         max_error_rate=spec.limits.max_error_rate,
+        tick=manifest.fingerprint.get("tick"),
     )
 
 

@@ -236,3 +236,16 @@ def from_parquet(data: bytes) -> Manifest:
         empty_files=tuple(about["empty_files"]),
         fingerprint=about["fingerprint"],
     )
+
+
+def claimed_files(data: bytes) -> tuple[dict[str, Any], dict[str, str], set[str]]:
+    """What a written manifest took, without its shards: its fingerprint, the tag of each of its files, and
+    which of these have rows.
+
+    Tags of files without rows are known of manifests that hold them in their fingerprint (`empty`).
+    """
+    table = pq.read_table(pa.BufferReader(data), columns=["uri", "tag"])
+    fingerprint: dict[str, Any] = json.loads(table.schema.metadata[b"batchinfer.manifest"])["fingerprint"]
+    pairs = table.group_by(["uri", "tag"]).aggregate([])
+    files = dict(zip(pairs.column("uri").to_pylist(), pairs.column("tag").to_pylist(), strict=True))
+    return fingerprint, {**fingerprint.get("empty", {}), **files}, set(files)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from batchinfer.errors import OutputError, StorageError, UserError
+from batchinfer.errors import OutputBusy, OutputError, StorageError, UserError
 
 TEMPORARY = ".writing-"
 """Prefix of files that are being written; one left behind by a crash is not part of any result."""
@@ -65,7 +65,7 @@ class Storage(Protocol):
         """Raise OutputError unless objects can be made under the folder `uri`."""
 
     def lock(self, uri: str) -> contextlib.AbstractContextManager[None]:
-        """Hold `uri` alone; raises OutputError if another process does. Ends with the process."""
+        """Hold `uri` alone; raises OutputBusy if another process does. Ends with the process."""
 
 
 def storage_for(uri: str) -> Storage:
@@ -207,7 +207,7 @@ class LocalStorage:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 holder = os.read(handle, 100).decode(errors="replace").strip() or "unknown"
-                raise OutputError(
+                raise OutputBusy(
                     f"another batchinfer is writing to this output (process {holder})",
                     "wait for it to end, or stop it; then run the same command again",
                 ) from None

@@ -15,9 +15,10 @@ ROOT = Path(batchinfer.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = [
-    *("errors", "spec", "catalog", "planner", "storage", "records", "shards", "source", "prompts", "meter"),
-    *("engine", "job", "replica", "commit", "ledger", "report", "progress", "pipeline", "retry", "preflight"),
-    *("runner", "console", "cli"),
+    *("errors", "ticks", "variables", "spec", "schedule", "catalog", "planner", "storage", "records", "shards"),
+    *("incremental", "source", "prompts", "meter", "engine", "job", "history", "replica", "commit", "ledger"),
+    *("report", "progress", "pipeline", "retry", "preflight", "runner", "ticker", "serve", "console"),
+    *("cli_schedule", "cli"),
 ]
 
 LAZY = ("ray", "vllm", "torch", "transformers", "pyarrow.dataset", "pandas", "boto3", "huggingface_hub")
@@ -27,7 +28,8 @@ ONLY = {
     "botocore": {"storage"},
     "vllm": {"engine/vllm.py"},
     "ray": {"pipeline.py", "submit.py", "schedule.py"},
-    "typer": {"cli.py"},
+    "typer": {"cli.py", "cli_schedule.py"},
+    "cronsim": {"ticks.py"},
 }
 
 

@@ -33,7 +33,7 @@ class Accuracy(BaseModel):
 
 class Report(BaseModel):
     """One run. Rows and failures are of the output as it stands; tokens and money are of all that was
-    spent, retries and lost attempts included.
+    spent, retries and lost attempts included. `tick` is the instant that a scheduled or incremental run was for.
 
     tokens_per_second: input and output tokens over the seconds in which a replica was ready.
     cost_per_million_tokens: of input and output tokens together.
@@ -43,6 +43,7 @@ class Report(BaseModel):
 
     job_name: str
     run_id: str
+    tick: str | None = None
     output: str
     complete: bool
     model: str
@@ -90,6 +91,7 @@ def make_report(
     rows_in_input: int,
     shards_in_input: int,
     max_error_rate: float,
+    tick: str | None = None,
 ) -> Report:
     """The report of a run whose accounts are `totals`."""
     tokens = totals.input_tokens + totals.output_tokens
@@ -97,6 +99,7 @@ def make_report(
     return Report(
         job_name=job_name,
         run_id=run_id,
+        tick=tick,
         output=output,
         complete=totals.rows == rows_in_input,
         model=plan.model,

@@ -18,11 +18,11 @@ _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _SUFFIXES = {"parquet": (".parquet", ".parq", ".pq"), "jsonl": (".jsonl", ".ndjson", ".json")}
 
 
-def input_entries(uri: str, file_format: str) -> list[Entry]:
+def input_entries(uri: str, file_format: str, none_is_fine: bool = False) -> list[Entry]:
     """The files that `uri` (a folder, a file or a glob) means, in natural order of their paths.
 
     Files and folders whose names begin with `_` or `.` are left out, as Spark and Hive do, unless `uri`
-    is the file itself. Raises InputError when there are none.
+    is the file itself. Raises InputError when there are none, unless `none_is_fine`.
     """
     if is_glob(uri):
         paths = glob.glob(local_path(uri), recursive=True)
@@ -36,7 +36,7 @@ def input_entries(uri: str, file_format: str) -> list[Entry]:
     root = partition_root(uri)
     if not os.path.isfile(local_path(uri)):
         entries = [e for e in entries if not _hidden(os.path.relpath(e.uri, root))]
-    if not entries:
+    if not entries and not none_is_fine:
         raise InputError(f"there are no {file_format} files at input.uri {uri}", _advice(uri, file_format))
     return sorted(entries, key=lambda e: (_natural(e.uri), e.uri))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,23 +26,34 @@ from batchinfer.storage import Entry
 _THREADS = 16
 
 
-def build_manifest(spec: JobSpec, columns: Mapping[str, str], fingerprint: Mapping[str, Any]) -> Manifest:
+def build_manifest(
+    spec: JobSpec,
+    columns: Mapping[str, str],
+    fingerprint: Mapping[str, Any],
+    choose: Callable[[list[Entry]], list[Entry]] | None = None,
+) -> Manifest:
     """Cut the input of `spec`. `columns` maps each column that is needed to the spec key that needs it.
+    `choose` picks which of the input's files this run takes, none if need be; without it, all.
 
     Raises InputError for a file that cannot be read, a column that does not exist, files that do not
     fit together, and ids that are not unique.
     """
-    entries = input_entries(spec.input.uri, spec.input.format)
+    entries = input_entries(spec.input.uri, spec.input.format, none_is_fine=choose is not None)
+    # Of all files, so that a partition column has one type in every run.
     partitions = partition_schema(spec.input.uri, [entry.uri for entry in entries])
+    if choose is not None:
+        entries = choose(entries)
     inspect = _inspect_parquet if spec.input.format == "parquet" else _inspect_jsonl
     with ThreadPoolExecutor(_THREADS) as pool:
         found = list(pool.map(lambda entry: inspect(entry, list(columns)), entries))
     schema = _unify([(file.entry.uri, seen) for file, seen, _ in found])
     have = {name for _, _, names in found for name in names} | set(partitions.names)
     # Files without a row say nothing about JSON columns.
-    if any(file.rows for file, _, _ in found) or spec.input.format == "parquet":
+    if any(file.rows for file, _, _ in found) or (found and spec.input.format == "parquet"):
         _require_columns(columns, have)
     files = [file for file, _, _ in found]
+    if choose is not None:
+        fingerprint = {**fingerprint, "empty": {f.entry.uri: f.entry.tag for f in files if not f.rows}}
     if spec.input.id_column is not None:
         _require_unique_ids(spec, [f.entry for f in files if f.rows], schema, partitions)
     rows = rows_per_shard(sum(file.rows for file in files), spec.shards.rows, spec.sampling.max_tokens)

@@ -17,11 +17,13 @@ from batchinfer.spec.model import (
     ScriptedSpec,
     ShardsSpec,
 )
+from batchinfer.spec.recurrence import IncrementalSpec, ScheduleSpec
 
 __all__ = [
     "AcceleratorName",
     "EngineSpec",
     "EvaluateSpec",
+    "IncrementalSpec",
     "InputSpec",
     "JobSpec",
     "LimitsSpec",
@@ -31,6 +33,7 @@ __all__ = [
     "ReplicaRange",
     "ResourcesSpec",
     "SamplingSpec",
+    "ScheduleSpec",
     "ScriptedSpec",
     "ShardsSpec",
     "load",

@@ -9,24 +9,25 @@ from __future__ import annotations
 import json
 import re
 from typing import Annotated, Any, Literal, Self
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jsonschema.exceptions import SchemaError
 from jsonschema.validators import validator_for
 from pydantic import (
-    BaseModel,
+    AfterValidator,
     BeforeValidator,
-    ConfigDict,
     Field,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
+
+from batchinfer.spec.base import SpecModel as _Model
+from batchinfer.spec.recurrence import IncrementalSpec, ScheduleSpec
+from batchinfer.variables import has_variables, require_template
 
 AcceleratorName = Literal[
     "auto", "cpu", "T4", "A10", "A10G", "L4", "L40S", "A100-40GB", "A100-80GB", "H100", "H100-PCIe", "H200",
@@ -57,22 +58,6 @@ def _text_only(value: Any) -> Any:
 Text = Annotated[str, BeforeValidator(_text_only)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python counts True as 1, and YAML 1.1 reads `yes` and `on` as True."""
-        kind = str(cls.model_fields[str(info.field_name)].annotation)
-        for one in value if isinstance(value, list) and "int" in kind else [value]:
-            if isinstance(one, bool) and "bool" not in kind:
-                raise ValueError(f"{one!r} is read by YAML as true or false: write a number, or quote a text")
-        return value
-
-
 class ModelSpec(_Model):
     """What runs: a local folder, a Hugging Face repository id, or `scripted` (no model at all)."""
 
@@ -83,13 +68,23 @@ class ModelSpec(_Model):
     trust_remote_code: bool = False
 
 
+def _renders(uri: str) -> str:
+    require_template(uri)
+    return uri
+
+
+Place = Annotated[str, Field(min_length=1), AfterValidator(_renders)]
+"""A URI, which may hold variables such as {{ run.date }} (see `variables`)."""
+
+
 class InputSpec(_Model):
     """Where the rows come from. `columns` are passed through to the results."""
 
-    uri: str = Field(min_length=1)
+    uri: Place
     format: Literal["parquet", "jsonl"] = "parquet"
     id_column: str | None = None
     columns: tuple[str, ...] = ()
+    incremental: IncrementalSpec | None = None
 
     @field_validator("columns")
     @classmethod
@@ -183,7 +178,7 @@ def _require_references(schema: dict[str, Any]) -> None:
 class OutputSpec(_Model):
     """Where the results go, and what shape an answer must have (at most one of the three)."""
 
-    uri: str = Field(min_length=1)
+    uri: Place
     column: str = Field(default="output", min_length=1)
     choices: tuple[Text, ...] | None = Field(default=None, min_length=1)
     json_schema: dict[str, Any] | None = None
@@ -304,22 +299,6 @@ class LimitsSpec(_Model):
     max_engine_restarts: int = Field(default=3, ge=0)
 
 
-class ScheduleSpec(_Model):
-    """When a scheduler runs the job; `batchinfer run` runs it now."""
-
-    cron: str
-    timezone: str = "UTC"
-
-    @field_validator("timezone")
-    @classmethod
-    def _exists(cls, name: str) -> str:
-        try:
-            ZoneInfo(name)
-        except (ZoneInfoNotFoundError, ValueError):
-            raise ValueError(f"there is no time zone {name!r}: use a name like Europe/Berlin or UTC") from None
-        return name
-
-
 class EvaluateSpec(_Model):
     """Compare the output with a column of the input; `by` splits the accuracy by a column's values."""
 
@@ -348,6 +327,11 @@ class JobSpec(_Model):
         """The name of the result's first column."""
         return self.input.id_column or ROW_NUMBER
 
+    @property
+    def repeats(self) -> bool:
+        """Does the job run more than once, each time into a folder of its own?"""
+        return self.schedule is not None or self.input.incremental is not None
+
     @model_validator(mode="after")
     def _columns_distinct(self) -> Self:
         taken = [self.id_column, *(c for c in self.input.columns if c != self.input.id_column)]
@@ -367,4 +351,7 @@ class JobSpec(_Model):
             raise ValueError(f"input.columns holds {ROW_NUMBER!r}, the name of the generated id: set input.id_column")
         if self.evaluate is not None and self.sampling.n > 1:
             raise ValueError("evaluate compares one output with one column: it needs sampling.n = 1")
+        for key, uri in (("input.uri", self.input.uri), ("output.uri", self.output.uri)):
+            if self.schedule is None and has_variables(uri) and "previous" in uri:
+                raise ValueError(f"{key} uses run.previous, the tick before this one: it needs schedule.cron")
         return self

@@ -1,0 +1,177 @@
+"""The command line of jobs that run again and again: the times of `run`, and the group `schedule`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, date, datetime
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated
+from zoneinfo import ZoneInfo
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from batchinfer.errors import BatchinferError, Stopped, UserError
+
+if TYPE_CHECKING:
+    from batchinfer.spec import JobSpec
+    from batchinfer.ticker import Outcome
+
+schedule_app = typer.Typer(help="Run jobs at the times that their specs say.", no_args_is_help=True)
+
+Date = Annotated[
+    str | None,
+    typer.Option("--date", metavar="DAY", help="Run for the tick, or ticks, of that day, as 2026-11-20."),
+]
+At = Annotated[
+    str | None,
+    typer.Option("--at", metavar="TIME", help="Run for that time, as 2026-11-20T02:00 (the schedule's clock), or now."),
+]
+From = Annotated[str | None, typer.Option("--from", metavar="DAY", help="Run every tick from that day on.")]
+To = Annotated[str | None, typer.Option("--to", metavar="DAY", help="The last day for --from; without it, today.")]
+
+Specs = Annotated[list[str], typer.Argument(metavar="SPEC...", help="Specs, or folders of them.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key in every spec. Repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", envvar="RAY_ADDRESS", help="A running Ray cluster; without it one is started here."),
+]
+Number = Annotated[int, typer.Option("-n", min=1, max=10_000, help="How many ticks.")]
+
+
+def run_times(spec: JobSpec, day: str | None, at: str | None, first: str | None, last: str | None) -> list[datetime]:
+    """The times that the options of `run` ask for, in order; none where they ask for nothing. Raises UserError."""
+    from batchinfer.schedule import times_on, uses_time
+
+    if sum(value is not None for value in (day, at, first)) > 1 or (last is not None and first is None):
+        raise UserError("give one of --date, --at, and --from with --to", "see `batchinfer run --help`")
+    if day is None and at is None and first is None:
+        return []
+    if not uses_time(spec):
+        raise UserError(
+            "this job runs once: it has no schedule, no variable in its URIs, and no input.incremental",
+            "leave --date, --at and --from out",
+        )
+    now = datetime.now(UTC)
+    zone = ZoneInfo(spec.schedule.timezone if spec.schedule else "UTC")
+    if at is not None:
+        return [_time(at, zone, now)]
+    begin = _day(day or first or "")
+    end = begin if day is not None else now.astimezone(zone).date() if last is None else _day(last)
+    return times_on(spec, begin, end, now)
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise UserError(f"{text!r} is not a day", "write it as 2026-11-20") from None
+
+
+def _time(text: str, zone: ZoneInfo, now: datetime) -> datetime:
+    if text == "now":
+        return now
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise UserError(f"{text!r} is not a time", "write it as 2026-11-20T02:00, or now") from None
+    if not 1970 < found.year < 9999:
+        raise UserError(f"{text!r} is too far away", "write a time as 2026-11-20T02:00")
+    found = (found if found.tzinfo else found.replace(tzinfo=zone)).astimezone(UTC)
+    if found > now:
+        raise UserError(f"{text} has not come yet", "give a time that is past, or now")
+    return found
+
+
+@schedule_app.command("next")
+def next_ticks(specs: Specs, number: Number = 5, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Print the coming ticks, on the schedule's clock."""
+    from batchinfer import ticker
+    from batchinfer.schedule import coming, resolve
+
+    jobs = ticker.scheduled(specs, overrides or [])
+    now = ticker.utc_now()
+    rows = []
+    for job in jobs:
+        for at in islice(coming(job.schedule, now), number):
+            rendered, _ = resolve(job.spec, at)
+            places = {"input": rendered.input.uri, "output": rendered.output.uri}
+            rows.append({"name": job.spec.name, "tick": ticker.local_time(at, job.schedule), **places})
+    _show(rows, as_json)
+
+
+@schedule_app.command("list")
+def list_jobs(specs: Specs, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Print how each job stands: its last run, what is due, and its next tick."""
+    from batchinfer import ticker
+
+    now = ticker.utc_now()
+    rows = [ticker.standing(job, now).model_dump() for job in ticker.scheduled(specs, overrides or [])]
+    _show(rows, as_json)
+
+
+@schedule_app.command("run-due")
+def run_due(specs: Specs, overrides: Overrides = None, as_json: AsJson = False, address: Address = None) -> None:
+    """Resume what died, run what is due, once, and end: for cron or systemd."""
+    from batchinfer import runner, ticker
+    from batchinfer.console import attending
+    from batchinfer.report import render
+
+    outcome = ticker.Outcome()
+    for job in ticker.scheduled(specs, overrides or []):
+        try:
+            with attending() as listener:
+                _merge(outcome, ticker.run_due(job.spec, job.schedule, listener, address))
+        except Stopped:
+            raise
+        except BatchinferError as error:
+            # The other jobs have their turn all the same.
+            outcome.errors.append(error)
+    if as_json:
+        print(json.dumps([report.model_dump(mode="json") for report in outcome.reports], indent=2))
+    else:
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+        for report in outcome.reports:
+            console.print(render(report))
+    for other in outcome.errors[1:]:
+        print(f"error: {other.message}\n  -> {other.remedy}", file=sys.stderr)
+    if outcome.errors:
+        raise outcome.errors[0]
+    for report in outcome.reports:
+        runner.require_error_rate(report)
+
+
+def _merge(outcome: Outcome, more: Outcome) -> None:
+    outcome.reports += more.reports
+    outcome.errors += more.errors
+
+
+@schedule_app.command()
+def serve(specs: Specs, overrides: Overrides = None, address: Address = None) -> None:
+    """Stay, and run each tick as it comes. SIGTERM ends it when the shards in flight are done."""
+    from batchinfer import ticker
+    from batchinfer.console import event_log
+    from batchinfer.serve import serve as stay
+
+    jobs = ticker.scheduled(specs, overrides or [])
+    options = [part for value in overrides or [] for part in ("--set", value)]
+    options += ["--address", address] if address else []
+    raise typer.Exit(stay(jobs, options, event_log()))
+
+
+def _show(rows: list[dict[str, str]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "))
+    for row in rows:
+        table.add_row(*(value or "-" for value in row.values()))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)

@@ -1,0 +1,175 @@
+"""What the runs of a job have done, read from the runs themselves.
+
+There is no other record: a run has a file from the moment its manifest is written, a tick is done when its report is.
+Two runs that choose their files at the same time are kept apart by a lock around the writing of the manifest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+from batchinfer.errors import InputError, InputTaken, OutputBusy, OutputError
+from batchinfer.incremental import Claims, Selection, select
+from batchinfer.job import Layout
+from batchinfer.schedule import PastRun, State
+from batchinfer.shards import Manifest, claimed_files
+from batchinfer.source import input_entries
+from batchinfer.source.files import partition_values
+from batchinfer.spec import JobSpec
+from batchinfer.storage import Entry, join, local_path, storage_for
+from batchinfer.ticks import Tick, tick_name, tick_of
+
+_MANIFEST, _REPORT, _SKIPPED, _LOCK = (
+    f"/_run/{name}" for name in ("manifest.parquet", "report.json", "skipped.json", "lock")
+)
+CLAIM_WAIT_SECONDS = 600.0
+
+
+def past_runs(root: str, job: str) -> list[PastRun]:
+    """Every run of the job `job` below the folder `root`, in order of their ticks."""
+    kinds = _folders(root)
+    found = []
+    for folder in kinds[_MANIFEST]:
+        fingerprint = _claimed(folder)[0]
+        if fingerprint.get("job") == job and "tick" in fingerprint:
+            state: State = "done" if folder in kinds[_REPORT] else "unfinished"
+            if state == "unfinished" and folder in kinds[_LOCK] and is_locked(folder + _LOCK):
+                state = "running"
+            found.append(PastRun(tick_of(fingerprint["tick"]), folder, state))
+    for folder in kinds[_SKIPPED] - kinds[_MANIFEST]:
+        about = json.loads(storage_for(folder).read(folder + _SKIPPED))
+        if about["job"] == job:
+            found.append(PastRun(tick_of(about["tick"]), folder, "skipped"))
+    return sorted(found, key=lambda run: (run.tick, run.root))
+
+
+def note_skipped(folder: str, job: str, at: datetime, because: str) -> None:
+    """Write down that the tick whose run would be in `folder` is left out, and why."""
+    about = {"job": job, "tick": tick_name(at), "because": because}
+    storage_for(folder).create(local_path(folder) + _SKIPPED, json.dumps(about, indent=2).encode())
+
+
+def require_same_tick(old: Manifest | None, tick: Tick, layout: Layout) -> None:
+    """Refuse to put one tick's results into the folder of another."""
+    other = None if old is None else old.fingerprint.get("tick")
+    if old is not None and other != tick.name:
+        whose = f"the tick {other}" if other else "a job that ran without a schedule"
+        raise OutputError(
+            f"{layout.root} is the run of {whose}, and this is the tick {tick.name}",
+            "put {{ run.time }} in output.uri, which no two ticks share",
+        )
+
+
+class Choice:
+    """Picks the files of one incremental run, and makes sure that no other run of the job gets them."""
+
+    def __init__(self, spec: JobSpec, tick: Tick, layout: Layout) -> None:
+        assert spec.input.incremental is not None
+        self._spec = spec
+        self._rule = spec.input.incremental
+        self._tick = tick
+        self._layout = layout
+        self.selection: Selection | None = None
+
+    @classmethod
+    def of(cls, spec: JobSpec, tick: Tick, layout: Layout) -> Choice | None:
+        """The choice that `spec`, with absolute places, asks for; None where every run takes all files."""
+        return None if spec.input.incremental is None else cls(spec, tick, layout)
+
+    def __call__(self, entries: list[Entry]) -> list[Entry]:
+        """Those of `entries` that this run takes; raises InputError."""
+        claims = self._claims()
+        uri = self._spec.input.uri
+        if not entries and not claims.tags and not os.path.isdir(local_path(uri)):
+            # Nothing there, and there never was: a mistake, for which this has the words.
+            input_entries(uri, self._spec.input.format)
+        self.selection = select(entries, claims, self._rule, self._partition)
+        return list(self.selection.taken)
+
+    @contextlib.contextmanager
+    def claiming(self, manifest: Manifest) -> Iterator[None]:
+        """Hold off the job's other runs while the manifest is written; raises InputTaken if one of them has taken
+        a file of it since it was made."""
+        place = join(self._tick.root, "_schedule", f"{self._spec.name}.claims")
+        with waiting_lock(place, CLAIM_WAIT_SECONDS):
+            files = {**manifest.fingerprint.get("empty", {}), **manifest.files}
+            mine = [Entry(uri, 0, tag) for uri, tag in files.items()]
+            free = {e.uri for e in select(mine, self._claims(), self._rule, self._partition).taken}
+            taken = sorted(set(files) - free)
+            if taken:
+                raise InputTaken(
+                    f"another run of {self._spec.name} took {taken[0]}"
+                    + (f" and {len(taken) - 1} more files" if len(taken) > 1 else "")
+                    + " while this one was starting",
+                    "run the same command again: it takes what is left",
+                )
+            yield
+
+    def _claims(self) -> Claims:
+        """What the job's other runs have taken."""
+        others = _folders(self._tick.root)[_MANIFEST] - {self._layout.root}
+        found = map(_claimed, sorted(others))
+        return Claims.of((files, having) for about, files, having in found if about.get("job") == self._spec.name)
+
+    def _partition(self, uri: str) -> str:
+        values = partition_values(self._spec.input.uri, uri)
+        if not values:
+            raise InputError(
+                f"{uri} is in no partition, and input.incremental.by is partition",
+                "give input.uri a folder of key=value folders, or take whole files: by: file",
+            )
+        return "/".join(f"{name}={value}" for name, value in values.items())
+
+
+def _folders(root: str) -> dict[str, set[str]]:
+    """The run folders below `root` that have each kind of file."""
+    found: dict[str, set[str]] = {kind: set() for kind in (_MANIFEST, _REPORT, _SKIPPED, _LOCK)}
+    for entry in storage_for(root).list(root):
+        for kind, folders in found.items():
+            if entry.uri.endswith(kind):
+                folders.add(entry.uri.removesuffix(kind))
+    return found
+
+
+def _claimed(folder: str) -> tuple[dict[str, Any], dict[str, str], set[str]]:
+    uri = folder + _MANIFEST
+    try:
+        return claimed_files(storage_for(uri).read(uri))
+    except (pa.ArrowException, KeyError):
+        raise OutputError(
+            f"{uri} is damaged: which files that run took cannot be told",
+            "restore it; or delete that run's folder, and its files are run again",
+        ) from None
+
+
+def is_locked(uri: str) -> bool:
+    """Does a living process hold the lock at `uri`?"""
+    try:
+        with storage_for(uri).lock(uri):
+            return False
+    except OutputBusy:
+        return True
+
+
+@contextlib.contextmanager
+def waiting_lock(uri: str, seconds: float) -> Iterator[None]:
+    """Hold the lock at `uri`, waiting for others that hold it; raises OutputBusy after so many seconds."""
+    deadline = time.monotonic() + seconds
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(storage_for(uri).lock(uri))
+                break
+            except OutputBusy:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.2)
+        yield

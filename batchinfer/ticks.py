@@ -1,0 +1,114 @@
+"""Cron: which instants a schedule names. Pure.
+
+A tick is an instant in UTC, whole seconds. An expression has the five fields of Vixie cron and is read on the
+clock of its time zone, the way Debian's cron reads it at a change of that clock (`cronsim`'s rule):
+
+- an expression with a fixed minute and hour ticks once a day all the same: a time that the clock skips in
+  spring comes when the skipped hour is over, one that the clock shows twice in autumn comes the first time;
+- one whose minute or hour begins with `*` follows real time: nothing in the skipped hour, and the
+  repeated hour twice.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from zoneinfo import ZoneInfo, available_timezones
+
+from cronsim import CronSim, CronSimError
+
+_REWIND = timedelta(hours=26)
+"""More than any clock was ever changed by (Samoa left out a day in 2011)."""
+
+_WINDOWS = tuple(timedelta(days=days) for days in (0.25, 2, 40, 400, 3000, 18000))
+_SHOWN = "minute hour day-of-month month day-of-week, as in 0 2 * * *"
+_MACROS = {"@hourly": "0 * * * *", "@daily": "0 0 * * *", "@midnight": "0 0 * * *", "@weekly": "0 0 * * 0",
+           "@monthly": "0 0 1 * *", "@yearly": "0 0 1 1 *", "@annually": "0 0 1 1 *"}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """One run of a job that runs more than once: `at` which instant, and the folder `root` that holds all its runs."""
+
+    at: datetime
+    root: str
+
+    @property
+    def name(self) -> str:
+        return tick_name(self.at)
+
+
+def tick_name(at: datetime) -> str:
+    """The instant in UTC as 20261120T010000Z: no two ticks share it, and names sort as the ticks do."""
+    return at.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
+
+
+def tick_of(name: str) -> datetime:
+    """The inverse of `tick_name`."""
+    return datetime.strptime(name, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+
+
+def require_cron(expression: str) -> None:
+    """Raise ValueError, for a person, unless the expression is one and names some instant."""
+    fields = expression.split()
+    if expression.strip().lower() in _MACROS:
+        raise ValueError(f"{expression!r} is a shorthand: write {_MACROS[expression.strip().lower()]!r}")
+    if len(fields) != 5:
+        raise ValueError(f"{expression!r} is not a cron expression (five fields, not {len(fields)}): {_SHOWN}")
+    try:
+        next(CronSim(expression, datetime(2000, 1, 1)))
+    except (CronSimError, ValueError, AssertionError) as error:
+        reason = str(error).lower() or "not understood"
+        raise ValueError(f"{expression!r} is not a cron expression ({reason}): {_SHOWN}") from None
+    except StopIteration:
+        raise ValueError(f"{expression!r} names a time that never comes") from None
+
+
+def require_timezone(name: str) -> None:
+    """Raise ValueError, with the nearest names, unless there is such a time zone."""
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        near = difflib.get_close_matches(name, available_timezones(), n=1)
+        hint = f"did you mean {near[0]}?" if near else "use a name like Europe/Berlin or UTC"
+        raise ValueError(f"there is no time zone {name!r}: {hint}") from None
+
+
+def ticks_after(cron: str, timezone: str, after: datetime) -> Iterator[datetime]:
+    """The ticks after the instant `after`, in order, for as long as there are any."""
+    last = after
+    # On a day of change the expression's order on the local clock is not that of real time, and what
+    # comes first depends on where one begins: begin well before, and let only later ones pass.
+    for local in CronSim(cron, (after - _REWIND).astimezone(ZoneInfo(timezone))):
+        tick = local.astimezone(UTC)
+        if tick > last:
+            last = tick
+            yield tick
+
+
+def latest_tick(cron: str, timezone: str, at: datetime) -> datetime | None:
+    """The last tick up to and including the instant `at`; None if there was none in fifty years."""
+    for window in _WINDOWS:
+        found = None
+        for tick in ticks_after(cron, timezone, at - window):
+            if tick > at:
+                break
+            found = tick
+        if found is not None:
+            return found
+    return None
+
+
+def ticks_between(cron: str, timezone: str, first: date, last: date) -> list[datetime]:
+    """The ticks from the local day `first` to the local day `last`, both included."""
+    zone = ZoneInfo(timezone)
+    begin = datetime.combine(first, time(), zone).astimezone(UTC) - timedelta(seconds=1)
+    end = datetime.combine(last + timedelta(days=1), time(), zone).astimezone(UTC)
+    found = []
+    for tick in ticks_after(cron, timezone, begin):
+        if tick >= end:
+            break
+        found.append(tick)
+    return found
