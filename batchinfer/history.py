@@ -52,9 +52,9 @@ def past_runs(root: str, job: str) -> list[PastRun]:
 
 
 def note_skipped(folder: str, job: str, at: datetime, because: str) -> None:
-    """Write down that the tick whose run would be in `folder` is left out, and why."""
+    """Write down that the tick whose run would be in `folder`, an absolute place, is left out, and why."""
     about = {"job": job, "tick": tick_name(at), "because": because}
-    storage_for(folder).create(local_path(folder) + _SKIPPED, json.dumps(about, indent=2).encode())
+    storage_for(folder).create(folder + _SKIPPED, json.dumps(about, indent=2).encode())
 
 
 def require_same_tick(old: Manifest | None, tick: Tick, layout: Layout) -> None:

@@ -20,6 +20,7 @@ from batchinfer import pipeline, runner
 from batchinfer.errors import BatchinferError, InputTaken, OutputBusy, OutputError, SpecError, UserError
 from batchinfer.history import note_skipped, past_runs, waiting_lock
 from batchinfer.job import Layout
+from batchinfer.preflight import absolute
 from batchinfer.progress import Listener
 from batchinfer.report import Report
 from batchinfer.schedule import (
@@ -32,7 +33,7 @@ from batchinfer.schedule import (
     runs_folder,
 )
 from batchinfer.spec import JobSpec, ScheduleSpec, load
-from batchinfer.storage import join, local_path, storage_for
+from batchinfer.storage import join, storage_for
 from batchinfer.ticks import latest_tick, tick_name
 
 CLAIM_ATTEMPTS = 3
@@ -213,7 +214,7 @@ def _run(spec: JobSpec, at: datetime, listener: Listener, cluster: str | None, f
 
 def _resume(spec: JobSpec, run: PastRun, listener: Listener, cluster: str | None) -> Report:
     rendered, _ = resolve(spec, run.tick)
-    if Layout(local_path(rendered.output.uri)).root != run.root:
+    if absolute(rendered).output.uri != run.root:
         raise OutputError(
             f"the tick {tick_name(run.tick)} is unfinished in {run.root}, where output.uri no longer leads",
             "put output.uri and schedule.timezone back to end it, or delete its folder to give its files back",
@@ -225,7 +226,7 @@ def _resume(spec: JobSpec, run: PastRun, listener: Listener, cluster: str | None
 def _skip(spec: JobSpec, at: datetime, listener: Listener) -> None:
     running = ", ".join(tick_name(run.tick) for run in _past(spec) if run.state == "running")
     rendered, _ = resolve(spec, at)
-    note_skipped(rendered.output.uri, spec.name, at, f"the tick {running} was running")
+    note_skipped(absolute(rendered).output.uri, spec.name, at, f"the tick {running} was running")
     listener.event("skipped", job=spec.name, tick=tick_name(at), running=running)
 
 
