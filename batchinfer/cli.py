@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 # Both report usage to their makers unless told not to; set before either is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+Result = TypeVar("Result")
 
 app = typer.Typer(
     help="Run a model over every row of a corpus, each row exactly once, and account for every cent.",
@@ -64,6 +67,43 @@ def validate(spec: SpecPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def plan(spec: SpecPath, overrides: Overrides = None, as_json: AsJson = False, address: Address = None) -> None:
+    """Say how the job would be laid out, how long it would take and what it would cost; start nothing."""
+    from batchinfer import runner
+    from batchinfer.report import render_plan
+
+    loaded = runner.load_spec(spec, overrides or [])
+    made = _listened(lambda listener: runner.plan(loaded, listener, address))
+    if as_json:
+        _print_json(made.document())
+    else:
+        _console().print(render_plan(made))
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the models of the catalog."""
+    from batchinfer import catalog, report
+
+    known = catalog.models().values()
+    if as_json:
+        _print_json(report.models_document(known))
+    else:
+        _console().print(report.models_table(known))
+
+
+@app.command()
+def gpus(as_json: AsJson = False) -> None:
+    """List the accelerators of the catalog, with their list prices."""
+    from batchinfer import catalog, report
+
+    if as_json:
+        _print_json(report.accelerators_document(catalog.accelerators()))
+    else:
+        _console().print(report.accelerators_table(catalog.accelerators()))
+
+
+@app.command()
 def run(
     spec: SpecPath,
     overrides: Overrides = None,
@@ -102,13 +142,21 @@ def _options(
 
 
 def _attended(command: Callable[[Listener], Report], as_json: bool) -> None:
-    """Run a command with a listener, print its report, and name the log if it fails."""
+    """Run a command, print its report, and let its failed rows decide the exit code."""
     from batchinfer import runner
+
+    made = _listened(command)
+    _print(made, as_json)
+    runner.require_error_rate(made)
+
+
+def _listened(command: Callable[[Listener], Result]) -> Result:
+    """Run a command with a listener, and name the log if it fails."""
     from batchinfer.console import listening
 
     with listening() as (listener, chatter):
         try:
-            made = command(listener)
+            return command(listener)
         except BatchinferError as error:
             if chatter.kept and error.exit_code == 1:
                 error.remedy += f"; the log is {chatter.path}"
@@ -119,8 +167,6 @@ def _attended(command: Callable[[Listener], Report], as_json: bool) -> None:
             raise BatchinferError(
                 f"{type(error).__name__}: {error}", f"the whole of it is in {chatter.keep()}"
             ) from error
-    _print(made, as_json)
-    runner.require_error_rate(made)
 
 
 def _print(made: Report, as_json: bool) -> None:
@@ -129,7 +175,15 @@ def _print(made: Report, as_json: bool) -> None:
     if as_json:
         print(made.model_dump_json(indent=2))
     else:
-        Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(render(made))
+        _console().print(render(made))
+
+
+def _print_json(document: object) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _console() -> Console:
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The use cases: validate, run (and resume), retry, report."""
+"""The use cases: validate, plan, run (and resume), retry, report."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable
 from types import FrameType
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,8 +19,9 @@ from batchinfer.errors import BatchinferError, OutputError, Stopped, StorageErro
 from batchinfer.job import Job, Layout, read_journals
 from batchinfer.ledger import replica_accounts, replicas_table, totals
 from batchinfer.pipeline import Work
-from batchinfer.planner import Plan, make_plan, shards_in_flight
+from batchinfer.planner import Plan, assumed_cluster, shards_in_flight
 from batchinfer.planner.plan import DEFAULT_SLOTS
+from batchinfer.planning import plan_job
 from batchinfer.preflight import Checked, absolute, check, find_manifest, require_model, require_same_input
 from batchinfer.progress import Listener, Progress, Speed
 from batchinfer.records import ShardRecord
@@ -39,6 +41,19 @@ def validate(spec: JobSpec) -> Checked:
     return check(spec, _new_run_id())
 
 
+def plan(spec: JobSpec, listener: Listener, cluster: str | None = None) -> Plan:
+    """What `run` would run, what it would take, and why; writes nothing. Raises UserError.
+
+    On the cluster given, else on GPUs of the kind that resources.accelerator names, as many as it takes,
+    else on this machine.
+    """
+    checked = check(spec, _new_run_id(), access=False)
+    if cluster is None and spec.resources.accelerator not in ("auto", "cpu"):
+        return plan_job(checked, assumed_cluster(spec, psutil.virtual_memory().total))
+    with _connected(cluster, listener):
+        return plan_job(checked, pipeline.describe_cluster())
+
+
 def run(spec: JobSpec, listener: Listener, cluster: str | None = None, fresh: bool = False) -> Report:
     """Run the job, or what is left of it. Returns the report of a complete run.
 
@@ -52,7 +67,7 @@ def run(spec: JobSpec, listener: Listener, cluster: str | None = None, fresh: bo
         listener.event("nothing to do", shards=len(manifest.shards))
         return _conclude(layout, checked.spec, manifest)
     with _connected(cluster, listener):
-        plan = make_plan(checked.spec, pipeline.describe_cluster(), checked.model_name)
+        plan = plan_job(checked, pipeline.describe_cluster())
         with layout.storage.lock(layout.run("lock")):
             if not checked.resumed:
                 _clear(layout)
@@ -74,15 +89,15 @@ def run(spec: JobSpec, listener: Listener, cluster: str | None = None, fresh: bo
 def retry(uri: str, listener: Listener, cluster: str | None = None) -> Report:
     """Run the failed rows of the run at `uri` again, and put what they give into their places."""
     layout, manifest, spec = _open_run(uri)
-    require_model(spec)
+    facts = require_model(spec)
     require_same_input(manifest, spec)
     positions, generations = failed_rows(layout)
     if not positions:
         listener.event("nothing to do", rows_failed=0)
         return _conclude(layout, spec, manifest)
-    name = _read_plan(layout).model
+    checked = Checked(spec, facts, layout, manifest, frozenset(committed_shards(layout)), resumed=True)
     with _connected(cluster, listener):
-        plan = make_plan(spec, pipeline.describe_cluster(), name)
+        plan = plan_job(checked, pipeline.describe_cluster())
         with layout.storage.lock(layout.run("lock")):
             note_retry(layout, positions)
             shards = [shard for shard in manifest.shards if shard.shard_id in positions]

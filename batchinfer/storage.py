@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -36,6 +36,9 @@ class Storage(Protocol):
 
     def list(self, uri: str) -> Iterator[Entry]:
         """Every object under `uri`, in order of its URI; nothing when there is none."""
+
+    def names(self, uri: str) -> Sequence[str]:
+        """What lies directly in the folder `uri`; nothing when there is none."""
 
     def stat(self, uri: str) -> Entry | None:
         """The object at `uri`, None when there is none."""
@@ -105,6 +108,13 @@ class LocalStorage:
     def _entry(self, path: str) -> Entry:
         status = os.stat(path)
         return Entry(path, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}")
+
+    def names(self, uri: str) -> Sequence[str]:
+        with _naming(uri):
+            try:
+                return sorted(os.listdir(local_path(uri)))
+            except (FileNotFoundError, NotADirectoryError):
+                return []
 
     def stat(self, uri: str) -> Entry | None:
         path = local_path(uri)

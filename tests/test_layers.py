@@ -15,9 +15,9 @@ ROOT = Path(batchinfer.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = [
-    *("errors", "spec", "catalog", "planner", "storage", "records", "shards", "source", "prompts", "meter"),
-    *("engine", "job", "replica", "commit", "ledger", "report", "progress", "pipeline", "retry", "preflight"),
-    *("runner", "console", "cli"),
+    *("errors", "spec", "catalog", "planner", "storage", "model_source", "checkpoint", "records", "shards", "source"),
+    *("prompts", "survey", "meter", "engine", "job", "replica", "commit", "ledger", "report", "progress", "placement"),
+    *("pipeline", "retry", "preflight", "planning", "runner", "console", "cli"),
 ]
 
 LAZY = ("ray", "vllm", "torch", "transformers", "pyarrow.dataset", "pandas", "boto3", "huggingface_hub")
@@ -26,7 +26,7 @@ ONLY = {
     "boto3": {"storage"},
     "botocore": {"storage"},
     "vllm": {"engine/vllm.py"},
-    "ray": {"pipeline.py", "submit.py", "schedule.py"},
+    "ray": {"pipeline.py", "placement.py", "submit.py", "schedule.py"},
     "typer": {"cli.py"},
 }
 

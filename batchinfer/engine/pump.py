@@ -31,10 +31,11 @@ class Batch:
 
 
 class Pump:
-    """Owns `engine` (a vLLM LLMEngine) from now on."""
+    """Owns `engine` (a vLLM LLMEngine) from now on; every request goes through `lora`, a LoRARequest."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, lora: Any = None) -> None:
         self._engine = engine
+        self._lora = lora
         self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._waiting: collections.deque[tuple[Batch, int]] = collections.deque()
         self._running: dict[str, tuple[Batch, int]] = {}
@@ -104,7 +105,7 @@ class Pump:
             prompt, params = batch.requests[i]
             request_id = str(next(self._numbers))
             try:
-                self._engine.add_request(request_id, prompt, params)
+                self._engine.add_request(request_id, prompt, params, lora_request=self._lora)
             except ValueError as error:
                 # vLLM's word for a request that it will not run; the others are not affected.
                 batch.results[i] = error

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from batchinfer.ledger import ReplicaAccount, Totals
-from batchinfer.planner import Plan
+from batchinfer.planner import Estimate, Plan
 
 
 class Seconds(BaseModel):
@@ -36,7 +36,8 @@ class Report(BaseModel):
     spent, retries and lost attempts included.
 
     tokens_per_second: input and output tokens over the seconds in which a replica was ready.
-    cost_per_million_tokens: of input and output tokens together.
+    cost_per_million_tokens: of input and output tokens together. hours: in which a replica was up, loading
+    included. planned: what the plan expected of the whole job, None where it could not say.
     """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
@@ -72,6 +73,8 @@ class Report(BaseModel):
     shards_in_input: int
     replicas: int
     replicas_killed: int
+    hours: float
+    planned: Estimate | None
 
     @property
     def error_rate(self) -> float:
@@ -135,4 +138,6 @@ def make_report(
         shards_in_input=shards_in_input,
         replicas=len(replicas),
         replicas_killed=sum(replica.killed for replica in replicas),
+        hours=totals.up_seconds / 3600,
+        planned=plan.estimate,
     )

@@ -8,7 +8,6 @@ from batchinfer.spec.model import (
     InputSpec,
     JobSpec,
     LimitsSpec,
-    ModelSpec,
     OutputSpec,
     PromptSpec,
     ReplicaRange,
@@ -17,14 +16,17 @@ from batchinfer.spec.model import (
     ScriptedSpec,
     ShardsSpec,
 )
+from batchinfer.spec.weights import SCRIPTED, LoraSpec, ModelSpec, SpeculativeSpec
 
 __all__ = [
+    "SCRIPTED",
     "AcceleratorName",
     "EngineSpec",
     "EvaluateSpec",
     "InputSpec",
     "JobSpec",
     "LimitsSpec",
+    "LoraSpec",
     "ModelSpec",
     "OutputSpec",
     "PromptSpec",
@@ -33,6 +35,7 @@ __all__ = [
     "SamplingSpec",
     "ScriptedSpec",
     "ShardsSpec",
+    "SpeculativeSpec",
     "load",
     "parse",
     "to_yaml",

@@ -16,17 +16,17 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jsonschema.exceptions import SchemaError
 from jsonschema.validators import validator_for
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
+
+from batchinfer.spec.base import Keys
+from batchinfer.spec.weights import ModelSpec
 
 AcceleratorName = Literal[
     "auto", "cpu", "T4", "A10", "A10G", "L4", "L40S", "A100-40GB", "A100-80GB", "H100", "H100-PCIe", "H200",
@@ -57,33 +57,7 @@ def _text_only(value: Any) -> Any:
 Text = Annotated[str, BeforeValidator(_text_only)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python counts True as 1, and YAML 1.1 reads `yes` and `on` as True."""
-        kind = str(cls.model_fields[str(info.field_name)].annotation)
-        for one in value if isinstance(value, list) and "int" in kind else [value]:
-            if isinstance(one, bool) and "bool" not in kind:
-                raise ValueError(f"{one!r} is read by YAML as true or false: write a number, or quote a text")
-        return value
-
-
-class ModelSpec(_Model):
-    """What runs: a local folder, a Hugging Face repository id, or `scripted` (no model at all)."""
-
-    source: str = Field(min_length=1)
-    quantization: str = "auto"
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    revision: str | None = None
-    trust_remote_code: bool = False
-
-
-class InputSpec(_Model):
+class InputSpec(Keys):
     """Where the rows come from. `columns` are passed through to the results."""
 
     uri: str = Field(min_length=1)
@@ -99,7 +73,7 @@ class InputSpec(_Model):
         return columns
 
 
-class PromptSpec(_Model):
+class PromptSpec(Keys):
     """How a row becomes a prompt: exactly one of `template`, `column`, `messages_column`.
 
     `chat` null means: through the model's chat template where it has one, as plain text else.
@@ -131,7 +105,7 @@ class PromptSpec(_Model):
         return self
 
 
-class SamplingSpec(_Model):
+class SamplingSpec(Keys):
     """vLLM's sampling parameters by their own names; null leaves vLLM's default."""
 
     max_tokens: int = Field(default=256, ge=1)
@@ -180,7 +154,7 @@ def _require_references(schema: dict[str, Any]) -> None:
                 raise ValueError(f"refers to {reference!r}, which is not in it: put it under $defs") from None
 
 
-class OutputSpec(_Model):
+class OutputSpec(Keys):
     """Where the results go, and what shape an answer must have (at most one of the three)."""
 
     uri: str = Field(min_length=1)
@@ -230,7 +204,7 @@ class OutputSpec(_Model):
         return self
 
 
-class ScriptedSpec(_Model):
+class ScriptedSpec(Keys):
     """The scripted engine (`model.source: scripted`): deterministic, with scripted time and failures.
 
     Seconds are real seconds. A row whose prompt contains `kill_on` kills the engine, one that contains
@@ -245,7 +219,7 @@ class ScriptedSpec(_Model):
     reject_on: str | None = None
 
 
-class EngineSpec(_Model):
+class EngineSpec(Keys):
     """vLLM's engine arguments by their own names, all optional; null leaves vLLM's default."""
 
     max_model_len: int | None = Field(default=None, ge=1)
@@ -265,7 +239,7 @@ class EngineSpec(_Model):
     scripted: ScriptedSpec = ScriptedSpec()
 
 
-class ReplicaRange(_Model):
+class ReplicaRange(Keys):
     """An autoscaled number of replicas."""
 
     min: int = Field(ge=1)
@@ -278,7 +252,7 @@ class ReplicaRange(_Model):
         return self
 
 
-class ResourcesSpec(_Model):
+class ResourcesSpec(Keys):
     """What the job runs on. A replica takes tensor_parallel x pipeline_parallel GPUs."""
 
     accelerator: AcceleratorName = "auto"
@@ -288,14 +262,14 @@ class ResourcesSpec(_Model):
     price_per_gpu_hour: float | None = Field(default=None, ge=0)
 
 
-class ShardsSpec(_Model):
+class ShardsSpec(Keys):
     """How the input is cut: by rows, and never above `max_bytes` of the columns that are read."""
 
     rows: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     max_bytes: int = Field(default=64 * 2**20, ge=1)
 
 
-class LimitsSpec(_Model):
+class LimitsSpec(Keys):
     """When the run stops by itself. `max_engine_restarts` counts for each replica."""
 
     max_cost_usd: float | None = Field(default=None, ge=0)
@@ -304,7 +278,7 @@ class LimitsSpec(_Model):
     max_engine_restarts: int = Field(default=3, ge=0)
 
 
-class ScheduleSpec(_Model):
+class ScheduleSpec(Keys):
     """When a scheduler runs the job; `batchinfer run` runs it now."""
 
     cron: str
@@ -320,14 +294,14 @@ class ScheduleSpec(_Model):
         return name
 
 
-class EvaluateSpec(_Model):
+class EvaluateSpec(Keys):
     """Compare the output with a column of the input; `by` splits the accuracy by a column's values."""
 
     expected: str
     by: str | None = None
 
 
-class JobSpec(_Model):
+class JobSpec(Keys):
     """One job: read `input`, make prompts, run `model`, write `output`."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
@@ -365,6 +339,20 @@ class JobSpec(_Model):
             raise ValueError("output.column 'logprobs' is the name of a result column: choose another")
         if self.input.id_column is None and ROW_NUMBER in self.input.columns:
             raise ValueError(f"input.columns holds {ROW_NUMBER!r}, the name of the generated id: set input.id_column")
+        return self
+
+    @model_validator(mode="after")
+    def _speculation_samples_plainly(self) -> Self:
+        """vLLM refuses each request with one of these when it speculates."""
+        sampling = self.sampling
+        given = {"min_tokens": sampling.min_tokens > 0, "min_p": sampling.min_p > 0, "logit_bias": sampling.logit_bias}
+        for name, value in given.items():
+            if self.model.speculative is not None and value:
+                raise ValueError(f"sampling.{name} does not go with model.speculative: leave one of the two out")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluates_one_output(self) -> Self:
         if self.evaluate is not None and self.sampling.n > 1:
             raise ValueError("evaluate compares one output with one column: it needs sampling.n = 1")
         return self
