@@ -11,11 +11,10 @@ import re
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jsonschema.exceptions import SchemaError
 from jsonschema.validators import validator_for
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -27,6 +26,8 @@ from pydantic import (
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
+
+from batchinfer.templates import compile_template
 
 AcceleratorName = Literal[
     "auto", "cpu", "T4", "A10", "A10G", "L4", "L40S", "A100-40GB", "A100-80GB", "H100", "H100-PCIe", "H200",
@@ -57,6 +58,23 @@ def _text_only(value: Any) -> Any:
 Text = Annotated[str, BeforeValidator(_text_only)]
 
 
+def _place_without_secrets(uri: str) -> str:
+    """Specs are kept with the results, and shown: no secret may be part of one."""
+    if "\0" in uri:
+        raise ValueError("has a NUL in it, which no place has in its name")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*@", uri):
+        raise ValueError(
+            "holds a user or a password, and a spec is kept with the results: take it out, and give "
+            "credentials in the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, HF_TOKEN, ...)"
+        )
+    if re.search(r"[?&](X-Amz-(Signature|Credential|Security-Token)|AWSAccessKeyId|sig|signature|token)=", uri, re.I):
+        raise ValueError("is a signed URL, and a spec is kept with the results: give credentials in the environment")
+    return uri
+
+
+Place = Annotated[str, Field(min_length=1), AfterValidator(_place_without_secrets)]
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
@@ -76,7 +94,7 @@ class _Model(BaseModel):
 class ModelSpec(_Model):
     """What runs: a local folder, a Hugging Face repository id, or `scripted` (no model at all)."""
 
-    source: str = Field(min_length=1)
+    source: Place
     quantization: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     revision: str | None = None
@@ -86,7 +104,7 @@ class ModelSpec(_Model):
 class InputSpec(_Model):
     """Where the rows come from. `columns` are passed through to the results."""
 
-    uri: str = Field(min_length=1)
+    uri: Place
     format: Literal["parquet", "jsonl"] = "parquet"
     id_column: str | None = None
     columns: tuple[str, ...] = ()
@@ -115,10 +133,7 @@ class PromptSpec(_Model):
     @classmethod
     def _parses(cls, template: str | None) -> str | None:
         if template is not None:
-            try:
-                ImmutableSandboxedEnvironment().parse(template)
-            except jinja2.TemplateSyntaxError as error:
-                raise ValueError(f"is not a valid Jinja2 template: {error.message} (its line {error.lineno})") from None
+            compile_template(template)
         return template
 
     @model_validator(mode="after")
@@ -183,7 +198,7 @@ def _require_references(schema: dict[str, Any]) -> None:
 class OutputSpec(_Model):
     """Where the results go, and what shape an answer must have (at most one of the three)."""
 
-    uri: str = Field(min_length=1)
+    uri: Place
     column: str = Field(default="output", min_length=1)
     choices: tuple[Text, ...] | None = Field(default=None, min_length=1)
     json_schema: dict[str, Any] | None = None
@@ -203,6 +218,8 @@ class OutputSpec(_Model):
                 raise ValueError("is not a valid JSON Schema: its $schema is not a text")
             try:
                 validator_for(schema).check_schema(schema)
+            except RecursionError:
+                raise ValueError("is nested too deeply") from None
             except SchemaError as error:
                 raise ValueError(f"is not a valid JSON Schema: {error.message}") from None
             _require_references(schema)
@@ -260,7 +277,7 @@ class EngineSpec(_Model):
     num_gpu_blocks_override: int | None = Field(default=None, ge=1)
     block_size: int | None = Field(default=None, ge=1)
     load_format: str | None = None
-    tokenizer: str | None = None
+    tokenizer: Place | None = None
     seed: int | None = None
     scripted: ScriptedSpec = ScriptedSpec()
 
@@ -315,7 +332,7 @@ class ScheduleSpec(_Model):
     def _exists(cls, name: str) -> str:
         try:
             ZoneInfo(name)
-        except (ZoneInfoNotFoundError, ValueError):
+        except (ZoneInfoNotFoundError, ValueError, OSError):
             raise ValueError(f"there is no time zone {name!r}: use a name like Europe/Berlin or UTC") from None
         return name
 
