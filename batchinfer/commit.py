@@ -7,9 +7,11 @@ the two writes loses nothing (`repair`).
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +22,8 @@ from batchinfer.job import Layout
 from batchinfer.records import ShardRecord, shard_records, shard_table
 
 FOOTER = b"batchinfer.accounting"
+
+_THREADS = 16
 
 
 def commit(layout: Layout, rows: pa.Table, record: ShardRecord) -> bool:
@@ -88,11 +92,16 @@ def committed_shards(layout: Layout) -> set[int]:
 
 
 def read_accounting(layout: Layout) -> Iterator[ShardRecord]:
-    """Every record of the run, in order of shards and generations."""
+    """Every record of the run, in order of shards and generations.
+
+    A run has a file for each shard: in a store far away they are fetched several at a time.
+    """
     storage = layout.storage
-    for entry in storage.list(layout.accounting_folder):
-        if entry.uri.endswith(".parquet"):
-            yield from shard_records(pq.read_table(pa.BufferReader(storage.read(entry.uri))))
+    uris = (entry.uri for entry in storage.list(layout.accounting_folder) if entry.uri.endswith(".parquet"))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while some := list(itertools.islice(uris, _THREADS * 16)):
+            for data in pool.map(storage.read, some):
+                yield from shard_records(pq.read_table(pa.BufferReader(data), use_threads=False))
 
 
 def repair(

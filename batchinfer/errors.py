@@ -95,7 +95,7 @@ class RowError:
 
 ROW_ERROR_CODES = {
     "prompt_empty": "the prompt is null or has no text",
-    "prompt_invalid": "the messages column does not hold a list of {role, content}",
+    "prompt_invalid": "the messages column does not hold a list of {role, content}, or a value is no text",
     "prompt_too_long": "the prompt does not leave room for one output token in the context",
     "template_error": "the template met a missing or unusable value in this row",
     "output_invalid": "the output does not fit output.choices, output.json_schema or output.regex",

@@ -235,7 +235,8 @@ def connected(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     guard = Guard(DRIVER, uuid.uuid4().hex)
     try:
-        ray.init(include_dashboard=False, log_to_driver=True)
+        # Else Ray joins a cluster that it finds running on this machine, whosever that is.
+        ray.init(address="local", include_dashboard=False, log_to_driver=True)
         yield
     finally:
         ray.shutdown()

@@ -20,7 +20,7 @@ from batchinfer.errors import RowError, StorageError
 from batchinfer.job import Job, lost_attempts, read_journals, seal, unseal
 from batchinfer.meter import Meter
 from batchinfer.planner.plan import DEFAULT_SLOTS
-from batchinfer.prompts import OutputCheck, PromptMaker
+from batchinfer.prompts import OutputCheck, PromptMaker, python_values
 from batchinfer.records import MeterReading, ReplicaRecord, ShardRecord
 from batchinfer.spec import JobSpec
 
@@ -268,8 +268,8 @@ def evaluate(spec: JobSpec, rows: pa.Table, completions: Sequence[Completion]) -
     wanted = spec.evaluate
     if wanted is None:
         return {}
-    expected = rows.column(wanted.expected).to_pylist()
-    groups = rows.column(wanted.by).to_pylist() if wanted.by is not None else ["all"] * rows.num_rows
+    expected = python_values(rows.column(wanted.expected))
+    groups = python_values(rows.column(wanted.by)) if wanted.by is not None else ["all"] * rows.num_rows
     counts: dict[str, tuple[int, int]] = {}
     for value, group, completion in zip(expected, groups, completions, strict=True):
         if value is not None:

@@ -27,8 +27,11 @@ def input_entries(uri: str, file_format: str) -> list[Entry]:
     if is_glob(uri):
         paths = glob.glob(local_path(uri), recursive=True)
         storage = storage_for(uri)
-        entries = [entry for path in paths if os.path.isfile(path) and (entry := storage.stat(path))]
+        found = (storage.stat(path) for path in paths if os.path.isfile(path))
+        # A pattern may reach one file by several links.
+        entries = list({entry.uri: entry for entry in found if entry}.values())
     else:
+        _require_no_linked_folders(local_path(uri))
         entries = list(storage_for(uri).list(uri))
         if not os.path.isfile(local_path(uri)):
             suffixes = _SUFFIXES[file_format]
@@ -38,7 +41,23 @@ def input_entries(uri: str, file_format: str) -> list[Entry]:
         entries = [e for e in entries if not _hidden(os.path.relpath(e.uri, root))]
     if not entries:
         raise InputError(f"there are no {file_format} files at input.uri {uri}", _advice(uri, file_format))
+    for entry in entries:
+        if not entry.uri.isascii() and entry.uri != entry.uri.encode(errors="replace").decode():
+            raise InputError(f"{entry.uri!r}: the name of this file is not UTF-8", "rename it")
     return sorted(entries, key=lambda e: (_natural(e.uri), e.uri))
+
+
+def _require_no_linked_folders(root: str) -> None:
+    """A listing does not go through links to folders, which may lead anywhere, or round in a circle: what
+    is behind one must not be missing silently."""
+    for folder, folders, _ in os.walk(root):
+        for name in folders:
+            path = os.path.join(folder, name)
+            if os.path.islink(path) and not _hidden(os.path.relpath(path, root)):
+                raise InputError(
+                    f"{path} is a link to a folder, and links to folders are not followed",
+                    "move the folder itself there, or name it with a pattern in input.uri",
+                )
 
 
 def is_glob(uri: str) -> bool:

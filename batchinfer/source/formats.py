@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchinfer.errors import InputError
+from batchinfer.errors import BatchinferError, InputError
 from batchinfer.shards import InputFile, RowGroup, Segment
 from batchinfer.storage import Entry, storage_for
 
@@ -19,6 +19,9 @@ LINES_PER_GROUP = 64
 """JSON lines have no row groups: an offset is noted every so many lines."""
 
 _BATCH_ROWS = 8192
+
+_BATCH_BYTES = 2**25
+"""Rows are decoded this much at a time, and lines gathered: a row may be 10 MB."""
 
 
 class Rows(Protocol):
@@ -35,17 +38,31 @@ def inspect_parquet(entry: Entry, columns: Sequence[str]) -> tuple[InputFile, pa
     with storage_for(entry.uri).open(entry.uri) as file:
         try:
             metadata = pq.read_metadata(file)
-        except (pa.ArrowException, OSError) as error:
+            schema = metadata.schema.to_arrow_schema()
+            wanted = set(columns)
+            chunks = [
+                i
+                for i in range(metadata.num_columns)
+                if not wanted.isdisjoint(_names_in(metadata.schema.column(i).path))
+            ]
+            groups = []
+            for number in range(metadata.num_row_groups):
+                group = metadata.row_group(number)
+                size = sum(group.column(i).total_uncompressed_size for i in chunks)
+                groups.append(RowGroup(group.num_rows, max(0, size)))
+        except Exception as error:
+            # What a damaged footer makes Arrow raise goes from OSError to UnicodeDecodeError.
             raise InputError(
                 f"{entry.uri} is not a readable Parquet file: {first_line(error)}",
                 "it may be cut off or another format: write it again, or move it away",
             ) from None
-    chunks = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path.split(".")[0] in columns]
-    groups = []
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        groups.append(RowGroup(group.num_rows, sum(group.column(i).total_uncompressed_size for i in chunks)))
-    return InputFile(entry, tuple(groups)), metadata.schema.to_arrow_schema()
+    return InputFile(entry, tuple(groups)), schema
+
+
+def _names_in(path: str) -> list[str]:
+    """The columns that a leaf's path may belong to: `a.b` is a field of `a`, or a column of that name."""
+    parts = path.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 def parquet_column(entry: Entry, column: str) -> Iterator[pa.Array]:
@@ -79,10 +96,11 @@ class ParquetRows:
             return pa.Table.from_batches(pieces, schema=pieces[0].schema)
 
     def _open_group(self, group: int, first_row: int) -> None:
-        groups = list(range(group, self._file.metadata.num_row_groups))
-        self._batches = self._file.iter_batches(
-            _BATCH_ROWS, row_groups=groups, columns=self._columns, use_threads=False
-        )
+        metadata = self._file.metadata
+        groups = list(range(group, metadata.num_row_groups))
+        widest = max(metadata.row_group(i).total_byte_size // max(1, metadata.row_group(i).num_rows) for i in groups)
+        rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, widest)))
+        self._batches = self._file.iter_batches(rows, row_groups=groups, columns=self._columns, use_threads=False)
         self._group, self._at, self._rest = group, first_row, None
 
     def _forward(self, rows: int) -> list[pa.RecordBatch]:
@@ -136,7 +154,7 @@ def _line_groups(entry: Entry) -> Iterator[tuple[int, int, list[dict[str, Any]]]
             at += len(line)
             if line.strip():
                 rows.append(_parse(line, entry.uri, number))
-                if len(rows) == LINES_PER_GROUP:
+                if len(rows) == LINES_PER_GROUP or at - offset > _BATCH_BYTES:
                     yield offset, at - offset, rows
                     offset, rows = at, []
         if rows:
@@ -146,14 +164,22 @@ def _line_groups(entry: Entry) -> Iterator[tuple[int, int, list[dict[str, Any]]]
 def _parse(line: bytes, uri: str, number: int | None) -> dict[str, Any]:
     place = f"{uri}:{number}" if number else uri
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{place}: not a line of JSON: {error}", "each line is one JSON object; mend or drop it"
+            f"{place}: not a line of JSON: {first_line(error)[:300]}", "each line is one JSON object; mend or drop it"
         ) from None
     if not isinstance(row, dict):
         raise InputError(f"{place}: a line is a JSON object, not {type(row).__name__}", 'write {"column": value, ...}')
     return row
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
+        raise ValueError(f"the key {twice!r:.100} is there twice")
+    return found
 
 
 class JsonlRows:
@@ -170,6 +196,8 @@ class JsonlRows:
         kept = [line for line in lines if line.strip()][segment.skip : segment.skip + segment.rows]
         rows = [_parse(line, self._uri, None) for line in kept]
         with reading(self._uri):
+            if len(rows) != segment.rows:
+                raise StopIteration
             columns = {field.name: pa.array([r.get(field.name) for r in rows], field.type) for field in self._schema}
             return pa.Table.from_pydict(columns, schema=self._schema)
 
@@ -182,13 +210,16 @@ def reading(uri: str) -> Iterator[None]:
     """Turn an Arrow error while reading `uri` into an InputError that names it."""
     try:
         yield
-    except (pa.ArrowException, OSError, StopIteration) as error:
+    except BatchinferError:
+        raise
+    except Exception as error:
+        # Damaged data makes Arrow raise more than its own exceptions, UnicodeDecodeError among them.
         raise InputError(
-            f"{uri} cannot be read: {first_line(error) or 'it has fewer rows than its footer says'}",
+            f"{uri} cannot be read: {first_line(error) or 'it has fewer rows than it had or says'}",
             "it is damaged: write it again and run with --fresh",
         ) from None
 
 
 def first_line(error: BaseException) -> str:
-    """The message without the stack that Arrow appends."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else ""
+    """The message without the stack that Arrow appends, at most 500 characters of it."""
+    return str(error).strip().splitlines()[0][:500] if str(error).strip() else ""

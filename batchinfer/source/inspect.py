@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from batchinfer.errors import InputError
 from batchinfer.shards import InputFile, Manifest, cut, rows_per_shard
@@ -46,9 +47,11 @@ def build_manifest(spec: JobSpec, columns: Mapping[str, str], fingerprint: Mappi
     if spec.input.id_column is not None:
         _require_unique_ids(spec, [f.entry for f in files if f.rows], schema, partitions)
     rows = rows_per_shard(sum(file.rows for file in files), spec.shards.rows, spec.sampling.max_tokens)
+    whole = pa.schema([_field(name, schema, partitions) for name in columns])
+    _require_storable(whole, spec.input.columns)
     return Manifest(
         shards=tuple(cut(files, rows, spec.shards.max_bytes)),
-        schema=pa.schema([_field(name, schema, partitions) for name in columns]),
+        schema=whole,
         partitions=tuple(name for name in columns if name in partitions.names),
         empty_files=tuple(file.entry.uri for file in files if not file.rows),
         fingerprint=fingerprint,
@@ -83,8 +86,8 @@ def _unify(schemas: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
         if bare.equals(whole):
             continue
         try:
-            whole = pa.unify_schemas([whole, bare], promote_options="permissive")
-        except pa.ArrowException as error:
+            whole = _merged(whole, bare)
+        except (pa.ArrowException, RecursionError) as error:
             other = next((u for u, s in schemas if not _fit(s.remove_metadata(), bare)), before)
             raise InputError(
                 f"files do not fit together: {other} and {uri}: {first_line(error)}",
@@ -94,10 +97,23 @@ def _unify(schemas: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
     return whole
 
 
+def _merged(one: pa.Schema, other: pa.Schema) -> pa.Schema:
+    """Arrow's common schema; a dictionary in one and plain values in the other become plain values."""
+    try:
+        return pa.unify_schemas([one, other], promote_options="permissive")
+    except pa.ArrowException:
+        plain = [pa.schema([_without_dictionary(field) for field in schema]) for schema in (one, other)]
+        return pa.unify_schemas(plain, promote_options="permissive")
+
+
+def _without_dictionary(field: pa.Field) -> pa.Field:
+    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+
+
 def _fit(one: pa.Schema, other: pa.Schema) -> bool:
     try:
-        pa.unify_schemas([one, other], promote_options="permissive")
-    except pa.ArrowException:
+        _merged(one, other)
+    except (pa.ArrowException, RecursionError):
         return False
     return True
 
@@ -113,6 +129,25 @@ def _require_columns(columns: Mapping[str, str], have: set[str]) -> None:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         lines.append(f"{columns[name]} names the column {name!r}, which the input does not have{hint}")
     raise InputError("\n".join(lines), f"the columns are: {shown}")
+
+
+def _require_storable(schema: pa.Schema, passed: Sequence[str]) -> None:
+    """JSON lines may come to types that Arrow cannot send, such as a hundred lists in each other, or that
+    Parquet cannot hold, such as an object without a key."""
+    for field in schema:
+        try:
+            one = pa.table([pa.nulls(1, field.type)], schema=pa.schema([field]))
+            with pa.ipc.new_stream(pa.BufferOutputStream(), one.schema) as writer:
+                writer.write_table(one)
+            pa.ipc.read_schema(one.schema.serialize())
+            if field.name in passed:
+                pq.write_table(one, pa.BufferOutputStream())
+        except (pa.ArrowException, OSError, RecursionError) as error:
+            raise InputError(
+                f"column {field.name!r} has the type {field.type!s:.100}, which cannot be "
+                f"{'passed through' if field.name in passed else 'read'}: {first_line(error)}",
+                "make it flatter, or leave it out of the job",
+            ) from None
 
 
 def _require_unique_ids(spec: JobSpec, entries: Sequence[Entry], schema: pa.Schema, partitions: pa.Schema) -> None:

@@ -43,7 +43,12 @@ class _Reader:
         if self._open is None or self._open[0] != segment.entry:
             self.close()
             self._open = (segment.entry, self._open_file(segment.entry))
-        stored = self._open[1].take(segment)
+        try:
+            stored = self._open[1].take(segment)
+        finally:
+            # What was written over the file while it was read may be in these rows, or the reason why
+            # they cannot be read.
+            self._require_unchanged(segment.entry)
         values = partition_values(self._uri, segment.entry.uri) if self._partitions else {}
         columns = []
         for field in self._schema:
@@ -58,15 +63,19 @@ class _Reader:
         return pa.Table.from_arrays(columns, schema=self._schema)
 
     def _open_file(self, entry: Entry) -> ParquetRows | JsonlRows:
+        # Before, for a file that is gone or cannot be opened any more; `rows` looks again after.
+        self._require_unchanged(entry)
+        if self._format == "parquet":
+            return ParquetRows(entry, self._stored.names)
+        return JsonlRows(entry, self._stored)
+
+    def _require_unchanged(self, entry: Entry) -> None:
         now = storage_for(entry.uri).stat(entry.uri)
         if now is None or now.tag != entry.tag:
             raise InputError(
                 f"{entry.uri} {'is gone' if now is None else 'has changed'} since the run began",
                 "put it back as it was, or run with --fresh to begin anew with the input as it is",
             )
-        if self._format == "parquet":
-            return ParquetRows(entry, self._stored.names)
-        return JsonlRows(entry, self._stored)
 
     def close(self) -> None:
         if self._open is not None:

@@ -11,8 +11,6 @@ import re
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jsonschema.exceptions import SchemaError
 from jsonschema.validators import validator_for
 from pydantic import (
@@ -25,8 +23,9 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-from batchinfer.spec.base import Keys
+from batchinfer.spec.base import Keys, Place
 from batchinfer.spec.weights import ModelSpec
+from batchinfer.templates import compile_template
 
 AcceleratorName = Literal[
     "auto", "cpu", "T4", "A10", "A10G", "L4", "L40S", "A100-40GB", "A100-80GB", "H100", "H100-PCIe", "H200",
@@ -60,7 +59,7 @@ Text = Annotated[str, BeforeValidator(_text_only)]
 class InputSpec(Keys):
     """Where the rows come from. `columns` are passed through to the results."""
 
-    uri: str = Field(min_length=1)
+    uri: Place
     format: Literal["parquet", "jsonl"] = "parquet"
     id_column: str | None = None
     columns: tuple[str, ...] = ()
@@ -89,10 +88,7 @@ class PromptSpec(Keys):
     @classmethod
     def _parses(cls, template: str | None) -> str | None:
         if template is not None:
-            try:
-                ImmutableSandboxedEnvironment().parse(template)
-            except jinja2.TemplateSyntaxError as error:
-                raise ValueError(f"is not a valid Jinja2 template: {error.message} (its line {error.lineno})") from None
+            compile_template(template)
         return template
 
     @model_validator(mode="after")
@@ -157,7 +153,7 @@ def _require_references(schema: dict[str, Any]) -> None:
 class OutputSpec(Keys):
     """Where the results go, and what shape an answer must have (at most one of the three)."""
 
-    uri: str = Field(min_length=1)
+    uri: Place
     column: str = Field(default="output", min_length=1)
     choices: tuple[Text, ...] | None = Field(default=None, min_length=1)
     json_schema: dict[str, Any] | None = None
@@ -177,6 +173,8 @@ class OutputSpec(Keys):
                 raise ValueError("is not a valid JSON Schema: its $schema is not a text")
             try:
                 validator_for(schema).check_schema(schema)
+            except RecursionError:
+                raise ValueError("is nested too deeply") from None
             except SchemaError as error:
                 raise ValueError(f"is not a valid JSON Schema: {error.message}") from None
             _require_references(schema)
@@ -234,7 +232,7 @@ class EngineSpec(Keys):
     num_gpu_blocks_override: int | None = Field(default=None, ge=1)
     block_size: int | None = Field(default=None, ge=1)
     load_format: str | None = None
-    tokenizer: str | None = None
+    tokenizer: Place | None = None
     seed: int | None = None
     scripted: ScriptedSpec = ScriptedSpec()
 
@@ -289,7 +287,7 @@ class ScheduleSpec(Keys):
     def _exists(cls, name: str) -> str:
         try:
             ZoneInfo(name)
-        except (ZoneInfoNotFoundError, ValueError):
+        except (ZoneInfoNotFoundError, ValueError, OSError):
             raise ValueError(f"there is no time zone {name!r}: use a name like Europe/Berlin or UTC") from None
         return name
 
