@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -232,8 +233,21 @@ def _explain(error: Any, name: str, tree: yaml.Node | None) -> str:
     value = error.get("input")
     if error["type"] == "value_error":
         return f"{where}: {message}"
+    if error["type"] == "literal_error" and isinstance(value, str):
+        return f"{where}: there is no {value!r:.80}{_near_choices(value, error['ctx']['expected'])}"
     shown = "" if isinstance(value, dict | list | tuple) else f", not {_shown(value):.80}"
     return f"{where}: {_plain(message, place)}{shown}"
+
+
+def _near_choices(value: str, expected: str) -> str:
+    """Which of a key's words was meant; all of them where none is near. `expected`: pydantic's 'a', 'b' or 'c'."""
+    words = re.findall(r"'([^']*)'", expected)
+    folded = {word.lower(): word for word in words}
+    # "A100" is nearest to "A100-80GB", which it begins, whatever their lengths.
+    near = [word for word in words if value and word.lower().startswith(value.lower())]
+    near += [folded[word] for word in difflib.get_close_matches(value.lower(), folded, n=3, cutoff=0.5)]
+    near = list(dict.fromkeys(near))
+    return f": did you mean {' or '.join(near[:3])}?" if near else f": it takes {', '.join(words)}"
 
 
 def _shown(value: Any) -> str:
