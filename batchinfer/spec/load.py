@@ -24,6 +24,14 @@ _SHOWN = 200
 
 _MAX_VALUES = 100_000
 
+_TAKES = {
+    ("resources", "replicas"): "should be auto, a number from 1, or {min: N, max: N}",
+    ("resources", "tensor_parallel"): "should be auto or a number from 1",
+    ("resources", "pipeline_parallel"): "should be auto or a number from 1",
+    ("shards", "rows"): "should be auto or a number from 1",
+}
+"""What keys of several types take: pydantic's word for a union's first member hides the others."""
+
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
     """The spec at `path`, with `KEY.KEY=VALUE` overrides applied; raises SpecError."""
@@ -233,10 +241,10 @@ def _explain(error: Any, name: str, tree: yaml.Node | None) -> str:
     value = error.get("input")
     if error["type"] == "value_error":
         return f"{where}: {message}"
-    if error["type"] == "literal_error" and isinstance(value, str):
+    if error["type"] == "literal_error" and isinstance(value, str) and place not in _TAKES:
         return f"{where}: there is no {value!r:.80}{_near_choices(value, error['ctx']['expected'])}"
     shown = "" if isinstance(value, dict | list | tuple) else f", not {_shown(value):.80}"
-    return f"{where}: {_plain(message, place)}{shown}"
+    return f"{where}: {_TAKES.get(place, message)}{shown}"
 
 
 def _near_choices(value: str, expected: str) -> str:
@@ -256,17 +264,6 @@ def _shown(value: Any) -> str:
     except ValueError:
         # Python prints no integer of more than 4300 digits.
         return "a number of thousands of digits"
-
-
-def _plain(message: str, place: tuple[Any, ...]) -> str:
-    """Pydantic's word for a union's first member hides the others: say what the key takes."""
-    takes = {
-        ("resources", "replicas"): "should be auto, a number from 1, or {min: N, max: N}",
-        ("resources", "tensor_parallel"): "should be auto or a number from 1",
-        ("resources", "pipeline_parallel"): "should be auto or a number from 1",
-        ("shards", "rows"): "should be auto or a number from 1",
-    }
-    return takes.get(place, message)
 
 
 def _nearest(place: tuple[Any, ...]) -> str:
