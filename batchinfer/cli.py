@@ -17,6 +17,7 @@ from batchinfer.errors import BatchinferError
 if TYPE_CHECKING:
     from batchinfer.progress import Listener
     from batchinfer.report import Report
+    from batchinfer.storage import Stores
 
 # Both report usage to their makers unless told not to; set before either is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -75,7 +76,7 @@ def run(
     from batchinfer import runner
 
     loaded = runner.load_spec(spec, overrides or [])
-    _attended(lambda listener: runner.run(loaded, listener, address, fresh), as_json)
+    _attended(lambda listener: runner.run(loaded, listener, address, fresh), as_json, loaded.storage)
 
 
 @app.command()
@@ -83,7 +84,7 @@ def retry(uri: RunUri, as_json: AsJson = False, address: Address = None) -> None
     """Run the failed rows of a run again, and put what they give into their places."""
     from batchinfer import runner
 
-    _attended(lambda listener: runner.retry(uri, listener, address), as_json)
+    _attended(lambda listener: runner.retry(uri, listener, address), as_json, {})
 
 
 @app.command()
@@ -101,17 +102,17 @@ def _options(
     pass
 
 
-def _attended(command: Callable[[Listener], Report], as_json: bool) -> None:
+def _attended(command: Callable[[Listener], Report], as_json: bool, stores: Stores) -> None:
     """Run a command with a listener, print its report, and name the log if it fails."""
     from batchinfer import runner
     from batchinfer.console import listening
 
-    with listening() as (listener, chatter):
+    with listening(stores) as (listener, chatter):
         try:
             made = command(listener)
         except BatchinferError as error:
-            if chatter.kept and error.exit_code == 1:
-                error.remedy += f"; the log is {chatter.path}"
+            if chatter.is_kept and error.exit_code == 1:
+                error.remedy += f"; the log is {chatter.keep()}"
             raise
         except Exception as error:
             # A bug, or a failure that nobody foresaw: the whole of it goes to the log, a line to the user.

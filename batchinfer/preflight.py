@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from batchinfer.commit import committed_shards
 from batchinfer.engine import SCRIPTED
-from batchinfer.errors import InputError, ModelError, OutputError, UserError
+from batchinfer.errors import InputError, ModelError, OutputError, StoreRefused, UserError
 from batchinfer.job import Layout
+from batchinfer.model_folder import is_remote
 from batchinfer.prompts import needed_columns
 from batchinfer.shards import Manifest, from_parquet
 from batchinfer.source import build_manifest, input_entries
-from batchinfer.source.files import is_glob, partition_root
+from batchinfer.source.files import fixed_part, is_glob
 from batchinfer.source.formats import first_line
 from batchinfer.spec import JobSpec
-from batchinfer.storage import local_path, storage_for
+from batchinfer.storage import join, local_path, normal_uri, storage_for
 
-_FREE_KEYS = ("name", "resources", "limits", "schedule")
+_FREE_KEYS = ("name", "resources", "limits", "schedule", "storage")
 """Keys that may change between the runs of one output: they shape no result."""
 
 _SHAPING_ENGINE_KEYS = ("max_model_len", "kv_cache_dtype", "tokenizer", "load_format", "seed", "scripted")
@@ -45,14 +48,26 @@ def absolute(spec: JobSpec) -> JobSpec:
     return spec.model_copy(
         update={
             "model": spec.model.model_copy(
-                update={"source": local_path(source) if os.path.isdir(local_path(source)) else source}
+                update={
+                    "source": normal_uri(source) if is_remote(source) or os.path.isdir(local_path(source)) else source
+                }
             ),
-            "input": spec.input.model_copy(update={"uri": local_path(spec.input.uri)}),
-            "output": spec.output.model_copy(update={"uri": local_path(spec.output.uri)}),
+            "input": spec.input.model_copy(update={"uri": normal_uri(spec.input.uri)}),
+            "output": spec.output.model_copy(update={"uri": normal_uri(spec.output.uri)}),
         }
     )
 
 
+@contextlib.contextmanager
+def refusals_are_the_users() -> Iterator[None]:
+    """Before a run begins, a store that refuses is a mistake of the spec or of the credentials."""
+    try:
+        yield
+    except StoreRefused as error:
+        raise UserError(error.message, error.remedy) from error
+
+
+@refusals_are_the_users()
 def check(spec: JobSpec, run_id: str, fresh: bool = False) -> Checked:
     """Look at the model, the input and the output; raises UserError. Writes nothing.
 
@@ -60,11 +75,11 @@ def check(spec: JobSpec, run_id: str, fresh: bool = False) -> Checked:
     """
     model_name = spec.model.source
     for uri in (spec.input.uri, spec.output.uri):
-        storage_for(uri)
+        storage_for(uri, spec.storage)
     require_model(spec)
     require_apart(spec)
     spec = absolute(spec)
-    layout = Layout(spec.output.uri)
+    layout = Layout(spec.output.uri, spec.storage)
     columns = needed_columns(spec)
     old = find_manifest(layout)
     committed = committed_shards(layout)
@@ -125,7 +140,7 @@ def require_same_spec(manifest: Manifest, spec: JobSpec, layout: Layout) -> None
 
 def require_same_input(manifest: Manifest, spec: JobSpec) -> None:
     """Refuse to resume over other files than those that were cut into shards."""
-    now = {entry.uri: entry.tag for entry in input_entries(spec.input.uri, spec.input.format)}
+    now = {entry.uri: entry.tag for entry in input_entries(spec.input.uri, spec.input.format, spec.storage)}
     before = manifest.files
     lines = [f"  {uri} is gone" for uri in before if uri not in now]
     lines += [f"  {uri} has changed" for uri, tag in before.items() if uri in now and now[uri] != tag]
@@ -152,13 +167,13 @@ def require_apart(spec: JobSpec) -> None:
     """An output inside the input would be read as input by the next run, and the other way round."""
     uri = spec.input.uri
     # A file has room for an output beside it; what a pattern may match next time has not.
-    source = partition_root(uri) if is_glob(uri) else local_path(uri)
-    target = local_path(spec.output.uri)
+    source = fixed_part(normal_uri(uri)) if is_glob(uri, spec.storage) else normal_uri(uri)
+    target = normal_uri(spec.output.uri)
     for inner, outer, message in (
         (target, source, "output.uri lies inside input.uri"),
-        (source, os.path.join(target, "data"), "input.uri lies inside the results of output.uri"),
+        (source, join(target, "data"), "input.uri lies inside the results of output.uri"),
     ):
-        if os.path.commonpath([inner, outer]) == outer:
+        if join(inner, "").startswith(join(outer, "")):
             raise OutputError(f"{message}: {target} and {source}", "give the output a folder of its own")
 
 
@@ -168,8 +183,11 @@ def require_model(spec: JobSpec) -> None:
     if source == SCRIPTED:
         return
     path = local_path(source)
-    if os.path.isdir(path):
-        _require_model_folder(spec, path)
+    if is_remote(source):
+        storage = storage_for(source, spec.storage)
+        _require_model_folder(spec, source, storage.names(source), lambda name: storage.read(join(source, name)))
+    elif os.path.isdir(path):
+        _require_model_folder(spec, path, os.listdir(path), lambda name: Path(path, name).read_bytes())
     elif re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source):
         _require_repository(source, spec.model.revision)
     else:
@@ -182,8 +200,8 @@ def require_model(spec: JobSpec) -> None:
         )
 
 
-def _require_model_folder(spec: JobSpec, path: str) -> None:
-    names = os.listdir(path)
+def _require_model_folder(spec: JobSpec, path: str, names: Collection[str], read: Callable[[str], bytes]) -> None:
+    """`names` are the files in the folder; `read` gives one of them."""
     if "config.json" not in names:
         raise ModelError(f"{path} has no config.json: it is not a model folder", "point model.source at the model")
     weights = any(name.endswith((".safetensors", ".bin", ".pt", ".gguf")) for name in names)
@@ -191,8 +209,7 @@ def _require_model_folder(spec: JobSpec, path: str) -> None:
         raise ModelError(f"{path} has no weights (*.safetensors)", "download the model again, whole")
     template = "chat_template.jinja" in names
     if "tokenizer_config.json" in names and not template:
-        with open(os.path.join(path, "tokenizer_config.json"), encoding="utf-8") as file:
-            template = '"chat_template"' in file.read()
+        template = b'"chat_template"' in read("tokenizer_config.json")
     if not template and (spec.prompt.chat or spec.prompt.messages_column is not None):
         key = "prompt.messages_column" if spec.prompt.messages_column is not None else "prompt.chat"
         raise ModelError(

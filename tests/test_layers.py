@@ -15,8 +15,8 @@ ROOT = Path(batchinfer.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = [
-    *("errors", "spec", "catalog", "planner", "storage", "records", "shards", "source", "prompts", "meter"),
-    *("engine", "job", "replica", "commit", "ledger", "report", "progress", "pipeline", "retry", "preflight"),
+    *("errors", "spec", "catalog", "planner", "storage", "model_folder", "records", "shards", "source", "prompts"),
+    *("meter", "engine", "job", "replica", "commit", "ledger", "report", "progress", "pipeline", "retry", "preflight"),
     *("runner", "console", "cli"),
 ]
 

@@ -17,6 +17,7 @@ from batchinfer.spec.model import (
     ScriptedSpec,
     ShardsSpec,
 )
+from batchinfer.spec.storage import StoreSpec
 
 __all__ = [
     "AcceleratorName",
@@ -33,6 +34,7 @@ __all__ = [
     "SamplingSpec",
     "ScriptedSpec",
     "ShardsSpec",
+    "StoreSpec",
     "load",
     "parse",
     "to_yaml",

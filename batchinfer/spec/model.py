@@ -15,18 +15,13 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jsonschema.exceptions import SchemaError
 from jsonschema.validators import validator_for
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
+
+from batchinfer.spec.base import SpecModel as _Model
+from batchinfer.spec.storage import StoresSpec
 
 AcceleratorName = Literal[
     "auto", "cpu", "T4", "A10", "A10G", "L4", "L40S", "A100-40GB", "A100-80GB", "H100", "H100-PCIe", "H200",
@@ -55,22 +50,6 @@ def _text_only(value: Any) -> Any:
 
 
 Text = Annotated[str, BeforeValidator(_text_only)]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python counts True as 1, and YAML 1.1 reads `yes` and `on` as True."""
-        kind = str(cls.model_fields[str(info.field_name)].annotation)
-        for one in value if isinstance(value, list) and "int" in kind else [value]:
-            if isinstance(one, bool) and "bool" not in kind:
-                raise ValueError(f"{one!r} is read by YAML as true or false: write a number, or quote a text")
-        return value
 
 
 class ModelSpec(_Model):
@@ -342,6 +321,7 @@ class JobSpec(_Model):
     limits: LimitsSpec = LimitsSpec()
     schedule: ScheduleSpec | None = None
     evaluate: EvaluateSpec | None = None
+    storage: StoresSpec = Field(default_factory=dict)
 
     @property
     def id_column(self) -> str:
