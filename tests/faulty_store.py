@@ -25,7 +25,8 @@ _XML = '<?xml version="1.0"?><Error><Code>{0}</Code><Message>{0} by the test</Me
 class FaultyStore:
     """Forwards to `target`; a `rate` of the requests meets one of `faults`. `injected` counts them by kind.
 
-    `only` limits the faults to requests with this method; `rate` may be changed at any time.
+    `only` limits the faults to requests with this method; `rate` may be changed at any time. `conditions`
+    is what becomes of a conditional write: "honour", "ignore", or "refuse" as not implemented.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class FaultyStore:
         self.rate = rate
         self.faults = tuple(faults)
         self.only = ""
+        self.conditions = "honour"
         self.injected: Counter[str] = Counter()
         self.requests = 0
         self._target = urlsplit(target).netloc
@@ -68,6 +70,11 @@ class FaultyStore:
     def _forward(self, handler: BaseHTTPRequestHandler, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         connection = http.client.HTTPConnection(self._target, timeout=60)
         headers = {name: value for name, value in handler.headers.items() if name.lower() != "expect"}
+        if self.conditions != "honour" and handler.command == "PUT":
+            given = [name for name in headers if name.lower() in ("if-match", "if-none-match")]
+            if given and self.conditions == "refuse":
+                return 501, [("Content-Type", "application/xml")], _XML.format("NotImplemented").encode()
+            headers = {name: value for name, value in headers.items() if name not in given}
         with contextlib.closing(connection):
             connection.request(handler.command, handler.path, body, headers)
             answer = connection.getresponse()
