@@ -18,7 +18,8 @@ import pytest
 from batchinfer import pipeline
 from batchinfer.progress import Progress
 from batchinfer.records import ShardRecord
-from batchinfer.spec import JobSpec
+from batchinfer.spec import JobSpec, StoreSpec
+from batchinfer.storage import Storage, storage_for
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # For the moto server, and in place before any Ray worker starts; nothing of the developer's own is used.
@@ -147,3 +148,19 @@ def bucket(s3_url: str) -> str:
     name = f"test-{uuid.uuid4().hex[:12]}"
     boto3.client("s3", endpoint_url=s3_url).create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture
+def store(s3_url: str) -> Storage:
+    """The store without faults."""
+    return storage_for("s3://any", {"s3://": StoreSpec(endpoint_url=s3_url)})
+
+
+@pytest.fixture
+def remote_corpus(corpus: Path, bucket: str, store: Storage) -> str:
+    """The corpus in the bucket, with things beside it that are no input."""
+    for path in corpus.iterdir():
+        store.put(f"{bucket}/in/split=all/{path.name}", path.read_bytes())
+    store.put(f"{bucket}/in/_SUCCESS", b"")
+    store.put(f"{bucket}/in/_old/part-9.parquet", b"no Parquet")
+    return f"{bucket}/in"

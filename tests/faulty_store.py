@@ -150,7 +150,7 @@ class FaultyStore:
                     return
                 self.close_connection = True
 
-            def log_message(self, format: str, *arguments: object) -> None:
+            def log_message(self, message: str, *arguments: object) -> None:
                 pass
 
         return Handler

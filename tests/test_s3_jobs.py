@@ -1,74 +1,20 @@
-"""Whole jobs with everything on S3: undisturbed, resumed, and on a store that fails."""
+"""Whole jobs with everything on S3."""
 
 from __future__ import annotations
 
-import io
 import json
-import time
-from collections import Counter
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from conftest import KeepingListener, scripted_spec
-from faulty_store import FAULTS, FaultyStore
+from conftest import KeepingListener
+from s3_runs import assert_whole, spec_on, table
 
 from batchinfer import runner
-from batchinfer.errors import InputError, OutputError, StorageError, UserError
-from batchinfer.spec import JobSpec, StoreSpec
-from batchinfer.storage import Storage, join, storage_for
+from batchinfer.errors import InputError, UserError
+from batchinfer.spec import JobSpec
+from batchinfer.storage import Storage, join
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-
-@pytest.fixture
-def store(s3_url: str) -> Storage:
-    """The store without faults."""
-    return storage_for("s3://any", {"s3://": StoreSpec(endpoint_url=s3_url)})
-
-
-@pytest.fixture
-def remote_corpus(corpus: Path, bucket: str, store: Storage) -> str:
-    """The corpus in the bucket, with things beside it that are no input."""
-    for path in corpus.iterdir():
-        store.put(f"{bucket}/in/split=all/{path.name}", path.read_bytes())
-    store.put(f"{bucket}/in/_SUCCESS", b"")
-    store.put(f"{bucket}/in/_old/part-9.parquet", b"no Parquet")
-    return f"{bucket}/in"
-
-
-def spec_on(url: str, corpus: str, output: str, options: dict[str, Any] | None = None, **changes: Any) -> JobSpec:
-    given = {"input": {"uri": corpus, "id_column": "id", "columns": ["topic", "split"]}, **changes}
-    bucket = "/".join(output.split("/")[:3])
-    return scripted_spec(Path(), Path(), **{
-        "output": {"uri": output},
-        "storage": {bucket: {"endpoint_url": url, **(options or {})}},
-        **given,
-    })  # fmt: skip
-
-
-def table(store: Storage, folder: str) -> pa.Table:
-    """All Parquet files of a folder, in order."""
-    return pa.concat_tables([pq.read_table(io.BytesIO(store.read(e.uri))) for e in store.list(folder)])
-
-
-def assert_whole(store: Storage, output: str) -> None:
-    """Every row once, in order, as it should be; and the law of the ledger."""
-    rows = table(store, join(output, "data"))
-    assert rows.column("id").to_pylist() == [f"row-{i:04d}" for i in range(1000)]
-    assert rows.column("output").to_pylist() == [f"the text of row-{i:04d}" for i in range(1000)]
-    assert set(rows.column("split").to_pylist()) == {"all"}
-    assert rows.column("error_code").null_count == 1000
-    shards = table(store, join(output, "accounting"))
-    assert sorted(shards.column("shard_id").to_pylist()) == list(range(shards.num_rows))
-    replicas = pq.read_table(io.BytesIO(store.read(join(output, "_run", "replicas.parquet")))).to_pylist()
-    spent = sum(shards.column("gpu_seconds").to_pylist()) + sum(
-        row[name] for row in replicas for name in ("load_seconds", "idle_seconds", "wasted_seconds")
-    )
-    lifetimes = sum((row["finished_at"] - row["started_at"]).total_seconds() for row in replicas)
-    assert spent == pytest.approx(lifetimes, abs=1e-6)
 
 
 def test_a_job_with_everything_on_s3_runs_and_is_resumed(
@@ -154,7 +100,7 @@ def test_an_object_that_changes_during_the_run_fails_it_with_its_name(
                 uri = f"{remote_corpus}/split=all/part-2.parquet"
                 store.put(uri, store.read(f"{remote_corpus}/split=all/part-1.parquet"))
 
-    with pytest.raises(InputError, match="part-2.parquet has changed since the run began"):
+    with pytest.raises(InputError, match=r"part-2.parquet has changed since the run began"):
         runner.run(spec_on(s3_url, remote_corpus, output), Changing())
     ids = {e.uri for e in store.list(join(output, "data"))}
     assert not {f"{output}/data/shard-{i:06d}.parquet" for i in (7, 8, 9)} & ids, "no row of the wrong file"
