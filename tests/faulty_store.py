@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 FAULTS = ("slow_down", "error", "reset", "lost", "timeout", "truncated", "slow")
 """`reset`: the connection breaks before the store sees the request. `lost`: after the store has done it.
-`timeout`: no answer for `hang` seconds. `truncated`: half of the body, then the end. `slow`: a few bytes at a time."""
+`truncated`: half of the body, then the end; without a body it is `lost`.
+`timeout`: no answer for `hang` seconds. `slow`: a few bytes at a time."""
 
 _XML = '<?xml version="1.0"?><Error><Code>{0}</Code><Message>{0} by the test</Message></Error>'
 
@@ -100,9 +101,9 @@ class FaultyStore:
                     self._break()
                 else:
                     status, headers, data = store._forward(self, body)
-                    if fault == "lost":
+                    if fault == "lost" or (fault == "truncated" and (not data or self.command == "HEAD")):
                         self._break()
-                    elif fault == "truncated" and data and self.command != "HEAD":
+                    elif fault == "truncated":
                         self._answer(status, headers, data, data[: len(data) // 2])
                         self._break()
                     elif fault == "slow":

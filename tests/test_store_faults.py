@@ -57,7 +57,7 @@ def test_a_store_that_fails_for_good_ends_the_run_in_time_and_resumable(
             assert run.poll() is None, lines
             time.sleep(0.1)
         began = time.monotonic()
-        faulty.rate = 1.0
+        faulty.rate, faulty.faults = 1.0, tuple(fault for fault in FAULTS if fault != "slow")
         code = run.wait(timeout=100)
         seconds = time.monotonic() - began
         reader.join()

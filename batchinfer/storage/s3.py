@@ -36,7 +36,7 @@ PART_BYTES = 16 * 2**20
 MOST_PARTS = 10_000
 PART_THREADS = 4
 BUFFER_BYTES = 64 * 1024
-NAMES = 1000
+KEYS_A_PAGE = 1000
 TOKEN = "batchinfer-write"
 CONFLICT_ATTEMPTS = 10
 
@@ -64,7 +64,9 @@ class S3Storage:
         yield from self._list(bucket, f"{key}/" if key else "", uri)
 
     def _list(self, bucket: str, prefix: str, uri: str) -> Iterator[Entry]:
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **self._payer)
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=bucket, Prefix=prefix, PaginationConfig={"PageSize": KEYS_A_PAGE}, **self._payer
+        )
         with self._naming(uri):
             for page in pages:
                 for found in page.get("Contents", []):
@@ -86,7 +88,7 @@ class S3Storage:
         prefix = f"{key}/" if key else ""
         with self._naming(uri):
             page = self._client.list_objects_v2(
-                Bucket=bucket, Prefix=prefix, Delimiter="/", MaxKeys=NAMES, **self._payer
+                Bucket=bucket, Prefix=prefix, Delimiter="/", MaxKeys=KEYS_A_PAGE, **self._payer
             )
         keys = [found["Prefix"].rstrip("/") for found in page.get("CommonPrefixes", [])]
         keys += [found["Key"] for found in page.get("Contents", []) if found["Key"] != prefix]
