@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from urllib.parse import urlsplit
@@ -27,7 +27,8 @@ class FaultyStore:
     """Forwards to `target`; a `rate` of the requests meets one of `faults`. `injected` counts them by kind.
 
     `only` limits the faults to requests with this method; `rate` may be changed at any time. `conditions`
-    is what becomes of a conditional write: "honour", "ignore", or "refuse" as not implemented.
+    is what becomes of a conditional write: "honour", "ignore", or "refuse" as not implemented. `choose`,
+    where set, gives the fault for a method instead of the schedule.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class FaultyStore:
         self.faults = tuple(faults)
         self.only = ""
         self.conditions = "honour"
+        self.choose: Callable[[str], str | None] | None = None
         self.injected: Counter[str] = Counter()
         self.requests = 0
         self._target = urlsplit(target).netloc
@@ -62,6 +64,8 @@ class FaultyStore:
     def _draw(self, method: str) -> str | None:
         with self._lock:
             self.requests += 1
+            if self.choose is not None:
+                return self.choose(method)
             if self._random.random() >= self.rate or (self.only and method != self.only):
                 return None
             fault = self._random.choice(self.faults)

@@ -42,7 +42,7 @@ def faulty(s3_url):
 def first_put_only(faulty, fault):
     """One fault, of the next PUT."""
     draw = iter([fault])
-    faulty._draw = lambda method: next(draw, None) if method == "PUT" else None
+    faulty.choose = lambda method: next(draw, None) if method == "PUT" else None
 
 
 @pytest.fixture
