@@ -53,7 +53,7 @@ Text = Annotated[str, BeforeValidator(_text_only)]
 
 
 class ModelSpec(_Model):
-    """What runs: a local folder, a Hugging Face repository id, or `scripted` (no model at all)."""
+    """What runs: a folder (local or s3://), a Hugging Face repository id, or `scripted` (no model at all)."""
 
     source: str = Field(min_length=1)
     quantization: str = "auto"

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -45,13 +46,13 @@ class S3Storage:
     """See `Storage`. Every call is tried `options.max_attempts` times, by botocore."""
 
     def __init__(self, options: StoreSpec) -> None:
-        self._options = options
+        self.options = options
         self._payer: dict[str, Any] = {"RequestPayer": "requester"} if options.request_payer else {}
 
     @property
     def _client(self) -> S3Client:
         # Not kept here: a storage travels to Ray's workers, a client does not.
-        return client_for(self._options)
+        return client_for(self.options)
 
     def _naming(self, uri: str) -> contextlib.AbstractContextManager[None]:
         return naming(uri, self._client.meta.endpoint_url)
@@ -132,7 +133,7 @@ class S3Storage:
         """The bytes and the response. A body that breaks off is asked for again; botocore tries only requests."""
         bucket, key = split(uri)
         with self._naming(uri):
-            for attempt in range(1, self._options.max_attempts + 1):
+            for attempt in range(1, self.options.max_attempts + 1):
                 try:
                     response = self._client.get_object(Bucket=bucket, Key=key, **how, **self._payer)
                 except ClientError as error:
@@ -142,7 +143,7 @@ class S3Storage:
                 try:
                     return response["Body"].read(), response
                 except BotoCoreError:
-                    if attempt == self._options.max_attempts:
+                    if attempt == self.options.max_attempts:
                         raise
                     time.sleep(min(0.1 * 2**attempt, 5))
         raise AssertionError("max_attempts is 1 at least")
@@ -158,7 +159,7 @@ class S3Storage:
 
     def _write(self, uri: str, data: bytes, condition: dict[str, str]) -> str | None:
         """The new tag, or None if the condition does not hold."""
-        if condition and not self._options.conditional_writes:
+        if condition and not self.options.conditional_writes:
             now = self.stat(uri)
             if condition != ({"IfNoneMatch": "*"} if now is None else {"IfMatch": f'"{now.tag}"'}):
                 return None
@@ -232,7 +233,7 @@ class S3Storage:
     def require_writable(self, uri: str) -> None:
         probe = join(uri, f"{TEMPORARY}{uuid.uuid4().hex}")
         try:
-            if self._options.conditional_writes:
+            if self.options.conditional_writes:
                 self._require_conditions(uri, probe)
             else:
                 self.put(probe, b"")
@@ -264,7 +265,7 @@ class S3Storage:
     def lock(self, uri: str) -> Iterator[Callable[[], None]]:
         lease = Lease(
             uri,
-            self._options.lease_seconds,
+            self.options.lease_seconds,
             create=lambda data: self._write(uri, data, {"IfNoneMatch": "*"}),
             replace=lambda data, tag: self._write(uri, data, {"IfMatch": f'"{tag}"'}),
             look=lambda: self._look(uri),
@@ -285,8 +286,6 @@ class S3Storage:
 
 
 def _http_date(text: str | None) -> float:
-    from email.utils import parsedate_to_datetime
-
     return parsedate_to_datetime(text).timestamp() if text else float("-inf")
 
 
