@@ -18,6 +18,7 @@ from batchinfer.errors import BatchinferError
 if TYPE_CHECKING:
     from batchinfer.progress import Listener
     from batchinfer.report import Report
+    from batchinfer.storage import Stores
 
 # Both report usage to their makers unless told not to; set before either is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -73,7 +74,7 @@ def plan(spec: SpecPath, overrides: Overrides = None, as_json: AsJson = False, a
     from batchinfer.report import render_plan
 
     loaded = runner.load_spec(spec, overrides or [])
-    made = _listened(lambda listener: runner.plan(loaded, listener, address))
+    made = _listened(lambda listener: runner.plan(loaded, listener, address), loaded.storage)
     if as_json:
         _print_json(made.document())
     else:
@@ -115,7 +116,7 @@ def run(
     from batchinfer import runner
 
     loaded = runner.load_spec(spec, overrides or [])
-    _attended(lambda listener: runner.run(loaded, listener, address, fresh), as_json)
+    _attended(lambda listener: runner.run(loaded, listener, address, fresh), as_json, loaded.storage)
 
 
 @app.command()
@@ -123,7 +124,7 @@ def retry(uri: RunUri, as_json: AsJson = False, address: Address = None) -> None
     """Run the failed rows of a run again, and put what they give into their places."""
     from batchinfer import runner
 
-    _attended(lambda listener: runner.retry(uri, listener, address), as_json)
+    _attended(lambda listener: runner.retry(uri, listener, address), as_json, {})
 
 
 @app.command()
@@ -141,25 +142,25 @@ def _options(
     pass
 
 
-def _attended(command: Callable[[Listener], Report], as_json: bool) -> None:
+def _attended(command: Callable[[Listener], Report], as_json: bool, stores: Stores) -> None:
     """Run a command, print its report, and let its failed rows decide the exit code."""
     from batchinfer import runner
 
-    made = _listened(command)
+    made = _listened(command, stores)
     _print(made, as_json)
     runner.require_error_rate(made)
 
 
-def _listened(command: Callable[[Listener], Result]) -> Result:
+def _listened(command: Callable[[Listener], Result], stores: Stores) -> Result:
     """Run a command with a listener, and name the log if it fails."""
     from batchinfer.console import listening
 
-    with listening() as (listener, chatter):
+    with listening(stores) as (listener, chatter):
         try:
             return command(listener)
         except BatchinferError as error:
-            if chatter.kept and error.exit_code == 1:
-                error.remedy += f"; the log is {chatter.path}"
+            if chatter.is_kept and error.exit_code == 1:
+                error.remedy += f"; the log is {chatter.keep()}"
             raise
         except Exception as error:
             # A bug, or a failure that nobody foresaw: the whole of it goes to the log, a line to the user.

@@ -7,11 +7,9 @@ the two writes loses nothing (`repair`).
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -20,10 +18,9 @@ import pyarrow.parquet as pq
 from batchinfer.errors import StorageError
 from batchinfer.job import Layout
 from batchinfer.records import ShardRecord, shard_records, shard_table
+from batchinfer.storage import read_many
 
 FOOTER = b"batchinfer.accounting"
-
-_THREADS = 16
 
 
 def commit(layout: Layout, rows: pa.Table, record: ShardRecord) -> bool:
@@ -98,10 +95,8 @@ def read_accounting(layout: Layout) -> Iterator[ShardRecord]:
     """
     storage = layout.storage
     uris = (entry.uri for entry in storage.list(layout.accounting_folder) if entry.uri.endswith(".parquet"))
-    with ThreadPoolExecutor(_THREADS) as pool:
-        while some := list(itertools.islice(uris, _THREADS * 16)):
-            for data in pool.map(storage.read, some):
-                yield from shard_records(pq.read_table(pa.BufferReader(data), use_threads=False))
+    for data in read_many(storage, uris):
+        yield from shard_records(pq.read_table(pa.BufferReader(data), use_threads=False))
 
 
 def repair(

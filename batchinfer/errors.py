@@ -11,6 +11,7 @@
     ├── Stopped                exit 4   stopped by a signal or a budget: resumable
     ├── EngineError            exit 1   the engine did not start, or died more often than allowed
     └── StorageError           exit 1   a read or a write failed
+        └── StoreRefused                no such bucket, no permission, no credentials; before a run begins, exit 2
 
 `str(error)` is one readable message; `error.remedy` says what to do next. A failed row is never an
 exception: it is a `RowError`, and ends in the output as data.
@@ -80,6 +81,10 @@ class EngineError(BatchinferError):
 
 class StorageError(BatchinferError):
     """A read or a write failed; what was committed before stays."""
+
+
+class StoreRefused(StorageError):
+    """The store does not let these credentials do this, or has no such bucket."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,7 @@ class _Read:
     def __init__(self, job: Job, schema: pa.Schema, partitions: Sequence[str], work: Work) -> None:
         self._layout = job.layout
         self._input = job.spec.input
+        self._stores = job.spec.storage
         self._schema = schema
         self._partitions = partitions
         self._work = work
@@ -87,11 +88,12 @@ class _Read:
     def of(self, shards: list[Shard]) -> Callable[[], Iterator[pa.Table]]:
         """What one read task does; holds only what concerns its own shards, since Ray sends it whole."""
         layout, source, schema, partitions = self._layout, self._input, self._schema, self._partitions
+        stores = self._stores
         positions = {s.shard_id: (self._work.positions or {}).get(s.shard_id) for s in shards}
         generations = {s.shard_id: (self._work.generations or {}).get(s.shard_id, 0) for s in shards}
 
         def read() -> Iterator[pa.Table]:
-            for shard, rows in read_shards(shards, schema, partitions, source.uri, source.format):
+            for shard, rows in read_shards(shards, schema, partitions, source.uri, source.format, stores):
                 if _stopping(layout):
                     return
                 kept = positions[shard.shard_id]

@@ -19,6 +19,8 @@ from batchinfer.engine.orphans import REPLICA, Guard
 from batchinfer.errors import RowError, StorageError
 from batchinfer.job import Job, lost_attempts, read_journals, seal, unseal
 from batchinfer.meter import Meter
+from batchinfer.model_folder import is_remote, local_model
+from batchinfer.planner import Plan
 from batchinfer.planner.plan import DEFAULT_SLOTS
 from batchinfer.prompts import OutputCheck, PromptMaker, python_values
 from batchinfer.records import MeterReading, ReplicaRecord, ShardRecord
@@ -125,7 +127,7 @@ class Replica:
         self._guard = Guard(REPLICA, self._journal.replica_id)
         self._maker = PromptMaker(job.spec.prompt)
         self._check = OutputCheck(job.spec.output)
-        self._engine = start_engine(job.spec, job.plan)
+        self._engine = start_engine(*with_local_model(job.spec, job.plan))
         self._meter.set_slots(self._engine.slots)
         self._journal.ready()
         # Not __del__: Ray keeps the instance until the interpreter is half gone. Registered after the
@@ -218,6 +220,17 @@ class Replica:
         self._engine.close()
         self._guard.end()
         self._journal.close()
+
+
+def with_local_model(spec: JobSpec, plan: Plan) -> tuple[JobSpec, Plan]:
+    """Both with a folder of this machine for a model that lies in a store, downloaded if need be."""
+    if not is_remote(spec.model.source):
+        return spec, plan
+    folder = local_model(spec.model.source, spec.storage)
+    return (
+        spec.model_copy(update={"model": spec.model.model_copy(update={"source": folder})}),
+        plan.model_copy(update={"checkpoint": folder}),
+    )
 
 
 def void(_: object) -> None:

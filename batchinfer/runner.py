@@ -22,14 +22,22 @@ from batchinfer.pipeline import Work
 from batchinfer.planner import Plan, assumed_cluster, shards_in_flight
 from batchinfer.planner.plan import DEFAULT_SLOTS
 from batchinfer.planning import plan_job
-from batchinfer.preflight import Checked, absolute, check, find_manifest, require_model, require_same_input
+from batchinfer.preflight import (
+    Checked,
+    absolute,
+    check,
+    find_manifest,
+    refusals_are_the_users,
+    require_model,
+    require_same_input,
+)
 from batchinfer.progress import Listener, Progress, Speed
 from batchinfer.records import ShardRecord
 from batchinfer.report import Report, make_report
 from batchinfer.retry import failed_rows, note_retry, noted_retry
 from batchinfer.shards import Manifest, to_parquet
 from batchinfer.spec import JobSpec, load, parse, to_yaml
-from batchinfer.storage import join, local_path
+from batchinfer.storage import delete_many, join, normal_uri
 
 JOURNAL_WAIT_SECONDS = 30.0
 DEAD_AFTER_SECONDS = 5.0
@@ -68,7 +76,7 @@ def run(spec: JobSpec, listener: Listener, cluster: str | None = None, fresh: bo
         return _conclude(layout, checked.spec, manifest)
     with _connected(cluster, listener):
         plan = plan_job(checked, pipeline.describe_cluster())
-        with layout.storage.lock(layout.run("lock")):
+        with layout.storage.lock(layout.run("lock")) as require_held:
             if not checked.resumed:
                 _clear(layout)
             _write_run_files(layout, checked, plan)
@@ -82,7 +90,7 @@ def run(spec: JobSpec, listener: Listener, cluster: str | None = None, fresh: bo
                 replicas=plan.max_replicas,
             )
             job = _job(checked.spec, plan, layout, manifest)
-            _execute(job, manifest, Work(pending), listener)
+            _execute(job, manifest, Work(pending), listener, require_held)
             return _conclude(layout, checked.spec, manifest)
 
 
@@ -98,11 +106,12 @@ def retry(uri: str, listener: Listener, cluster: str | None = None) -> Report:
     checked = Checked(spec, facts, layout, manifest, frozenset(committed_shards(layout)), resumed=True)
     with _connected(cluster, listener):
         plan = plan_job(checked, pipeline.describe_cluster())
-        with layout.storage.lock(layout.run("lock")):
+        with layout.storage.lock(layout.run("lock")) as require_held:
             note_retry(layout, positions)
             shards = [shard for shard in manifest.shards if shard.shard_id in positions]
             listener.event("retrying", output=layout.root, rows=sum(map(len, positions.values())), shards=len(shards))
-            _execute(_job(spec, plan, layout, manifest), manifest, Work(shards, positions, generations), listener)
+            work = Work(shards, positions, generations)
+            _execute(_job(spec, plan, layout, manifest), manifest, work, listener, require_held)
             return _conclude(layout, spec, manifest)
 
 
@@ -131,13 +140,16 @@ def _new_run_id() -> str:
     return uuid.uuid4().hex[:12]
 
 
+@refusals_are_the_users()
 def _open_run(uri: str) -> tuple[Layout, Manifest, JobSpec]:
-    layout = Layout(local_path(uri))
+    """The run at `uri`, reached first as the environment says, then as its own spec says."""
+    layout = Layout(normal_uri(uri))
     manifest = find_manifest(layout)
     if manifest is None:
         raise OutputError(f"there is no run at {uri}", "give the output.uri of a job that was run")
     text = layout.storage.read(layout.run("spec.yaml")).decode()
-    return layout, manifest, absolute(parse(text, layout.run("spec.yaml")))
+    spec = absolute(parse(text, layout.run("spec.yaml")))
+    return Layout(layout.root, spec.storage), manifest, spec
 
 
 def _job(spec: JobSpec, plan: Plan, layout: Layout, manifest: Manifest) -> Job:
@@ -150,9 +162,8 @@ def _clear(layout: Layout) -> None:
     """Remove an earlier run of the same spec, the manifest last: until then it can still be resumed."""
     storage = layout.storage
     for folder in (layout.accounting_folder, layout.data_folder, join(layout.root, "_run")):
-        for entry in list(storage.list(folder)):
-            if not entry.uri.endswith(("/manifest.parquet", "/lock", "/run.log")):
-                storage.delete(entry.uri)
+        kept = ("/manifest.parquet", "/lock", "/run.log")
+        delete_many(storage, [entry.uri for entry in storage.list(folder) if not entry.uri.endswith(kept)])
     storage.delete(layout.run("manifest.parquet"))
 
 
@@ -174,8 +185,8 @@ def _connected(cluster: str | None, listener: Listener) -> contextlib.AbstractCo
     return pipeline.connected(cluster)
 
 
-def _execute(job: Job, manifest: Manifest, work: Work, listener: Listener) -> None:
-    """Run the work to its end, or until a signal or a budget stops it (Stopped)."""
+def _execute(job: Job, manifest: Manifest, work: Work, listener: Listener, require_held: Callable[[], None]) -> None:
+    """Run the work to its end, or until a signal or a budget stops it (Stopped), or the lock is lost."""
     if not work.shards:
         return
     layout, storage = job.layout, job.layout.storage
@@ -187,6 +198,7 @@ def _execute(job: Job, manifest: Manifest, work: Work, listener: Listener) -> No
     try:
         with stopper:
             for committed in pipeline.run_shards(job, manifest, work):
+                require_held()
                 if committed.won:
                     tally.add(committed.record)
                     listener.advance(tally.progress(), committed.record)

@@ -15,9 +15,9 @@ ROOT = Path(batchinfer.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = [
-    *("errors", "templates", "spec", "catalog", "planner", "storage", "model_source", "checkpoint", "records"),
-    *("shards", "source", "prompts", "survey", "meter", "engine", "job", "replica", "commit", "ledger", "report"),
-    *("progress", "placement", "pipeline", "retry", "preflight", "planning", "runner", "console", "cli"),
+    *("errors", "templates", "spec", "catalog", "planner", "storage", "model_folder", "model_source", "checkpoint"),
+    *("records", "shards", "source", "prompts", "survey", "meter", "engine", "job", "replica", "commit", "ledger"),
+    *("report", "progress", "placement", "pipeline", "retry", "preflight", "planning", "runner", "console", "cli"),
 ]
 
 LAZY = ("ray", "vllm", "torch", "transformers", "pyarrow.dataset", "pandas", "boto3", "huggingface_hub")

@@ -59,11 +59,8 @@ def engine_arguments(spec: JobSpec, plan: Plan, adapter: Adapter | None = None) 
 
 
 def _quantization(plan: Plan) -> str | None:
-    """What vLLM must be told: a checkpoint says itself how it is quantized, unless vLLM is to do it while loading."""
-    known = plan.checkpoint is not None
-    if known and not plan.online:
-        return None
-    return None if plan.quantization in ("auto", "none") else plan.quantization
+    """What vLLM must be told: to quantize while it loads. A checkpoint says itself how it is quantized."""
+    return plan.quantization if plan.online or (plan.checkpoint is None and plan.quantization == "fp8") else None
 
 
 def sampling_arguments(sampling: SamplingSpec) -> dict[str, Any]:
@@ -100,7 +97,9 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         self._fetched = tempfile.TemporaryDirectory(prefix="batchinfer-adapter-")
-        adapter = local_adapter(spec.model.lora, self._fetched.name) if spec.model.lora is not None else None
+        adapter = (
+            local_adapter(spec.model.lora, self._fetched.name, spec.storage) if spec.model.lora is not None else None
+        )
         lora = LoRARequest(lora_name="adapter", lora_int_id=1, lora_path=adapter.folder) if adapter else None
         try:
             engine = LLMEngine.from_engine_args(EngineArgs(**engine_arguments(spec, plan, adapter)))

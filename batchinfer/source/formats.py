@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from batchinfer.errors import BatchinferError, InputError
 from batchinfer.shards import InputFile, RowGroup, Segment
-from batchinfer.storage import Entry, storage_for
+from batchinfer.storage import Entry, Stores, storage_for
 
 LINES_PER_GROUP = 64
 """JSON lines have no row groups: an offset is noted every so many lines."""
@@ -31,11 +31,11 @@ class Rows(Protocol):
         """The rows of `segment`, which begins at or after the end of the one before."""
 
 
-def inspect_parquet(entry: Entry, columns: Sequence[str]) -> tuple[InputFile, pa.Schema]:
+def inspect_parquet(entry: Entry, columns: Sequence[str], stores: Stores) -> tuple[InputFile, pa.Schema]:
     """The file's row groups (bytes of `columns` only) and its schema; raises InputError."""
     if entry.size == 0:
         raise InputError(f"{entry.uri} is empty (zero bytes), not a Parquet file", "write it again, or move it away")
-    with storage_for(entry.uri).open(entry.uri) as file:
+    with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as file:
         try:
             metadata = pq.read_metadata(file)
             schema = metadata.schema.to_arrow_schema()
@@ -65,9 +65,9 @@ def _names_in(path: str) -> list[str]:
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
-def parquet_column(entry: Entry, column: str) -> Iterator[pa.Array]:
+def parquet_column(entry: Entry, column: str, stores: Stores) -> Iterator[pa.Array]:
     """One column of a file, a batch at a time."""
-    with storage_for(entry.uri).open(entry.uri) as file, reading(entry.uri):
+    with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as file, reading(entry.uri):
         for batch in pq.ParquetFile(file).iter_batches(_BATCH_ROWS * 4, columns=[column], use_threads=False):
             yield batch.column(0)
 
@@ -75,9 +75,9 @@ def parquet_column(entry: Entry, column: str) -> Iterator[pa.Array]:
 class ParquetRows:
     """Decodes each row group at most once, however many segments lie in it, and holds one batch of it."""
 
-    def __init__(self, entry: Entry, columns: Sequence[str]) -> None:
+    def __init__(self, entry: Entry, columns: Sequence[str], stores: Stores) -> None:
         self._uri = entry.uri
-        self._stream = storage_for(entry.uri).open(entry.uri)
+        self._stream = storage_for(entry.uri, stores).open(entry.uri, entry.tag)
         with reading(entry.uri):
             self._file = pq.ParquetFile(self._stream)
         have = set(self._file.schema_arrow.names)
@@ -119,12 +119,12 @@ class ParquetRows:
         self._stream.close()
 
 
-def inspect_jsonl(entry: Entry, columns: Sequence[str]) -> tuple[InputFile, pa.Schema, set[str]]:
+def inspect_jsonl(entry: Entry, columns: Sequence[str], stores: Stores) -> tuple[InputFile, pa.Schema, set[str]]:
     """The file's stretches of lines, the schema of `columns`, and every key seen; raises InputError."""
     groups: list[RowGroup] = []
     schema = pa.schema([])
     keys: set[str] = set()
-    for offset, size, rows in _line_groups(entry):
+    for offset, size, rows in _line_groups(entry, stores):
         groups.append(RowGroup(len(rows), size, offset))
         for row in rows:
             keys.update(row)
@@ -139,15 +139,15 @@ def inspect_jsonl(entry: Entry, columns: Sequence[str]) -> tuple[InputFile, pa.S
     return InputFile(entry, tuple(groups)), schema, keys
 
 
-def jsonl_column(entry: Entry, column: str) -> Iterator[pa.Array]:
+def jsonl_column(entry: Entry, column: str, stores: Stores) -> Iterator[pa.Array]:
     """One column of a file, a stretch of lines at a time."""
-    for _, _, rows in _line_groups(entry):
+    for _, _, rows in _line_groups(entry, stores):
         yield pa.array([row.get(column) for row in rows])
 
 
-def _line_groups(entry: Entry) -> Iterator[tuple[int, int, list[dict[str, Any]]]]:
+def _line_groups(entry: Entry, stores: Stores) -> Iterator[tuple[int, int, list[dict[str, Any]]]]:
     """(offset, bytes, rows) of each stretch of lines. Blank lines are no rows."""
-    with storage_for(entry.uri).open(entry.uri) as file:
+    with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as file:
         offset = at = 0
         rows: list[dict[str, Any]] = []
         for number, line in enumerate(file, start=1):
@@ -185,9 +185,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 class JsonlRows:
     """Reads the bytes of each segment's lines."""
 
-    def __init__(self, entry: Entry, schema: pa.Schema) -> None:
+    def __init__(self, entry: Entry, schema: pa.Schema, stores: Stores) -> None:
         self._uri = entry.uri
-        self._stream = storage_for(entry.uri).open(entry.uri)
+        self._stream = storage_for(entry.uri, stores).open(entry.uri, entry.tag)
         self._schema = schema
 
     def take(self, segment: Segment) -> pa.Table:

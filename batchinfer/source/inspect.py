@@ -22,7 +22,7 @@ from batchinfer.source.formats import (
 )
 from batchinfer.source.ids import require_unique
 from batchinfer.spec import JobSpec
-from batchinfer.storage import Entry
+from batchinfer.storage import Entry, Stores
 
 _THREADS = 16
 
@@ -33,11 +33,11 @@ def build_manifest(spec: JobSpec, columns: Mapping[str, str], fingerprint: Mappi
     Raises InputError for a file that cannot be read, a column that does not exist, files that do not
     fit together, and ids that are not unique.
     """
-    entries = input_entries(spec.input.uri, spec.input.format)
+    entries = input_entries(spec.input.uri, spec.input.format, spec.storage)
     partitions = partition_schema(spec.input.uri, [entry.uri for entry in entries])
     inspect = _inspect_parquet if spec.input.format == "parquet" else _inspect_jsonl
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = list(pool.map(lambda entry: inspect(entry, list(columns)), entries))
+        found = list(pool.map(lambda entry: inspect(entry, list(columns), spec.storage), entries))
     schema = _unify([(file.entry.uri, seen) for file, seen, _ in found])
     have = {name for _, _, names in found for name in names} | set(partitions.names)
     # Files without a row say nothing about JSON columns.
@@ -65,8 +65,8 @@ def _field(name: str, schema: pa.Schema, partitions: pa.Schema) -> pa.Field:
     return schema.field(index).with_nullable(True).remove_metadata() if index >= 0 else pa.field(name, pa.null())
 
 
-def _inspect_parquet(entry: Entry, columns: Sequence[str]) -> tuple[InputFile, pa.Schema, set[str]]:
-    file, schema = inspect_parquet(entry, columns)
+def _inspect_parquet(entry: Entry, columns: Sequence[str], stores: Stores) -> tuple[InputFile, pa.Schema, set[str]]:
+    file, schema = inspect_parquet(entry, columns, stores)
     for name in columns:
         if len(schema.get_all_field_indices(name)) > 1:
             raise InputError(f"{entry.uri} has two columns named {name!r}", "rename one of them")
@@ -74,8 +74,8 @@ def _inspect_parquet(entry: Entry, columns: Sequence[str]) -> tuple[InputFile, p
     return file, kept, set(schema.names)
 
 
-def _inspect_jsonl(entry: Entry, columns: Sequence[str]) -> tuple[InputFile, pa.Schema, set[str]]:
-    return inspect_jsonl(entry, columns)
+def _inspect_jsonl(entry: Entry, columns: Sequence[str], stores: Stores) -> tuple[InputFile, pa.Schema, set[str]]:
+    return inspect_jsonl(entry, columns, stores)
 
 
 def _unify(schemas: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
@@ -160,7 +160,7 @@ def _require_unique_ids(spec: JobSpec, entries: Sequence[Entry], schema: pa.Sche
 
     def scan() -> Iterator[tuple[str, pa.Array]]:
         for entry in entries:
-            for ids in read(entry, column):
+            for ids in read(entry, column, spec.storage):
                 yield entry.uri, ids
 
     require_unique(column, scan)

@@ -10,17 +10,22 @@ from batchinfer.errors import InputError
 from batchinfer.shards import Segment, Shard
 from batchinfer.source.files import partition_values
 from batchinfer.source.formats import JsonlRows, ParquetRows, first_line
-from batchinfer.storage import Entry, storage_for
+from batchinfer.storage import Entry, Stores, input_changed, storage_for
 
 
 def read_shards(
-    shards: Sequence[Shard], schema: pa.Schema, partitions: Sequence[str], uri: str, file_format: str
+    shards: Sequence[Shard],
+    schema: pa.Schema,
+    partitions: Sequence[str],
+    uri: str,
+    file_format: str,
+    stores: Stores | None = None,
 ) -> Iterator[tuple[Shard, pa.Table]]:
     """Each shard with its rows, in order. The shards come in input order (see `shards.read_together`).
 
     Raises InputError when a file is not the one that the manifest was cut from.
     """
-    reader = _Reader(schema, partitions, uri, file_format)
+    reader = _Reader(schema, partitions, uri, file_format, stores or {})
     try:
         for shard in shards:
             yield shard, pa.concat_tables([reader.rows(segment) for segment in shard.segments])
@@ -31,12 +36,15 @@ def read_shards(
 class _Reader:
     """Holds the file that was read last open: the next segment is mostly in it."""
 
-    def __init__(self, schema: pa.Schema, partitions: Sequence[str], uri: str, file_format: str) -> None:
+    def __init__(
+        self, schema: pa.Schema, partitions: Sequence[str], uri: str, file_format: str, stores: Stores
+    ) -> None:
         self._schema = schema
         self._stored = pa.schema([field for field in schema if field.name not in partitions])
         self._partitions = tuple(partitions)
         self._uri = uri
         self._format = file_format
+        self._stores = stores
         self._open: tuple[Entry, ParquetRows | JsonlRows] | None = None
 
     def rows(self, segment: Segment) -> pa.Table:
@@ -66,16 +74,13 @@ class _Reader:
         # Before, for a file that is gone or cannot be opened any more; `rows` looks again after.
         self._require_unchanged(entry)
         if self._format == "parquet":
-            return ParquetRows(entry, self._stored.names)
-        return JsonlRows(entry, self._stored)
+            return ParquetRows(entry, self._stored.names, self._stores)
+        return JsonlRows(entry, self._stored, self._stores)
 
     def _require_unchanged(self, entry: Entry) -> None:
-        now = storage_for(entry.uri).stat(entry.uri)
+        now = storage_for(entry.uri, self._stores).stat(entry.uri)
         if now is None or now.tag != entry.tag:
-            raise InputError(
-                f"{entry.uri} {'is gone' if now is None else 'has changed'} since the run began",
-                "put it back as it was, or run with --fresh to begin anew with the input as it is",
-            )
+            raise input_changed(entry.uri, now is None)
 
     def close(self) -> None:
         if self._open is not None:

@@ -204,6 +204,11 @@ def _place(loc: tuple[Any, ...]) -> tuple[Any, ...]:
         model = _model_in(at)
         if model is not None and str(part) in model.model_fields:
             at = model.model_fields[str(part)].annotation
+        elif part == "[key]":
+            # Pydantic's word for: the key itself is wrong.
+            break
+        elif typing.get_origin(at) is dict:
+            at = typing.get_args(at)[1]
         elif _is_real_union(at):
             at = model
             continue
@@ -269,6 +274,9 @@ def _shown(value: Any) -> str:
 def _nearest(place: tuple[Any, ...]) -> str:
     at: Any = JobSpec
     for part in place[:-1]:
+        if typing.get_origin(at) is dict:
+            at = typing.get_args(at)[1]
+            continue
         model = _model_in(at)
         field = model.model_fields.get(str(part)) if model else None
         at = field.annotation if field else None

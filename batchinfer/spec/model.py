@@ -13,17 +13,13 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from jsonschema.exceptions import SchemaError
 from jsonschema.validators import validator_for
-from pydantic import (
-    BeforeValidator,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
 from batchinfer.spec.base import Keys, Place
+from batchinfer.spec.storage import StoresSpec
 from batchinfer.spec.weights import ModelSpec
 from batchinfer.templates import compile_template
 
@@ -314,6 +310,7 @@ class JobSpec(Keys):
     limits: LimitsSpec = LimitsSpec()
     schedule: ScheduleSpec | None = None
     evaluate: EvaluateSpec | None = None
+    storage: StoresSpec = Field(default_factory=dict)
 
     @property
     def id_column(self) -> str:

@@ -213,7 +213,7 @@ def test_texts_of_ten_megabytes_come_through_a_shard_at_a_time(tmp_path, file_fo
 def test_a_column_with_a_dot_in_its_name_has_its_bytes_counted(tmp_path):
     texts = [os.urandom(500).hex() for _ in range(100)]
     path = write_parquet(tmp_path / "a.parquet", {"a.b": texts, "c": [1] * 100})
-    file, _ = inspect_parquet(storage_for(str(path)).stat(str(path)), ["a.b"])
+    file, _ = inspect_parquet(storage_for(str(path)).stat(str(path)), ["a.b"], None)
     assert file.groups[0].size > 100_000
     assert len(manifest_of(path, ["a.b"], max_bytes=20_000).shards) > 4
 
