@@ -69,7 +69,6 @@ def test_retry_replaces_failed_rows_on_s3(
         ({"input": {"uri": "s3://no-such-bucket-here/in"}}, "NoSuchBucket"),
         ({"output": {"uri": "BUCKET/in/out"}}, "output.uri lies inside input.uri"),
         ({"output": {"uri": "s3://x"}}, "'x' is not the name of a bucket"),
-        ({"output": {"uri": "s3://key:secret@bucket/x"}}, "never holds credentials"),
         ({"output": {"uri": "s3a://bucket/x"}}, "not a store"),
         ({"model": {"source": "BUCKET/in"}}, "BUCKET/in has no config.json"),
     ],
