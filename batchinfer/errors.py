@@ -10,6 +10,7 @@
     ├── TooManyFailedRows      exit 3   the run ended, with more failed rows than allowed
     ├── Stopped                exit 4   stopped by a signal or a budget: resumable
     ├── EngineError            exit 1   the engine did not start, or died more often than allowed
+    ├── WorkersLost            exit 1   more processes or machines were lost than allowed
     └── StorageError           exit 1   a read or a write failed
 
 `str(error)` is one readable message; `error.remedy` says what to do next. A failed row is never an
@@ -78,6 +79,10 @@ class EngineError(BatchinferError):
     """The engine did not start, or died more often than the run allows."""
 
 
+class WorkersLost(BatchinferError):
+    """More processes or machines were lost than the run allows; what was committed before stays."""
+
+
 class StorageError(BatchinferError):
     """A read or a write failed; what was committed before stays."""
 
@@ -100,4 +105,5 @@ ROW_ERROR_CODES = {
     "template_error": "the template met a missing or unusable value in this row",
     "output_invalid": "the output does not fit output.choices, output.json_schema or output.regex",
     "engine_rejected": "the engine refused the request",
+    "engine_killed": "the engine died each time it ran this row alone",
 }

@@ -16,8 +16,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = [
     *("errors", "spec", "catalog", "planner", "storage", "records", "shards", "source", "prompts", "meter"),
-    *("engine", "job", "replica", "commit", "ledger", "report", "progress", "pipeline", "retry", "preflight"),
-    *("runner", "console", "cli"),
+    *("engine", "job", "replica", "commit", "ledger", "report", "budget", "progress", "pipeline"),
+    *("session", "retry", "preflight", "runner", "console", "cli"),
 ]
 
 LAZY = ("ray", "vllm", "torch", "transformers", "pyarrow.dataset", "pandas", "boto3", "huggingface_hub")
