@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -380,6 +381,37 @@ def test_an_input_that_changes_during_the_run_fails_it_with_the_file_named(
     finally:
         stop.set()
         thread.join()
+
+
+def test_an_attempt_that_ends_late_loses_and_its_seconds_are_waste(
+    corpus: Path, tmp_path: Path, listener: KeepingListener
+) -> None:
+    # Another replica of the run, believed dead, commits its shard while a second attempt is at it.
+    zombie, output = tmp_path / "zombie", tmp_path / "out"
+    runner.run(scripted_spec(corpus, zombie), KeepingListener())
+    name = "shard-000003.parquet"
+
+    def commit_meanwhile() -> None:
+        while not listener.progress:
+            time.sleep(0.01)
+        for place in ("_run/replicas", "data"):
+            (output / place).mkdir(parents=True, exist_ok=True)
+        shutil.copytree(zombie / "_run" / "replicas", output / "_run" / "replicas", dirs_exist_ok=True)
+        os.link(zombie / "data" / name, output / "data" / name)
+
+    thread = threading.Thread(target=commit_meanwhile)
+    thread.start()
+    try:
+        slow = {"scripted": {"load_seconds": 2, "seconds_per_batch": 0.5}}
+        report = runner.run(scripted_spec(corpus, output, engine=slow), listener)
+    finally:
+        thread.join(timeout=30)
+    assert report.complete
+    assert {record.shard_id for record in listener.records} == set(range(10)) - {3}, "its attempt did not count"
+    assert (output / "data" / name).read_bytes() == (zombie / "data" / name).read_bytes()
+    assert results(output).equals(results(zombie))
+    assert report.seconds.waste > 0.01
+    assert_ledger_adds_up(output)
 
 
 def test_a_write_that_fails_fails_the_run(corpus: Path, tmp_path: Path, listener: KeepingListener) -> None:
