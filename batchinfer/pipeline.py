@@ -254,7 +254,8 @@ def connected(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     guard = Guard(DRIVER, uuid.uuid4().hex)
     try:
-        ray.init(include_dashboard=False, log_to_driver=True)
+        # Without "local" Ray would join whatever cluster somebody has started on this machine.
+        ray.init(address="local", include_dashboard=False, log_to_driver=True)
         yield
     finally:
         ray.shutdown()

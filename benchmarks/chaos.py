@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from typing import Any
 
 MARK = "BATCHINFER_CHAOS"
 os.environ |= {MARK: uuid.uuid4().hex, "SPT_NOENV": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+# A folder of its own: from Ray's usual one, anybody's `ray.init()` would find and join this cluster.
+os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="chaos-")
 
 import psutil  # noqa: E402 # the mark has to be there first: Ray's processes inherit it
 import pyarrow as pa  # noqa: E402
@@ -356,6 +359,7 @@ def main() -> None:
                     codes += job.codes
     finally:
         machines.end()
+        shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
     total: dict[str, Any] = {name: sum(f[name] for f in figures) for name in figures[0]}
     total |= {"jobs": len(figures), "faults": dict(done), "kills": sum(done[kind] for kind in KILLS)}
     total |= {"exit_codes": dict(codes), "seconds": time.monotonic() - began, "seed": options.seed}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -17,7 +19,7 @@ import pytest
 from conftest import KeepingListener, assert_ledger_adds_up, results, scripted_spec
 
 from batchinfer import runner
-from batchinfer.errors import EngineError, InputError, OutputError, Stopped, TooManyFailedRows
+from batchinfer.errors import EngineError, InputError, OutputError, Stopped, TooManyFailedRows, WorkersLost
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -128,6 +130,50 @@ def test_an_engine_that_dies_too_often_ends_the_run_resumable(
     assert report.complete
     assert len(again.records) == 10 - done, "no committed shard runs again"
     assert report.errors == {"engine_killed": 1}
+    assert_ledger_adds_up(output)
+
+
+def kill_replica_after(commits: int, listener: KeepingListener) -> threading.Thread:
+    """Kill -9 the actor of the run that `listener` hears of, once it has committed so many shards."""
+
+    def kill() -> None:
+        while len(listener.records) < commits:
+            time.sleep(0.02)
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if " ".join(process.cmdline()).startswith("ray::MapWorker(MapBatches(Replica))"):
+                    process.kill()
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_losses_of_workers_have_a_budget_of_their_own(corpus: Path, tmp_path: Path, listener: KeepingListener) -> None:
+    output = tmp_path / "out"
+    values: dict[str, Any] = {
+        "engine": {"max_num_seqs": 25, "scripted": {"seconds_per_batch": 0.4}},
+        "shards": {"rows": 25},
+    }
+    none = {"max_lost_workers": 0, "max_engine_restarts": 5}
+    thread = kill_replica_after(3, listener)
+    with pytest.raises(WorkersLost, match=r"max_lost_workers.*shards are left, in flight were") as caught:
+        runner.run(scripted_spec(corpus, output, **values, limits=none), listener)
+    thread.join(timeout=30)
+    assert caught.value.exit_code == 1
+    done = len(list((output / "data").iterdir()))
+    assert 3 <= done < 40
+
+    again = KeepingListener()
+    thread = kill_replica_after(3, again)
+    some = {"max_lost_workers": 3, "max_engine_restarts": 0}
+    report = runner.run(scripted_spec(corpus, output, **values, limits=some), again)
+    thread.join(timeout=30)
+    assert report.complete
+    assert (report.replicas, report.replicas_killed) == (3, 2)
+    assert results(output).column("id").to_pylist() == [f"row-{i:04d}" for i in range(1000)]
+    attempts = pq.read_table(output / "accounting").column("attempt").to_pylist()
+    assert max(attempts) > 1, "what was lost with a replica counts, in this session and in the one before"
     assert_ledger_adds_up(output)
 
 
