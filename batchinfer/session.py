@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from types import FrameType
 from typing import Self
@@ -33,13 +34,17 @@ class Tally:
         self._waiting = {
             s.shard_id: s.rows if work.positions is None else len(work.positions[s.shard_id]) for s in work.shards
         }
+        self._rows_left = sum(self._waiting.values())
+        self._largest = max(self._waiting.values(), default=0)
         self._failed = 0
         self._speed = Speed(time.monotonic)
         self._began = time.monotonic()
         self._looked_at = time.monotonic()
         self._journals: list[ReplicaRecord] = read_journals(job.layout)
         self._alive: set[str] = set()
-        self._mine: list[ShardRecord] = []
+        # Of this session's commits: device-seconds by replica, and how long they took in all.
+        self._work: defaultdict[str, float] = defaultdict(float)
+        self._commits, self._wall_seconds = 0, 0.0
         self._rows, self._gpu_seconds = self._history()
 
     def _history(self) -> tuple[int, float]:
@@ -57,12 +62,14 @@ class Tally:
     def add(self, record: ShardRecord, won: bool) -> None:
         """An attempt at a shard has ended; whichever of two `won`, the shard is there."""
         with self._lock:
-            self._waiting.pop(record.shard_id, None)
+            self._rows_left -= self._waiting.pop(record.shard_id, 0)
             if won:
                 self._failed += record.rows_failed
                 self._rows += record.rows
                 self._gpu_seconds += record.gpu_seconds
-                self._mine.append(record)
+                self._work[record.replica_id] += record.gpu_seconds
+                self._commits += 1
+                self._wall_seconds += record.wall_seconds
                 self._speed.add(record)
 
     def _look(self) -> list[ReplicaRecord]:
@@ -85,20 +92,22 @@ class Tally:
             return over_budget(limits, self._standing()) if self._waiting else None
 
     def _standing(self) -> Standing:
-        accounts = replica_accounts(self._mine, self._look())
+        accounts = replica_accounts([], self._look())
         alive = [journal for journal in self._journals if journal.replica_id in self._alive]
         flying = {shard for journal in alive for shard in journal.shards_in_flight} & self._waiting.keys()
         price = self._job.plan.price_per_gpu_hour / 3600
-        walls = [record.wall_seconds for record in self._mine]
+        # Of a replica that is alive, what it did that no committed shard accounts for is in flight.
+        busy = sum(
+            max(0.0, a.wasted_seconds - self._work[a.replica_id]) for a in accounts if a.replica_id in self._alive
+        )
         return Standing(
             cost_usd=sum(account.cost_usd for account in accounts),
-            # Of replicas that are alive: what no committed shard accounts for is in flight.
-            cost_in_flight=sum(a.wasted_seconds for a in accounts if a.replica_id in self._alive) * price,
+            cost_in_flight=busy * price,
             cost_per_row=self._gpu_seconds * price / self._rows if self._rows else None,
             rows_in_flight=sum(self._waiting[shard] for shard in flying),
-            rows_of_next=max((rows for shard, rows in self._waiting.items() if shard not in flying), default=0),
+            rows_of_next=self._largest if len(flying) < len(self._waiting) else 0,
             seconds=time.monotonic() - self._began,
-            seconds_per_shard=sum(walls) / len(walls) if walls else None,
+            seconds_per_shard=self._wall_seconds / self._commits if self._commits else None,
         )
 
     def progress(self) -> Progress:
@@ -106,7 +115,7 @@ class Tally:
         with self._lock:
             rows_per_second, tokens_per_second = self._speed.per_second()
             return Progress(
-                rows_done=self._total.rows - sum(self._waiting.values()),
+                rows_done=self._total.rows - self._rows_left,
                 rows_total=self._total.rows,
                 shards_done=len(self._total.shards) - len(self._waiting),
                 shards_total=len(self._total.shards),

@@ -1,6 +1,6 @@
 """Break things while a job runs, by a seeded schedule, and prove that nothing is lost, doubled or unaccounted for.
 
-    python benchmarks/chaos.py [--kills 100] [--seed 1] [--shards 300] [--json]
+    python benchmarks/chaos.py [--kills 100] [--seed 1] [--shards 300] [--minutes 120] [--json]
 
 A local Ray cluster of two nodes; the scripted engine with two replicas and one row that kills it; whole
 `batchinfer run` commands, started again whenever they end, until the job is done; then the next job, until
@@ -44,7 +44,7 @@ from batchinfer.engine.scripted import PROCESS_NAME  # noqa: E402
 ROWS_PER_SHARD = 50
 REPLICAS = 2
 ACTOR = "ray::MapWorker(MapBatches(Replica))"
-KILLS = {"engine process": 30, "replica (actor)": 26, "worker process": 20, "driver": 16, "second node (raylet)": 8}
+KILLS = {"engine process": 36, "replica (actor)": 28, "worker process": 20, "driver": 10, "second node (raylet)": 6}
 OTHERS = {
     "replica, SIGTERM": 4,
     "driver, SIGTERM": 3,
@@ -54,6 +54,7 @@ OTHERS = {
     "node cut off, back later": 2,
 }
 """How many of each come to 100 kills."""
+PATIENCE_SECONDS = 20.0
 COMPARED = ["id", "output", "finish_reason", "input_tokens", "output_tokens", "error_code"]
 
 
@@ -137,11 +138,13 @@ class Chaos:
         """Do it; False if there is nothing of that kind to strike now."""
         job, driver = self._job, self._job.driver
         assert driver is not None
+        if driver.poll() is not None:
+            return False
         if kind == "driver":
-            os.kill(driver.pid, signal.SIGKILL)
+            driver.kill()
             return True
         if kind == "driver, SIGTERM":
-            os.kill(driver.pid, signal.SIGTERM)
+            driver.terminate()
             driver.wait(timeout=300)
             return True
         if kind == "second node (raylet)":
@@ -234,12 +237,13 @@ def run_job(job: Job, machines: Machines, schedule: list[str], chance: random.Ra
     """Run the job to its end while the schedule lasts; takes from `schedule`, counts into `done`."""
     chaos = Chaos(machines, job, chance)
     deadline = time.monotonic() + 3600
+    struck_at, committed = 0.0, 0
     job.start()
     while True:
         assert job.driver is not None
         assert time.monotonic() < deadline, "the job does not end"
         with contextlib.suppress(subprocess.TimeoutExpired):
-            code = job.driver.wait(timeout=chance.uniform(0.2, 3.0))
+            code = job.driver.wait(timeout=chance.uniform(0.2, 2.0))
             job.codes[code] += 1
             # A SIGTERM that comes before there is anything to drain ends the process as it does any other.
             expected = (0, 1, 4, -signal.SIGKILL, -signal.SIGTERM)
@@ -248,12 +252,15 @@ def run_job(job: Job, machines: Machines, schedule: list[str], chance: random.Ra
                 return
             job.start()
             continue
-        if schedule and (job.output / "_run" / "lock").exists() and job.committed():
+        # Some work between two faults, or all of them would hit commands that are just starting.
+        moved = job.committed() > committed or time.monotonic() > struck_at + PATIENCE_SECONDS
+        if schedule and job.committed() and moved:
             # One whose victim is not there now comes later.
             for at, kind in enumerate(schedule):
                 if chaos.strike(kind):
                     done[kind] += 1
                     del schedule[at]
+                    struck_at, committed = time.monotonic(), job.committed()
                     print(f"{sum(done.values())}: {kind}, {job.committed()} shards", file=sys.stderr, flush=True)
                     break
 
@@ -298,7 +305,7 @@ def write_job(folder: Path, shards: int) -> None:
         "resources": {"replicas": REPLICAS, "accelerator": "cpu"},
         "engine": {
             "max_num_seqs": 32,
-            "scripted": {"seconds_per_batch": 1.0, "load_seconds": 0.5, "kill_on": ids[len(ids) // 2]},
+            "scripted": {"seconds_per_batch": 0.5, "load_seconds": 0.2, "kill_on": ids[len(ids) // 2]},
         },
         "limits": {"max_engine_restarts": 1000, "engine_timeout_seconds": 60},
     }
@@ -335,6 +342,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--shards", type=int, default=300)
+    parser.add_argument("--minutes", type=float, default=120, help="begin no further job after so long")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     chance = random.Random(options.seed)
@@ -357,6 +365,9 @@ def main() -> None:
                     run_job(job, machines, schedule, chance, done)
                     figures.append(verify(job, expected))
                     codes += job.codes
+                    print(json.dumps(figures[-1]), file=sys.stderr, flush=True)
+                    if time.monotonic() - began > options.minutes * 60:
+                        break
     finally:
         machines.end()
         shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
