@@ -10,6 +10,7 @@
     ├── TooManyFailedRows      exit 3   the run ended, with more failed rows than allowed
     ├── Stopped                exit 4   stopped by a signal or a budget: resumable
     ├── EngineError            exit 1   the engine did not start, or died more often than allowed
+    ├── WorkersLost            exit 1   more processes or machines were lost than allowed
     └── StorageError           exit 1   a read or a write failed
         └── StoreRefused                no such bucket, no permission, no credentials; before a run begins, exit 2
 
@@ -79,6 +80,10 @@ class EngineError(BatchinferError):
     """The engine did not start, or died more often than the run allows."""
 
 
+class WorkersLost(BatchinferError):
+    """More processes or machines were lost than the run allows; what was committed before stays."""
+
+
 class StorageError(BatchinferError):
     """A read or a write failed; what was committed before stays."""
 
@@ -105,4 +110,5 @@ ROW_ERROR_CODES = {
     "template_error": "the template met a missing or unusable value in this row",
     "output_invalid": "the output does not fit output.choices, output.json_schema or output.regex",
     "engine_rejected": "the engine refused the request",
+    "engine_killed": "the engine died each time it ran this row alone",
 }

@@ -99,5 +99,5 @@ def read_journals(layout: Layout) -> list[ReplicaRecord]:
 
 
 def lost_attempts(journals: list[ReplicaRecord]) -> Counter[int]:
-    """How often each shard was in flight on a replica that never said that it ended."""
-    return Counter(shard for j in journals if j.finished_at_us is None for shard in j.shards_in_flight)
+    """How often each shard was in flight when a replica, one of those in `journals`, left or was killed."""
+    return Counter(shard for journal in journals for shard in journal.shards_in_flight)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import time
 import uuid
 from collections.abc import Callable
-from types import FrameType
 
 import psutil
 import pyarrow as pa
@@ -15,7 +13,15 @@ import pyarrow.parquet as pq
 
 from batchinfer import pipeline
 from batchinfer.commit import committed_shards, read_accounting, repair
-from batchinfer.errors import BatchinferError, OutputError, Stopped, StorageError, TooManyFailedRows
+from batchinfer.errors import (
+    BatchinferError,
+    EngineError,
+    OutputError,
+    Stopped,
+    StorageError,
+    TooManyFailedRows,
+    WorkersLost,
+)
 from batchinfer.job import Job, Layout, read_journals
 from batchinfer.ledger import replica_accounts, replicas_table, totals
 from batchinfer.pipeline import Work
@@ -31,17 +37,18 @@ from batchinfer.preflight import (
     require_model,
     require_same_input,
 )
-from batchinfer.progress import Listener, Progress, Speed
+from batchinfer.progress import Listener
 from batchinfer.records import ShardRecord
 from batchinfer.report import Report, make_report
 from batchinfer.retry import failed_rows, note_retry, noted_retry
+from batchinfer.session import BudgetWatch, Stopper, Tally
 from batchinfer.shards import Manifest, to_parquet
 from batchinfer.spec import JobSpec, load, parse, to_yaml
 from batchinfer.storage import delete_many, join, normal_uri
 
 JOURNAL_WAIT_SECONDS = 30.0
 DEAD_AFTER_SECONDS = 5.0
-COST_CHECK_SECONDS = 2.0
+NAMED_SHARDS = 20
 
 
 def validate(spec: JobSpec) -> Checked:
@@ -192,33 +199,34 @@ def _execute(job: Job, manifest: Manifest, work: Work, listener: Listener, requi
     layout, storage = job.layout, job.layout.storage
     storage.delete(layout.run("stop"))
     earlier = {journal.replica_id for journal in read_journals(layout)}
-    tally = _Tally(job, manifest, work)
-    stopper = _Stopper(lambda: storage.put(layout.run("stop"), b""), listener)
+    tally = Tally(job, manifest, work)
+    stopper = Stopper(lambda: storage.put(layout.run("stop"), b""), listener)
+    stopper.reason = tally.over_budget() or ""
+    if stopper.reason:
+        # Not even one more shard: nothing is loaded for it.
+        raise _stopped(stopper, tally, work)
     listener.begin(tally.progress())
     try:
-        with stopper:
+        with stopper, BudgetWatch(tally, stopper) as budget:
             for committed in pipeline.run_shards(job, manifest, work):
                 require_held()
+                tally.add(committed.record, committed.won)
                 if committed.won:
-                    tally.add(committed.record)
                     listener.advance(tally.progress(), committed.record)
-                reason = tally.over_budget()
-                if reason:
-                    stopper.stop(reason)
+                budget.check()
         _wait_for_journals(layout, earlier)
     except KeyboardInterrupt:
         stopper.reason = stopper.reason or "interrupted"
-    except BatchinferError:
+    except BatchinferError as error:
         _account_for(layout)
+        if isinstance(error, EngineError | WorkersLost):
+            error.message += _shards_left(layout, tally.left, earlier)
         raise
     finally:
         listener.end()
-    if stopper.reason and tally.shards_left:
+    if stopper.reason and tally.left:
         _account_for(layout)
-        raise Stopped(
-            f"{stopper.reason}: {tally.shards_left} of {len(work.shards)} shards are left",
-            "the same command goes on where this one stopped",
-        )
+        raise _stopped(stopper, tally, work)
     lost = {shard.shard_id for shard in work.shards} - committed_shards(layout)
     if lost:
         raise StorageError(
@@ -227,89 +235,19 @@ def _execute(job: Job, manifest: Manifest, work: Work, listener: Listener, requi
         )
 
 
-class _Tally:
-    """What this session has done, for the progress and the budgets."""
-
-    def __init__(self, job: Job, manifest: Manifest, work: Work) -> None:
-        self._job = job
-        self._rows_total = manifest.rows
-        self._shards_total = len(manifest.shards)
-        waiting = sum(s.rows if work.positions is None else len(work.positions[s.shard_id]) for s in work.shards)
-        self._rows_done = self._rows_total - waiting
-        self._shards_done = self._shards_total - len(work.shards)
-        self.shards_left = len(work.shards)
-        self._failed = 0
-        self._speed = Speed(time.monotonic)
-        self._began = time.monotonic()
-        self._cost = 0.0
-        self._cost_at = float("-inf")
-
-    def add(self, record: ShardRecord) -> None:
-        self._rows_done += record.rows
-        self._shards_done += 1
-        self.shards_left -= 1
-        self._failed += record.rows_failed
-        self._speed.add(record)
-
-    def cost(self) -> float:
-        """What the run has cost up to now, by the replicas' journals; read every two seconds at most."""
-        now = time.monotonic()
-        if now - self._cost_at >= COST_CHECK_SECONDS:
-            self._cost_at = now
-            self._cost = sum(account.cost_usd for account in replica_accounts([], read_journals(self._job.layout)))
-        return self._cost
-
-    def over_budget(self) -> str | None:
-        limits = self._job.spec.limits
-        if limits.max_cost_usd is not None and self.cost() >= limits.max_cost_usd:
-            return f"limits.max_cost_usd of ${limits.max_cost_usd:g} is reached"
-        hours = (time.monotonic() - self._began) / 3600
-        if limits.max_runtime_hours is not None and hours >= limits.max_runtime_hours:
-            return f"limits.max_runtime_hours of {limits.max_runtime_hours:g} is reached"
-        return None
-
-    def progress(self) -> Progress:
-        rows_per_second, tokens_per_second = self._speed.per_second()
-        return Progress(
-            rows_done=self._rows_done,
-            rows_total=self._rows_total,
-            shards_done=self._shards_done,
-            shards_total=self._shards_total,
-            rows_failed=self._failed,
-            tokens_per_second=tokens_per_second,
-            rows_per_second=rows_per_second,
-            cost_usd=self.cost(),
-        )
+def _stopped(stopper: Stopper, tally: Tally, work: Work) -> Stopped:
+    raised = ", with a higher limit" if "limits." in stopper.reason else ""
+    return Stopped(
+        f"{stopper.reason}: {len(tally.left)} of {len(work.shards)} shards are left",
+        f"the same command{raised} goes on where this one stopped",
+    )
 
 
-class _Stopper:
-    """The first SIGINT or SIGTERM, or a budget, stops new shards and lets those in flight end; a second
-    signal stops at once."""
-
-    def __init__(self, announce: Callable[[], None], listener: Listener) -> None:
-        self._announce = announce
-        self._listener = listener
-        self._before: dict[signal.Signals, signal._HANDLER] = {}
-        self.reason = ""
-
-    def stop(self, reason: str) -> None:
-        if not self.reason:
-            self.reason = reason
-            self._announce()
-            self._listener.event("stopping", reason=reason, hint="shards in flight end first; Ctrl-C again stops now")
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.reason:
-            raise KeyboardInterrupt
-        self.stop(f"stopped by {signal.Signals(number).name}")
-
-    def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._handle)
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+def _shards_left(layout: Layout, left: set[int], earlier: set[str]) -> str:
+    """What is still to be done after engines or machines failed, and what was in flight on them."""
+    flying = {s for j in read_journals(layout) if j.replica_id not in earlier for s in j.shards_in_flight} & left
+    named = ", ".join(map(str, sorted(flying)[:NAMED_SHARDS])) + (", ..." if len(flying) > NAMED_SHARDS else "")
+    return f" ({len(left)} shards are left" + (f", in flight were {named})" if flying else ")")
 
 
 def _wait_for_journals(layout: Layout, earlier: set[str]) -> None:

@@ -17,7 +17,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 ORDER = [
     *("errors", "templates", "spec", "catalog", "planner", "storage", "model_folder", "model_source", "checkpoint"),
     *("records", "shards", "source", "prompts", "survey", "meter", "engine", "job", "replica", "commit", "ledger"),
-    *("report", "progress", "placement", "pipeline", "retry", "preflight", "planning", "runner", "console", "cli"),
+    *("report", "budget", "progress", "placement", "pipeline", "session", "retry", "preflight", "planning"),
+    *("runner", "console", "cli"),
 ]
 
 LAZY = ("ray", "vllm", "torch", "transformers", "pyarrow.dataset", "pandas", "boto3", "huggingface_hub")

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from batchinfer.checkpoint import SAFE_FORMAT, Adapter, local_adapter
-from batchinfer.engine.base import Completion
+from batchinfer.engine.base import Completion, EngineDied
 from batchinfer.engine.pump import Pump
 from batchinfer.errors import EngineError, ResourceError, RowError
 from batchinfer.planner import Plan
@@ -140,8 +140,14 @@ class VllmEngine:
                 places.append(i)
         begun(len(requests))
         for i, result in zip(places, self._pump.run(requests, finished), strict=True):
-            completions[i] = self._completion(result)
+            completions[i] = None if result is None else self._completion(result)
+        if None in completions:
+            raise EngineDied(self._pump.death or "the engine gave no answer", completions)
         return [completion for completion in completions if completion is not None]
+
+    @property
+    def steps(self) -> int:
+        return self._pump.steps
 
     def _token_ids(self, prompts: Sequence[Prompt]) -> list[list[int] | RowError]:
         """All prompts of a shard at once: a fast tokenizer then uses all cores, and lets go of the GIL."""

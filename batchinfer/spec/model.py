@@ -202,7 +202,7 @@ class ScriptedSpec(Keys):
     """The scripted engine (`model.source: scripted`): deterministic, with scripted time and failures.
 
     Seconds are real seconds. A row whose prompt contains `kill_on` kills the engine, one that contains
-    `reject_on` is refused. A token is four characters.
+    `hang_on` makes it stand still, one that contains `reject_on` is refused. A token is four characters.
     """
 
     answer: str | None = None
@@ -210,6 +210,7 @@ class ScriptedSpec(Keys):
     seconds_per_batch: float = Field(default=0.0, ge=0)
     seconds_per_token: float = Field(default=0.0, ge=0)
     kill_on: str | None = None
+    hang_on: str | None = None
     reject_on: str | None = None
 
 
@@ -264,12 +265,19 @@ class ShardsSpec(Keys):
 
 
 class LimitsSpec(Keys):
-    """When the run stops by itself. `max_engine_restarts` counts for each replica."""
+    """When the run stops by itself.
+
+    `max_engine_restarts` is how often a replica may start its engine again, `engine_timeout_seconds` after how
+    long without a token an engine counts as dead, `max_lost_workers` how often each replica may be lost
+    with its process or machine.
+    """
 
     max_cost_usd: float | None = Field(default=None, ge=0)
     max_runtime_hours: float | None = Field(default=None, ge=0)
     max_error_rate: float = Field(default=0.05, ge=0.0, le=1.0)
-    max_engine_restarts: int = Field(default=3, ge=0)
+    max_engine_restarts: int = Field(default=20, ge=0)
+    engine_timeout_seconds: float = Field(default=600.0, gt=0)
+    max_lost_workers: int = Field(default=100, ge=0)
 
 
 class ScheduleSpec(Keys):
