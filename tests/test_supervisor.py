@@ -203,6 +203,7 @@ def test_only_standing_still_with_rows_counts_as_a_stall():
     assert stall.seconds(99, 4, "b") == 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(), min_size=2, max_size=500, unique=True), st.integers(1, 600))
 def test_a_cut_loses_no_row_and_quarters_at_least(places, slots):
     parts = cut(places, slots)
