@@ -18,6 +18,7 @@ from batchinfer.errors import BatchinferError
 if TYPE_CHECKING:
     from batchinfer.progress import Listener
     from batchinfer.report import Report
+    from batchinfer.storage import Stores
 
 # Both report usage to their makers unless told not to; set before either is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -68,6 +69,53 @@ def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at:
 
 
 @app.command()
+def plan(
+    spec: SpecPath,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    address: Address = None,
+    date: Date = None,
+    at: At = None,
+) -> None:
+    """Say how the job would be laid out, how long it would take and what it would cost; start nothing."""
+    from batchinfer import runner
+    from batchinfer.console import attending
+    from batchinfer.report import render_plan
+
+    loaded = runner.load_spec(spec, overrides or [])
+    times = run_times(loaded, date, at, None, None)
+    with attending(loaded.storage) as listener:
+        made = runner.plan(loaded, listener, address, times[0] if times else None)
+    if as_json:
+        _print_json(made.document())
+    else:
+        _console().print(render_plan(made))
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the models of the catalog."""
+    from batchinfer import catalog, report
+
+    known = catalog.models().values()
+    if as_json:
+        _print_json(report.models_document(known))
+    else:
+        _console().print(report.models_table(known))
+
+
+@app.command()
+def gpus(as_json: AsJson = False) -> None:
+    """List the accelerators of the catalog, with their list prices."""
+    from batchinfer import catalog, report
+
+    if as_json:
+        _print_json(report.accelerators_document(catalog.accelerators()))
+    else:
+        _console().print(report.accelerators_table(catalog.accelerators()))
+
+
+@app.command()
 def run(
     spec: SpecPath,
     overrides: Overrides = None,
@@ -85,10 +133,10 @@ def run(
     loaded = runner.load_spec(spec, overrides or [])
     times = run_times(loaded, date, at, first, last)
     if len(times) > 1:
-        _attended(lambda listener: ticker.backfill(loaded, times, listener, address, fresh), as_json)
+        _attended(lambda listener: ticker.backfill(loaded, times, listener, address, fresh), as_json, loaded.storage)
     else:
         one = times[0] if times else None
-        _attended(lambda listener: ticker.run(loaded, listener, address, fresh, one), as_json)
+        _attended(lambda listener: ticker.run(loaded, listener, address, fresh, one), as_json, loaded.storage)
 
 
 @app.command()
@@ -96,7 +144,7 @@ def retry(uri: RunUri, as_json: AsJson = False, address: Address = None) -> None
     """Run the failed rows of a run again, and put what they give into their places."""
     from batchinfer import runner
 
-    _attended(lambda listener: runner.retry(uri, listener, address), as_json)
+    _attended(lambda listener: runner.retry(uri, listener, address), as_json, {})
 
 
 @app.command()
@@ -114,12 +162,12 @@ def _options(
     pass
 
 
-def _attended(command: Callable[[Listener], Report | list[Report]], as_json: bool) -> None:
-    """Run a command with a listener, and print its report or reports."""
+def _attended(command: Callable[[Listener], Report | list[Report]], as_json: bool, stores: Stores) -> None:
+    """Run a command, print its report or reports, and let its failed rows decide the exit code."""
     from batchinfer import runner
     from batchinfer.console import attending
 
-    with attending() as listener:
+    with attending(stores) as listener:
         made = command(listener)
     _print(made, as_json)
     for report in made if isinstance(made, list) else [made]:
@@ -134,9 +182,16 @@ def _print(made: Report | list[Report], as_json: bool) -> None:
     elif as_json and not isinstance(made, list):
         print(made.model_dump_json(indent=2))
     else:
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
         for report in made if isinstance(made, list) else [made]:
-            console.print(render(report))
+            _console().print(render(report))
+
+
+def _print_json(document: object) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _console() -> Console:
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
 def main() -> None:

@@ -126,7 +126,7 @@ def run_due(specs: Specs, overrides: Overrides = None, as_json: AsJson = False, 
     outcome = ticker.Outcome()
     for job in ticker.scheduled(specs, overrides or []):
         try:
-            with attending() as listener:
+            with attending(job.spec.storage) as listener:
                 _merge(outcome, ticker.run_due(job.spec, job.schedule, listener, address))
         except Stopped:
             raise

@@ -71,6 +71,7 @@ class Totals(BaseModel):
     idle_seconds: float
     wasted_seconds: float
     active_seconds: float
+    up_seconds: float
     cost_usd: float
     shards: int
 
@@ -130,6 +131,7 @@ def totals(shards: Sequence[ShardRecord], replicas: Sequence[ReplicaAccount]) ->
         idle_seconds=sum(r.idle_seconds for r in replicas),
         wasted_seconds=sum(r.wasted_seconds for r in replicas),
         active_seconds=_covered([(r.ready_at_us, r.finished_at_us) for r in replicas if r.ready_at_us is not None]),
+        up_seconds=_covered([(r.started_at_us, r.finished_at_us) for r in replicas]),
         cost_usd=sum(r.cost_usd for r in replicas),
         shards=len(first),
     )

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from batchinfer.catalog import engine_support, models
+from batchinfer.checkpoint import require_adapter, require_draft, require_weights
 from batchinfer.commit import committed_shards
-from batchinfer.engine import SCRIPTED
-from batchinfer.errors import InputError, ModelError, OutputError, UserError
+from batchinfer.errors import InputError, ModelError, OutputError, StoreRefused, UserError
 from batchinfer.history import Choice, require_same_tick
 from batchinfer.job import Layout
+from batchinfer.model_folder import is_remote
+from batchinfer.model_source import ModelFacts, model_facts, require_access
 from batchinfer.prompts import needed_columns
 from batchinfer.shards import Manifest, from_parquet
 from batchinfer.source import build_manifest, input_entries
-from batchinfer.source.files import is_glob, partition_root
-from batchinfer.source.formats import first_line
-from batchinfer.spec import JobSpec
-from batchinfer.storage import local_path, storage_for
+from batchinfer.source.files import fixed_part, is_glob
+from batchinfer.spec import JobSpec, ModelSpec
+from batchinfer.storage import join, local_path, normal_uri, storage_for
 from batchinfer.ticks import Tick
 
-_FREE_KEYS = ("name", "resources", "limits", "schedule")
+_FREE_KEYS = ("name", "resources", "limits", "schedule", "storage")
 """Keys that may change between the runs of one output: they shape no result."""
 
 _SHAPING_ENGINE_KEYS = ("max_model_len", "kv_cache_dtype", "tokenizer", "load_format", "seed", "scripted")
@@ -31,13 +32,13 @@ _SHAPING_ENGINE_KEYS = ("max_model_len", "kv_cache_dtype", "tokenizer", "load_fo
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A spec that can run: with absolute places, its manifest, and what is committed of it already.
+    """A spec that can run: with absolute places, its model, its manifest, and what of it is committed.
 
     `choice` picks the files of an incremental run, None where all are taken.
     """
 
     spec: JobSpec
-    model_name: str
+    facts: ModelFacts
     layout: Layout
     manifest: Manifest
     committed: frozenset[int]
@@ -47,31 +48,49 @@ class Checked:
 
 def absolute(spec: JobSpec) -> JobSpec:
     """The spec with local places made absolute: workers and later commands run in other folders."""
-    source = spec.model.source
     return spec.model_copy(
         update={
-            "model": spec.model.model_copy(
-                update={"source": local_path(source) if os.path.isdir(local_path(source)) else source}
-            ),
-            "input": spec.input.model_copy(update={"uri": local_path(spec.input.uri)}),
-            "output": spec.output.model_copy(update={"uri": local_path(spec.output.uri)}),
+            "model": _absolute_model(spec.model),
+            "input": spec.input.model_copy(update={"uri": normal_uri(spec.input.uri)}),
+            "output": spec.output.model_copy(update={"uri": normal_uri(spec.output.uri)}),
         }
     )
 
 
-def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = None) -> Checked:
+def _absolute_model(model: ModelSpec) -> ModelSpec:
+    def place(source: str) -> str:
+        return normal_uri(source) if is_remote(source) or os.path.isdir(local_path(source)) else source
+
+    changed: dict[str, Any] = {"source": place(model.source)}
+    if model.lora is not None:
+        changed["lora"] = model.lora.model_copy(update={"path": place(model.lora.path)})
+    if model.speculative is not None and model.speculative.model is not None:
+        changed["speculative"] = model.speculative.model_copy(update={"model": place(model.speculative.model)})
+    return model.model_copy(update=changed)
+
+
+@contextlib.contextmanager
+def refusals_are_the_users() -> Iterator[None]:
+    """Before a run begins, a store that refuses is a mistake of the spec or of the credentials."""
+    try:
+        yield
+    except StoreRefused as error:
+        raise UserError(error.message, error.remedy) from error
+
+
+@refusals_are_the_users()
+def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = None, access: bool = True) -> Checked:
     """Look at the model, the input and the output; raises UserError. Writes nothing.
 
     `run_id` is for a run that begins; one that is resumed keeps its own. `spec` has its variables filled in
-    for `tick`, None for a job that runs once.
+    for `tick`, None for a job that runs once. `access`: see `require_model`.
     """
-    model_name = spec.model.source
     for uri in (spec.input.uri, spec.output.uri):
-        storage_for(uri)
-    require_model(spec)
+        storage_for(uri, spec.storage)
+    facts = require_model(spec, access)
     require_apart(spec)
     spec = absolute(spec)
-    layout = Layout(spec.output.uri)
+    layout = Layout(spec.output.uri, spec.storage)
     columns = needed_columns(spec)
     old = find_manifest(layout)
     committed = committed_shards(layout)
@@ -104,7 +123,7 @@ def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = N
         manifest = build_manifest(spec, columns, about, choice)
         committed = set()
     layout.storage.require_writable(layout.root)
-    return Checked(spec, model_name, layout, manifest, frozenset(committed), resumed, choice)
+    return Checked(spec, facts, layout, manifest, frozenset(committed), resumed, choice)
 
 
 def find_manifest(layout: Layout) -> Manifest | None:
@@ -140,7 +159,8 @@ def require_same_spec(manifest: Manifest, spec: JobSpec, layout: Layout) -> None
 def require_same_input(manifest: Manifest, spec: JobSpec) -> None:
     """Refuse to resume over other files than those that were cut into shards."""
     partly = spec.input.incremental is not None
-    now = {entry.uri: entry.tag for entry in input_entries(spec.input.uri, spec.input.format, none_is_fine=partly)}
+    entries = input_entries(spec.input.uri, spec.input.format, spec.storage, none_is_fine=partly)
+    now = {entry.uri: entry.tag for entry in entries}
     before = manifest.files
     lines = [f"  {uri} is gone" for uri in before if uri not in now]
     lines += [f"  {uri} has changed" for uri, tag in before.items() if uri in now and now[uri] != tag]
@@ -168,83 +188,57 @@ def require_apart(spec: JobSpec) -> None:
     """An output inside the input would be read as input by the next run, and the other way round."""
     uri = spec.input.uri
     # A file has room for an output beside it; what a pattern may match next time has not.
-    source = partition_root(uri) if is_glob(uri) else local_path(uri)
-    target = local_path(spec.output.uri)
+    source = fixed_part(normal_uri(uri)) if is_glob(uri, spec.storage) else normal_uri(uri)
+    target = normal_uri(spec.output.uri)
     for inner, outer, message in (
         (target, source, "output.uri lies inside input.uri"),
-        (source, os.path.join(target, "data"), "input.uri lies inside the results of output.uri"),
+        (source, join(target, "data"), "input.uri lies inside the results of output.uri"),
     ):
-        if os.path.commonpath([inner, outer]) == outer:
+        if join(inner, "").startswith(join(outer, "")):
             raise OutputError(f"{message}: {target} and {source}", "give the output a folder of its own")
 
 
-def require_model(spec: JobSpec) -> None:
-    """A model that cannot be found is found out here, not after the engine has started."""
-    source = spec.model.source
-    if source == SCRIPTED:
+def require_model(spec: JobSpec, access: bool = True) -> ModelFacts:
+    """A model that cannot be found or run is found out here, not after the engine has started.
+
+    `access`: a repository must be one that can be had from here; a plan needs its facts only.
+    """
+    facts = model_facts(spec.model, spec.storage)
+    _require_engine_support(facts)
+    if is_remote(facts.location) or os.path.isdir(facts.location):
+        storage = storage_for(facts.location, spec.storage)
+        names = storage.names(facts.location)
+        _require_model_folder(spec, facts.location, names, lambda name: storage.read(join(facts.location, name)))
+    elif access:
+        require_access(facts, spec.model.revision)
+    if spec.model.lora is not None:
+        require_adapter(spec.model.lora, facts.shape, spec.storage)
+    if spec.model.speculative is not None:
+        require_draft(spec.model.speculative, facts.shape)
+    return facts
+
+
+def _require_engine_support(facts: ModelFacts) -> None:
+    support = engine_support(facts.shape.architecture) if facts.shape is not None else None
+    if facts.shape is None or support is None or support.until is None:
         return
-    path = local_path(source)
-    if os.path.isdir(path):
-        _require_model_folder(spec, path)
-    elif re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source):
-        _require_repository(source, spec.model.revision)
-    else:
-        parent = os.path.dirname(path)
-        names = [os.path.join(parent, n) for n in os.listdir(parent)] if os.path.isdir(parent) else []
-        near = difflib.get_close_matches(path, [n for n in names if os.path.isdir(n)], n=1)
-        raise ModelError(
-            f"unknown model {source!r}: neither a folder here nor a Hugging Face repository id",
-            f"did you mean {near[0]}?" if near else "give a folder with config.json, or a name like org/model",
-        )
+    architecture = facts.shape.architecture
+    same = [facts.entry, *models().values()]
+    instead = next(e.replacement for e in same if e and e.replacement and e.shape.architecture == architecture)
+    raise ModelError(
+        f"{facts.name} cannot run: vLLM dropped {architecture} after {support.until}",
+        f"use {instead}, which takes its place",
+    )
 
 
-def _require_model_folder(spec: JobSpec, path: str) -> None:
-    names = os.listdir(path)
-    if "config.json" not in names:
-        raise ModelError(f"{path} has no config.json: it is not a model folder", "point model.source at the model")
-    weights = any(name.endswith((".safetensors", ".bin", ".pt", ".gguf")) for name in names)
-    if not weights and spec.engine.load_format != "dummy":
-        raise ModelError(f"{path} has no weights (*.safetensors)", "download the model again, whole")
+def _require_model_folder(spec: JobSpec, path: str, names: Collection[str], read: Callable[[str], bytes]) -> None:
+    """`names` are the files in the folder; `read` gives one of them."""
+    require_weights(path, names, spec.engine.load_format)
     template = "chat_template.jinja" in names
     if "tokenizer_config.json" in names and not template:
-        with open(os.path.join(path, "tokenizer_config.json"), encoding="utf-8") as file:
-            template = '"chat_template"' in file.read()
+        template = b'"chat_template"' in read("tokenizer_config.json")
     if not template and (spec.prompt.chat or spec.prompt.messages_column is not None):
         key = "prompt.messages_column" if spec.prompt.messages_column is not None else "prompt.chat"
         raise ModelError(
             f"{key} needs a chat template, which {path} does not have", "use prompt.template or a chat model"
         )
-
-
-def _require_repository(source: str, revision: str | None) -> None:
-    # Slow to import, and needed for repositories only.
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-    from huggingface_hub.utils import logging
-
-    if isinstance(try_to_load_from_cache(source, "config.json", revision=revision), str):
-        return
-    logging.set_verbosity_error()
-    try:
-        HfApi().model_info(source, revision=revision, timeout=10)
-    except GatedRepoError:
-        raise ModelError(
-            f"{source} is gated: its licence must be accepted",
-            "accept it on its page, then set HF_TOKEN to a token that may read it",
-        ) from None
-    except RepositoryNotFoundError:
-        raise ModelError(
-            f"unknown model {source!r}: the hub has none of that name, or it is private",
-            "check the name, or set HF_TOKEN",
-        ) from None
-    except HfHubHTTPError as error:
-        raise ModelError(
-            f"{source} cannot be looked up: {first_line(error)}", "check the name and the revision"
-        ) from None
-    except Exception as error:
-        # No network: the client's transport errors have no common type.
-        raise ModelError(
-            f"unknown model {source!r}: neither a folder here nor in the hub's local cache, and the hub cannot "
-            f"be reached ({first_line(error)})",
-            "give a model folder, or run where the hub can be reached",
-        ) from None

@@ -20,7 +20,7 @@ from batchinfer import pipeline, runner
 from batchinfer.errors import BatchinferError, InputTaken, OutputBusy, OutputError, SpecError, UserError
 from batchinfer.history import note_skipped, past_runs, waiting_lock
 from batchinfer.job import Layout
-from batchinfer.preflight import absolute
+from batchinfer.preflight import absolute, refusals_are_the_users
 from batchinfer.progress import Listener
 from batchinfer.report import Report
 from batchinfer.schedule import (
@@ -179,7 +179,7 @@ def standing(job: Scheduled, now: datetime) -> Standing:
     due = latest if latest is not None and latest not in {run.tick for run in past} else None
     state: str = last.state if last else "never"
     if last is not None and last.state == "done":
-        layout = Layout(last.root)
+        layout = Layout(last.root, job.spec.storage)
         made = Report.model_validate_json(layout.storage.read(layout.run("report.json")))
         state = "failed rows" if made.error_rate > made.max_error_rate else "done"
     return Standing(
@@ -201,8 +201,9 @@ def local_time(at: datetime, schedule: ScheduleSpec) -> str:
     return at.astimezone(ZoneInfo(schedule.timezone)).isoformat()
 
 
+@refusals_are_the_users()
 def _past(spec: JobSpec) -> list[PastRun]:
-    return past_runs(runs_folder(spec), spec.name)
+    return past_runs(runs_folder(spec), spec.name, spec.storage)
 
 
 def _run(spec: JobSpec, at: datetime, listener: Listener, cluster: str | None, fresh: bool = False) -> Report:
@@ -226,7 +227,8 @@ def _resume(spec: JobSpec, run: PastRun, listener: Listener, cluster: str | None
 def _skip(spec: JobSpec, at: datetime, listener: Listener) -> None:
     running = ", ".join(tick_name(run.tick) for run in _past(spec) if run.state == "running")
     rendered, _ = resolve(spec, at)
-    note_skipped(absolute(rendered).output.uri, spec.name, at, f"the tick {running} was running")
+    place = absolute(rendered).output.uri
+    note_skipped(place, spec.name, at, f"the tick {running} was running", spec.storage)
     listener.event("skipped", job=spec.name, tick=tick_name(at), running=running)
 
 
@@ -242,18 +244,18 @@ def _turn(spec: JobSpec, listener: Listener) -> Iterator[None]:
         return
     root = runs_folder(spec)
     # Before the lock is made there: what is wrong with the place is the user's to mend.
-    storage_for(root).require_writable(root)
+    storage_for(root, spec.storage).require_writable(root)
     place = join(root, "_schedule", spec.name)
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(waiting_lock(f"{place}.lock", 0))
+            held.enter_context(waiting_lock(f"{place}.lock", 0, spec.storage))
         except OutputBusy:
             if overlap == "skip":
                 raise OutputBusy(
                     f"another process is running the job {spec.name}",
                     "wait for it to end; or let ticks wait or run side by side: schedule.overlap",
                 ) from None
-            with waiting_lock(f"{place}.queue", 0):
+            with waiting_lock(f"{place}.queue", 0, spec.storage):
                 listener.event("queued", job=spec.name)
-                held.enter_context(waiting_lock(f"{place}.lock", math.inf))
+                held.enter_context(waiting_lock(f"{place}.lock", math.inf, spec.storage))
         yield

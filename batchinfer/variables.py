@@ -1,4 +1,4 @@
-"""`{{ run.date }}` and its like in the URIs of a spec: sandboxed Jinja2 over the run's time. Pure.
+"""`{{ run.date }}` and its like in the URIs of a spec: `templates` over the run's time. Pure.
 
 `run.date`, `hour`, `minute`, `year`, `month`, `day` are those of the schedule's clock; `run.time` is the instant in
 UTC, which no two ticks share; `run.previous` has the same of the tick before.
@@ -6,6 +6,7 @@ UTC, which no two ticks share; `run.previous` has the same of the tick before.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import jinja2
-from jinja2 import meta, nodes
+from jinja2 import nodes
 from jinja2.exceptions import SecurityError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from batchinfer.templates import Environment, Template, compile_template
 from batchinfer.ticks import tick_name
 
 NAMES = ("date", "hour", "minute", "year", "month", "day", "time", "id", "previous")
@@ -106,12 +107,8 @@ def require_template(uri: str) -> None:
     """Raise ValueError, for a person, where the URI uses a variable that there is not, or cannot be rendered."""
     if not has_variables(uri):
         return
-    try:
-        tree = _environment().parse(uri)
-    except jinja2.TemplateSyntaxError as error:
-        raise ValueError(f"is not a valid template: {error.message}") from None
-    unknown = [name for name in sorted(meta.find_undeclared_variables(tree)) if name != "run"]
-    unknown += [path for path in _paths(tree) if _is_unknown(path)]
+    unknown = [name for name in _compiled(uri).columns if name != "run"]
+    unknown += [path for path in _paths(Environment().parse(uri)) if _is_unknown(path)]
     if unknown:
         known = ", ".join(f"run.{name}" for name in NAMES)
         raise ValueError(f"there is no variable {unknown[0]!r}; there are {known}")
@@ -125,8 +122,9 @@ def render(uri: str, moment: Moment) -> str:
     """The URI with its variables filled in; raises ValueError."""
     if not has_variables(uri):
         return uri
+    template = _compiled(uri)
     try:
-        rendered = _environment().from_string(uri).render(run=Run(moment))
+        rendered = template.renderer()({"run": Run(moment)})
     except SecurityError as error:
         raise ValueError(f"does what the sandbox forbids: {error}") from None
     except Exception as error:
@@ -137,8 +135,10 @@ def render(uri: str, moment: Moment) -> str:
     return rendered
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    return ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
+@functools.lru_cache(maxsize=64)
+def _compiled(uri: str) -> Template:
+    """A job's URIs are rendered for hundreds of ticks."""
+    return compile_template(uri)
 
 
 def _paths(tree: nodes.Template) -> Iterator[str]:

@@ -9,8 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchinfer.ledger import replica_accounts, totals
 from batchinfer.planner import Plan
 from batchinfer.records import MeterReading, ReplicaRecord, ShardRecord
+from batchinfer.report import Report, make_report
 from batchinfer.shards import Manifest
 from batchinfer.source import build_manifest, read_shards
 from batchinfer.spec import JobSpec, parse
@@ -109,6 +111,30 @@ def make_journal(replica_id: str = "r1", **values: Any) -> ReplicaRecord:
         "shards_in_flight": (),
     }
     return ReplicaRecord(**(known | values))
+
+
+def make_report_value(*, work_seconds: float = 100.0, load_seconds: float = 10.0, **values: Any) -> Report:
+    """The report of a run of one shard on one replica of one device; `values` of the shard's record."""
+    end = round((work_seconds + load_seconds) * 1e6)
+    meter = make_reading(end, load=load_seconds, busy=work_seconds)
+    known = {"num_gpus": 1, "gpu_seconds": work_seconds, "finished_at_us": end, "meter": meter}
+    record = make_record(**(known | values))
+    journal = make_journal(
+        num_gpus=1, started_at_us=0, ready_at_us=round(load_seconds * 1e6), finished_at_us=end, meter=meter
+    )
+    accounts = replica_accounts([record], [journal])
+    of_plan = ("model", "accelerator", "quantization", "tensor_parallel", "pipeline_parallel")
+    return make_report(
+        job_name=record.job_name,
+        run_id=record.run_id,
+        output="/somewhere/out",
+        plan=make_plan(num_gpus=1, **{name: getattr(record, name) for name in of_plan}),
+        totals=totals([record], accounts),
+        replicas=accounts,
+        rows_in_input=record.rows,
+        shards_in_input=1,
+        max_error_rate=0.05,
+    )
 
 
 def write_parquet(path: Path, columns: dict[str, Any], **options: Any) -> Path:

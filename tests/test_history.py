@@ -10,11 +10,12 @@ import pytest
 from builders import make_spec, write_parquet
 
 from batchinfer.errors import InputError, InputTaken, OutputError
-from batchinfer.history import past_runs
+from batchinfer.history import note_skipped, past_runs
 from batchinfer.preflight import Checked, check
 from batchinfer.schedule import resolve
 from batchinfer.shards import to_parquet
 from batchinfer.spec import JobSpec
+from batchinfer.storage import Storage
 
 
 def nightly(tmp_path: Path, /, **incremental: str) -> JobSpec:
@@ -57,7 +58,7 @@ def test_a_run_takes_what_no_other_run_of_the_job_has(tmp_path: Path) -> None:
     assert claimed(spec, 3) == []
     write(tmp_path, "empty.parquet", rows=5)
     assert claimed(spec, 4) == ["in/empty.parquet"]
-    assert [run.state for run in past_runs(str(tmp_path / "out"), "nightly")] == ["unfinished"] * 4
+    assert [run.state for run in past_runs(str(tmp_path / "out"), "nightly", {})] == ["unfinished"] * 4
     # Another job beside it has runs of its own.
     assert names(looked(spec.model_copy(update={"name": "other"}), 5)) == [
         "in/a.parquet", "in/b.parquet", "in/empty.parquet",
@@ -73,6 +74,46 @@ def test_a_file_that_another_run_took_meanwhile_is_not_taken_twice(tmp_path: Pat
     assert late.choice is not None
     with pytest.raises(InputTaken, match=r"a\.parquet and 1 more files"), late.choice.claiming(late.manifest):
         pytest.fail("it was let through")
+
+
+def test_runs_on_s3_keep_their_files_apart_as_those_in_folders_do(
+    tmp_path: Path, bucket: str, s3_url: str, store: Storage
+) -> None:
+    spec = make_spec(
+        name="nightly",
+        input={"uri": f"{bucket}/in/", "incremental": {}},
+        output={"uri": f"{bucket}/out/{{{{ run.date }}}}"},
+        storage={bucket: {"endpoint_url": s3_url}},
+    )
+
+    def arrives(name: str, rows: int = 2) -> None:
+        write(tmp_path, name, rows)
+        store.put(f"{bucket}/in/{name}", (tmp_path / "in" / name).read_bytes())
+
+    with pytest.raises(InputError, match="there are no parquet files") as caught:
+        looked(spec, 1)
+    assert caught.value.remedy == "that bucket is empty"
+    arrives("a.parquet")
+    late = looked(spec, 2)
+    assert claimed(spec, 1) == ["in/a.parquet"]
+    assert late.choice is not None
+    with pytest.raises(InputTaken, match=r"in/a\.parquet"), late.choice.claiming(late.manifest):
+        pytest.fail("it was let through")
+    assert looked(spec, 2).manifest.rows == 0
+    arrives("b.parquet")
+    assert claimed(spec, 2) == ["in/b.parquet"]
+    arrives("a.parquet", rows=3)
+    assert claimed(spec, 3) == ["in/a.parquet"]
+    note_skipped(f"{bucket}/out/2026-11-04", "nightly", datetime(2026, 11, 4, tzinfo=UTC), "busy", spec.storage)
+    with store.lock(f"{bucket}/out/2026-11-01/_run/lock"):
+        found = past_runs(f"{bucket}/out", "nightly", spec.storage)
+    assert [(run.root, run.state) for run in found] == [
+        (f"{bucket}/out/2026-11-01", "running"),
+        (f"{bucket}/out/2026-11-02", "unfinished"),
+        (f"{bucket}/out/2026-11-03", "unfinished"),
+        (f"{bucket}/out/2026-11-04", "skipped"),
+    ]
+    assert past_runs(f"{bucket}/out", "nightly", spec.storage)[0].state == "unfinished"
 
 
 def test_partitions_are_taken_whole_and_their_columns_keep_one_type(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ ROOT = Path(batchinfer.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = [
-    *("errors", "ticks", "variables", "spec", "schedule", "catalog", "planner", "storage", "records", "shards"),
-    *("incremental", "source", "prompts", "meter", "engine", "job", "history", "replica", "commit", "ledger"),
-    *("report", "progress", "pipeline", "retry", "preflight", "runner", "ticker", "serve", "console"),
+    *("errors", "ticks", "templates", "variables", "spec", "schedule", "catalog", "planner", "storage", "model_folder"),
+    *("model_source", "checkpoint", "records", "shards", "incremental", "source", "prompts", "survey", "meter"),
+    *("engine", "job", "history", "replica", "commit", "ledger", "report", "budget", "progress", "placement"),
+    *("pipeline", "session", "retry", "preflight", "planning", "runner", "ticker", "serve", "console"),
     *("cli_schedule", "cli"),
 ]
 
@@ -27,7 +28,7 @@ ONLY = {
     "boto3": {"storage"},
     "botocore": {"storage"},
     "vllm": {"engine/vllm.py"},
-    "ray": {"pipeline.py", "submit.py", "schedule.py"},
+    "ray": {"pipeline.py", "placement.py", "submit.py", "schedule.py"},
     "typer": {"cli.py", "cli_schedule.py"},
     "cronsim": {"ticks.py"},
 }

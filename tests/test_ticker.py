@@ -98,7 +98,7 @@ def test_over_all_ticks_every_row_comes_out_once(tmp_path: Path) -> None:
     expected |= arrive(inbox, "c", 600)
     slow = nightly(inbox, output, engine={"scripted": {"seconds_per_batch": 0.4}}, shards={"rows": 100})
     killed_half_way(slow, tmp_path / "nightly.yaml", tick(output, 19), "2026-11-19T02:00")
-    assert [run.state for run in past_runs(str(output), "nightly")] == ["done", "unfinished"]
+    assert [run.state for run in past_runs(str(output), "nightly", {})] == ["done", "unfinished"]
     before = {path: path.stat().st_mtime_ns for path in tick(output, 19).glob("data/shard-*")}
     assert 0 < len(before) < 6
     expected |= arrive(inbox, "d")
@@ -178,7 +178,7 @@ def test_while_a_tick_runs_the_next_one_is_skipped_and_stays_so(tmp_path: Path) 
     ticker.run_due(spec, spec.schedule, outside, clock=at(18))
     assert outside.seen is not None
     assert outside.seen.stdout.strip() == "Outcome(reports=[], errors=[])", outside.seen.stderr
-    assert [run.state for run in past_runs(str(output), "nightly")] == ["done", "skipped"]
+    assert [run.state for run in past_runs(str(output), "nightly", {})] == ["done", "skipped"]
     assert "20261118T020000Z was running" in (tick(output, 19) / "_run" / "skipped.json").read_text()
     assert run_due(spec, 19).reports == []
 
@@ -187,7 +187,7 @@ def test_a_job_that_is_held_refuses_a_run_by_hand(tmp_path: Path) -> None:
     inbox, output = tmp_path / "inbox", tmp_path / "out"
     arrive(inbox, "a")
     spec = nightly(inbox, output)
-    with waiting_lock(f"{output}/_schedule/nightly.lock", 0), pytest.raises(OutputBusy, match="the job nightly"):
+    with waiting_lock(f"{output}/_schedule/nightly.lock", 0, {}), pytest.raises(OutputBusy, match="the job nightly"):
         ticker.run(spec, KeepingListener(), at=at(18)())
     assert not tick(output, 18).exists()
 
@@ -206,7 +206,7 @@ def test_a_run_that_cannot_be_resumed_is_named_and_keeps_nobody_waiting(tmp_path
     assert [type(error) for error in outcome.errors] == [InputError]
     assert "a.parquet is gone" in outcome.errors[0].message
     assert files(tick(output, 19)) == ["b"]
-    assert [run.state for run in past_runs(str(output), "nightly")] == ["unfinished", "done"]
+    assert [run.state for run in past_runs(str(output), "nightly", {})] == ["unfinished", "done"]
 
 
 def test_a_backfill_is_a_run_a_tick_and_only_what_is_missing(tmp_path: Path) -> None:

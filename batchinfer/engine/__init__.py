@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from batchinfer.engine.base import Completion, Engine, EngineDied
 from batchinfer.planner import Plan
-from batchinfer.spec import JobSpec
+from batchinfer.spec import SCRIPTED, JobSpec
 
 __all__ = ["Completion", "Engine", "EngineDied", "start_engine"]
-
-SCRIPTED = "scripted"
-"""The model source that means the scripted engine."""
 
 
 def start_engine(spec: JobSpec, plan: Plan) -> Engine:

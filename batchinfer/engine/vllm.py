@@ -3,42 +3,64 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jinja2
 
-from batchinfer.engine.base import Completion
+from batchinfer.checkpoint import SAFE_FORMAT, Adapter, local_adapter
+from batchinfer.engine.base import Completion, EngineDied
 from batchinfer.engine.pump import Pump
-from batchinfer.errors import EngineError, RowError
+from batchinfer.errors import EngineError, ResourceError, RowError
 from batchinfer.planner import Plan
 from batchinfer.prompts import Prompt
 from batchinfer.spec import JobSpec, SamplingSpec
 
+_FOUR_BITS = ("w4a16", "awq", "gptq")
 
-def engine_arguments(spec: JobSpec, plan: Plan) -> dict[str, Any]:
+
+def engine_arguments(spec: JobSpec, plan: Plan, adapter: Adapter | None = None) -> dict[str, Any]:
     """The keyword arguments for vLLM's EngineArgs: the spec's keys where given, vLLM's defaults else."""
     arguments: dict[str, Any] = {
-        "model": spec.model.source,
+        "model": plan.checkpoint or spec.model.source,
         "tokenizer": spec.engine.tokenizer,
         "revision": spec.model.revision,
         "dtype": spec.model.dtype,
-        "quantization": None if spec.model.quantization in ("auto", "none") else spec.model.quantization,
+        "quantization": _quantization(plan),
         "trust_remote_code": spec.model.trust_remote_code,
+        "load_format": SAFE_FORMAT,
         "tensor_parallel_size": plan.tensor_parallel,
         "pipeline_parallel_size": plan.pipeline_parallel,
         "kv_cache_memory_bytes": plan.kv_cache_memory_bytes,
         "disable_log_stats": True,
     }
-    if plan.tensor_parallel * plan.pipeline_parallel > 1:
+    if plan.engine is not None:
+        # On a GPU all of what the fit was computed for: vLLM's own defaults are others.
+        arguments |= plan.engine.model_dump(include=None if plan.num_gpus else {"max_model_len"})
+    if plan.expert_parallel:
+        arguments["enable_expert_parallel"] = True
+    if plan.nodes_per_replica > 1:
+        # The workers are Ray actors in the placement group that this replica stands in.
+        arguments["distributed_executor_backend"] = "ray"
+    elif plan.tensor_parallel * plan.pipeline_parallel > 1:
         # Ray pinned the GPUs to this actor: the workers are its children, not further Ray actors.
         arguments["distributed_executor_backend"] = "mp"
     if plan.accelerator == "cpu" and spec.sampling.seed is not None:
         # vLLM 0.32 dies on CPU when the prefill of a seeded request is cut in two: it winds the request's
         # random generator back, which torch's CPU generator cannot do. Uncut prefills never need that.
         arguments["enable_chunked_prefill"] = False
+    if adapter is not None:
+        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": adapter.max_rank}
+    if spec.model.speculative is not None:
+        arguments["speculative_config"] = spec.model.speculative.model_dump(exclude_none=True)
     arguments.update(spec.engine.model_dump(exclude={"scripted"}, exclude_none=True))
     return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _quantization(plan: Plan) -> str | None:
+    """What vLLM must be told: to quantize while it loads. A checkpoint says itself how it is quantized."""
+    return plan.quantization if plan.online or (plan.checkpoint is None and plan.quantization == "fp8") else None
 
 
 def sampling_arguments(sampling: SamplingSpec) -> dict[str, Any]:
@@ -56,9 +78,11 @@ class VllmEngine:
     def __init__(self, spec: JobSpec, plan: Plan) -> None:
         _prepare_environment(plan)
         from vllm.engine.arg_utils import EngineArgs
+        from vllm.lora.request import LoRARequest
         from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
         from vllm.v1.engine.llm_engine import LLMEngine
 
+        _require_kernels(spec, plan)
         output = spec.output
         structured = None
         if output.choices is not None:
@@ -72,8 +96,16 @@ class VllmEngine:
             structured_outputs=structured,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
+        self._fetched = tempfile.TemporaryDirectory(prefix="batchinfer-adapter-")
+        adapter = (
+            local_adapter(spec.model.lora, self._fetched.name, spec.storage) if spec.model.lora is not None else None
+        )
+        lora = LoRARequest(lora_name="adapter", lora_int_id=1, lora_path=adapter.folder) if adapter else None
         try:
-            engine = LLMEngine.from_engine_args(EngineArgs(**engine_arguments(spec, plan)))
+            engine = LLMEngine.from_engine_args(EngineArgs(**engine_arguments(spec, plan, adapter)))
+            if lora is not None:
+                # Now, not with the first request: an adapter that does not fit then kills the engine.
+                engine.add_lora(lora)
         except Exception as error:
             # vLLM raises many types here (ValueError, OSError, RuntimeError from its process).
             raise EngineError(
@@ -90,7 +122,7 @@ class VllmEngine:
             raise EngineError(
                 f"{spec.model.source} has no chat template", "set prompt.chat: false, or take a chat model"
             )
-        self._pump = Pump(engine)
+        self._pump = Pump(engine, lora)
 
     def generate(
         self, prompts: Sequence[Prompt], begun: Callable[[int], None], finished: Callable[[int], None]
@@ -108,8 +140,14 @@ class VllmEngine:
                 places.append(i)
         begun(len(requests))
         for i, result in zip(places, self._pump.run(requests, finished), strict=True):
-            completions[i] = self._completion(result)
+            completions[i] = None if result is None else self._completion(result)
+        if None in completions:
+            raise EngineDied(self._pump.death or "the engine gave no answer", completions)
         return [completion for completion in completions if completion is not None]
+
+    @property
+    def steps(self) -> int:
+        return self._pump.steps
 
     def _token_ids(self, prompts: Sequence[Prompt]) -> list[list[int] | RowError]:
         """All prompts of a shard at once: a fast tokenizer then uses all cores, and lets go of the GIL."""
@@ -146,6 +184,20 @@ class VllmEngine:
 
     def close(self) -> None:
         self._pump.close()
+        self._fetched.cleanup()
+
+
+def _require_kernels(spec: JobSpec, plan: Plan) -> None:
+    """Raise ResourceError for 4-bit weights on a CPU without AVX-512: vLLM 0.32 loads them, and dies with the
+    first request. Needs vLLM imported, which loads the kernels that this CPU can run."""
+    import torch
+
+    if plan.accelerator == "cpu" and plan.quantization in _FOUR_BITS and not hasattr(torch.ops._C, "cpu_gemm_wna16"):
+        raise ResourceError(
+            f"{spec.model.source} has {plan.quantization} weights; vLLM's CPU kernel for 4 bits needs AVX-512, which "
+            f"this machine does not have",
+            "take a w8a8 or 16-bit checkpoint, or run on a CPU with AVX-512 or on a GPU",
+        )
 
 
 def _logprobs(output: Any) -> list[list[dict[str, Any]]]:
@@ -179,5 +231,7 @@ def _prepare_environment(plan: Plan) -> None:
 
 
 def _brief(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:500]
+    """The last line that says something; pydantic ends its errors with a link and its input."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line for line in lines if line and not line.startswith("For further information visit")]
+    return (lines[-1].partition(" [type=")[0] if lines else type(error).__name__)[:500]

@@ -1,5 +1,29 @@
 """From the spec and what the cluster has to the layout that runs. Pure."""
 
-from batchinfer.planner.plan import Cluster, Plan, make_plan, shards_in_flight
+from batchinfer.planner.calibrate import Reading, calibration_from
+from batchinfer.planner.cluster import Cluster, assumed_cluster
+from batchinfer.planner.estimate import job_estimate, replica_speed
+from batchinfer.planner.memory import fit
+from batchinfer.planner.plan import Plan, engine_settings, make_plan, shards_in_flight
+from batchinfer.planner.values import Candidate, EngineSettings, Estimate, Fit, Interval, Speed, Workload
 
-__all__ = ["Cluster", "Plan", "make_plan", "shards_in_flight"]
+__all__ = [
+    "Candidate",
+    "Cluster",
+    "EngineSettings",
+    "Estimate",
+    "Fit",
+    "Interval",
+    "Plan",
+    "Reading",
+    "Speed",
+    "Workload",
+    "assumed_cluster",
+    "calibration_from",
+    "engine_settings",
+    "fit",
+    "job_estimate",
+    "make_plan",
+    "replica_speed",
+    "shards_in_flight",
+]

@@ -1,41 +1,37 @@
-"""The plan: which device, how many to a replica, how many replicas, at what price."""
+"""The plan: which weights, which device, how many to a replica, how many replicas, at what price."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
-from batchinfer.catalog import accelerators, list_price
-from batchinfer.errors import ResourceError
-from batchinfer.spec import JobSpec, ReplicaRange
+from batchinfer.catalog import Accelerator, Model, ModelShape, QuantizationName, accelerators
+from batchinfer.errors import ModelError, ResourceError
+from batchinfer.planner.choose import UNKNOWN_PROMPT_TOKENS, Choice, Request, choose, fitting_layouts, longest_sequence
+from batchinfer.planner.cluster import Cluster, accelerator_name, price_of
+from batchinfer.planner.host import default_kv_cache, plan_on_host, require_cut
+from batchinfer.planner.layout import Nodes
+from batchinfer.planner.quantize import Source, Weights, usable
+from batchinfer.planner.refuse import MOST_NODES, refuse
+from batchinfer.planner.values import Candidate, EngineSettings, Estimate, Workload
+from batchinfer.spec import EngineSpec, JobSpec, ReplicaRange
 
 DEFAULT_SLOTS = 256
-CPU_KV_CACHE_BYTES = 4 * 2**30
-CPU_KV_CACHE_SHARE = 0.25
 
-_RAY_NAMES = {
-    "A100-40G": "A100-40GB",
-    "A100-80G": "A100-80GB",
-    "A100": "A100-80GB",
-    "AMD-Instinct-MI300X-OAM": "MI300X",
-    "AMD-Instinct-MI325X-OAM": "MI325X",
-}
-"""Ray's names for accelerators that differ from the catalog's."""
-
-
-class Cluster(BaseModel):
-    """What there is to run on: GPUs in all and on the largest node, their Ray accelerator type if it is
-    one, and memory in bytes of the smallest node."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    gpus: int
-    largest_node_gpus: int
-    accelerator_type: str | None
-    memory_bytes: int
+CONTEXT_MARGIN = 1.15
+"""A context that the plan sets itself leaves this much of the cache: the fit is an estimate, and vLLM refuses to
+start where one sequence of `max_model_len` does not fit."""
 
 
 class Plan(BaseModel):
-    """The layout of a run. A replica takes `num_gpus` = tensor x pipeline parallel GPUs, none on CPU."""
+    """The layout of a run. A replica takes `num_gpus` = tensor x pipeline parallel GPUs, none on CPU.
+
+    checkpoint: what the engine loads; online: it quantizes that while it loads. The rest from
+    expert_parallel on is known where the model's dimensions are: else None or empty. engine: the arguments
+    that the fit was computed for. assumed: the GPUs are not there, the plan is for when they are.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -50,19 +46,228 @@ class Plan(BaseModel):
     price_per_gpu_hour: float
     price_source: str
     kv_cache_memory_bytes: int | None
+    checkpoint: str | None = None
+    online: bool = False
+    expert_parallel: bool = False
+    nodes_per_replica: int = 1
+    weight_bytes_per_gpu: int | None = None
+    kv_cache_tokens: int | None = None
+    engine: EngineSettings | None = None
+    workload: Workload | None = None
+    estimate: Estimate | None = None
+    candidates: tuple[Candidate, ...] = ()
+    assumed: bool = False
 
     @property
     def devices(self) -> int:
         """Devices that a replica is charged for: its GPUs, or 1 for a CPU replica."""
         return max(1, self.num_gpus)
 
+    def document(self) -> dict[str, Any]:
+        """What `plan --json` prints: the plan with the chosen layout gathered under `chosen`."""
+        values = self.model_dump(mode="json")
+        gathered = ("tensor_parallel", "pipeline_parallel", "num_gpus", "weight_bytes_per_gpu", "kv_cache_tokens")
+        chosen = {key: values.pop(key) for key in (*gathered, "expert_parallel", "nodes_per_replica")}
+        return values | {"chosen": chosen | {"replicas": self.max_replicas}}
 
-def make_plan(spec: JobSpec, cluster: Cluster, model: str) -> Plan:
-    """Lay the job out on the cluster; raises ResourceError where it cannot be.
 
-    `model` is what the accounting calls the model: the source as the user wrote it.
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of the model: its dimensions, the weights that there are of it, and the work."""
+
+    shape: ModelShape
+    source: Source
+    workload: Workload | None
+    calibration: float | None
+
+
+def make_plan(
+    spec: JobSpec,
+    cluster: Cluster,
+    model: str,
+    *,
+    shape: ModelShape | None = None,
+    entry: Model | None = None,
+    checkpoint_quantization: QuantizationName = "none",
+    workload: Workload | None = None,
+    calibration: float | None = None,
+) -> Plan:
+    """Lay the job out on the cluster; raises UserError where it cannot be.
+
+    `model` is what the accounting calls the model: the source as the user wrote it. `shape`: its dimensions;
+    without them the layout is taken as the spec has it, one GPU where it says auto. `entry`: its place in the
+    catalog. `checkpoint_quantization`: of the weights that `spec.model.source` names. `workload`: what the rows
+    ask for, needed for estimates. `calibration`: measured speed over estimated, of an earlier run.
     """
-    accelerator = _accelerator(spec, cluster)
+    accelerator = accelerator_name(spec, cluster)
+    if shape is None:
+        return _as_asked(spec, cluster, model, accelerator)
+    known = Known(shape, source_of(spec, model, entry, checkpoint_quantization), workload, calibration)
+    needed = _needed_tokens(spec, known)
+    if accelerator == "cpu":
+        made = plan_on_host(spec, cluster, shape, known.source, engine_settings(spec.engine), needed)
+        return _as_asked(spec, cluster, model, accelerator).model_copy(update=made | {"workload": workload})
+    if accelerator not in accelerators():
+        return _as_asked(spec, cluster, model, accelerator)
+    return _on_gpus(spec, cluster, known, needed, model, accelerator)
+
+
+def source_of(spec: JobSpec, name: str, entry: Model | None, native: QuantizationName) -> Source:
+    """The weights that the spec names, and what the catalog knows beside them: nothing beside a quantized
+    checkpoint that was named itself, for that is the choice of a quantization."""
+    if entry is None or native != entry.native:
+        return Source(name, spec.model.source, native, {})
+    published: dict[str, str] = {entry.native: entry.repository}
+    published |= {quantization: checkpoint.repository for quantization, checkpoint in entry.checkpoints.items()}
+    unverified = frozenset(q for q, checkpoint in entry.checkpoints.items() if not checkpoint.verified)
+    short = spec.model.source.lower() == entry.name.lower()
+    checkpoint = entry.repository if short else spec.model.source
+    return Source(name, checkpoint, native, published, unverified)
+
+
+def _needed_tokens(spec: JobSpec, known: Known) -> int:
+    """The longest sequence that a replica must hold: what the user set, else the longest prompt and its answer."""
+    asked, context = spec.engine.max_model_len, known.shape.context
+    if asked is not None and asked > context:
+        raise ModelError(
+            f"engine.max_model_len {asked:,} is longer than the context of {known.source.name}: {context:,} tokens",
+            f"set it to {context} or less, or take a model with a longer context",
+        )
+    if asked is not None:
+        return asked
+    prompt = UNKNOWN_PROMPT_TOKENS if known.workload is None else known.workload.longest_input_tokens
+    return min(context, prompt + spec.sampling.max_tokens)
+
+
+def engine_settings(engine: EngineSpec) -> EngineSettings:
+    """The spec's engine arguments that decide about memory, the planner's defaults where it has none."""
+    given = engine.model_dump(include=set(EngineSettings.model_fields), exclude_none=True)
+    return EngineSettings(**given)
+
+
+def _on_gpus(spec: JobSpec, cluster: Cluster, known: Known, needed: int, model: str, accelerator: str) -> Plan:
+    facts = accelerators()[accelerator]
+    if spec.model.dtype == "bfloat16" and "bf16" not in facts.tflops:
+        raise ResourceError(f"{accelerator} has no bfloat16", "set model.dtype to auto or float16")
+    price, price_source = price_of(spec, accelerator)
+    resources = spec.resources
+    request = Request(
+        shape=known.shape,
+        source=known.source,
+        accelerator=facts,
+        accelerator_name=accelerator,
+        nodes=_nodes(cluster, facts),
+        settings=engine_settings(spec.engine),
+        needed_tokens=needed,
+        workload=known.workload,
+        calibration=known.calibration,
+        price_per_gpu_hour=price,
+        deadline_hours=spec.limits.max_runtime_hours,
+        replicas=None if resources.replicas == "auto" else resources.replicas,
+        tensor=None if resources.tensor_parallel == "auto" else resources.tensor_parallel,
+        pipeline=None if resources.pipeline_parallel == "auto" else resources.pipeline_parallel,
+        value_bytes=4.0 if spec.model.dtype == "float32" else 2.0,
+        may_grow=cluster.may_grow,
+    )
+    weights = usable(known.source, spec.model.quantization, facts)
+    _require_room(request)
+    if request.tensor is not None:
+        require_cut(known.shape, known.source.name, weights[0], request.tensor, request.nodes.per_node)
+    request, choice = _choose(request, weights)
+    taken, layout = choice.taken, choice.taken.layout
+    low = resources.replicas.min if isinstance(resources.replicas, ReplicaRange) else taken.replicas
+    return Plan(
+        model=model,
+        quantization=taken.weights.quantization.name,
+        accelerator=accelerator,
+        tensor_parallel=layout.tensor,
+        pipeline_parallel=layout.pipeline,
+        min_replicas=low,
+        max_replicas=taken.replicas,
+        num_gpus=layout.gpus,
+        price_per_gpu_hour=price,
+        price_source=price_source,
+        kv_cache_memory_bytes=None,
+        checkpoint=taken.weights.checkpoint,
+        online=taken.weights.online,
+        expert_parallel=layout.expert_parallel,
+        nodes_per_replica=layout.nodes,
+        weight_bytes_per_gpu=taken.fit.weight_bytes_per_gpu,
+        kv_cache_tokens=taken.fit.kv_cache_tokens,
+        engine=_with_context(request, choice),
+        workload=known.workload,
+        estimate=taken.estimate,
+        candidates=choice.candidates,
+        assumed=cluster.assumed,
+    )
+
+
+def _nodes(cluster: Cluster, facts: Accelerator) -> Nodes:
+    """A cluster that can grow from nothing is counted as one node of the catalog's size."""
+    if cluster.gpus == 0:
+        return Nodes(facts.node_gpus, facts.node_gpus)
+    return Nodes(cluster.gpus, min(cluster.largest_node_gpus, facts.node_gpus))
+
+
+def _require_room(request: Request) -> None:
+    """Raise ResourceError where the layout that was asked for needs more GPUs than there can be."""
+    tensor, pipeline = request.tensor or 1, request.pipeline or 1
+    if pipeline > request.shape.layers:
+        raise ResourceError(
+            f"resources.pipeline_parallel {pipeline} is more than the {request.shape.layers} layers of the model",
+            "lower it: a stage holds one layer or more",
+        )
+    if tensor > request.nodes.per_node and (request.may_grow or tensor <= request.nodes.gpus):
+        raise ResourceError(
+            f"a replica of {tensor} GPUs does not fit on any node: the largest has {request.nodes.per_node}",
+            "lower resources.tensor_parallel: a tensor parallel group lives on one node",
+        )
+    asked = request.replicas
+    _require_gpus(1 if asked is None else asked if isinstance(asked, int) else asked.min, tensor * pipeline, request)
+
+
+def _require_gpus(replicas: int, size: int, request: Request) -> None:
+    if replicas * size > request.nodes.gpus and not request.may_grow:
+        raise ResourceError(
+            f"{replicas} replica(s) of {size} GPU(s) need {replicas * size} GPUs; the cluster has {request.nodes.gpus}",
+            "lower resources.replicas or resources.tensor_parallel, or run on a larger cluster",
+        )
+
+
+def _choose(request: Request, weights: list[Weights]) -> tuple[Request, Choice]:
+    """The choice on the GPUs at hand, else on as many more nodes as it takes where the cluster may grow."""
+    sizes = [request.nodes.gpus]
+    if request.may_grow:
+        node = request.nodes.per_node
+        sizes += [node * count for count in range(1, MOST_NODES + 1) if node * count > request.nodes.gpus]
+    for gpus in sizes:
+        grown = replace(request, nodes=Nodes(gpus, request.nodes.per_node))
+        choice = choose(grown, weights)
+        if choice is not None:
+            return grown, choice
+    asked = request.replicas
+    if asked is not None:
+        for one in weights:
+            sizes = [layout.gpus for layout in fitting_layouts(request, one)]
+            if sizes:
+                _require_gpus(asked if isinstance(asked, int) else asked.min, min(sizes), request)
+    raise refuse(request, weights, accelerators())
+
+
+def _with_context(request: Request, choice: Choice) -> EngineSettings:
+    """The engine's settings, with a context that the cache holds where the model's own is too long for it."""
+    settings, context = request.settings, request.shape.context
+    if settings.max_model_len is not None:
+        return settings
+    of = (request, choice.taken.weights, choice.taken.layout)
+    if not request.holds(*of[1:], int(context * CONTEXT_MARGIN)):
+        held = longest_sequence(*of, context, CONTEXT_MARGIN)
+        return settings.model_copy(update={"max_model_len": max(held, request.needed_tokens)})
+    return settings
+
+
+def _as_asked(spec: JobSpec, cluster: Cluster, model: str, accelerator: str) -> Plan:
+    """The layout as the spec has it, for a model of unknown dimensions and for the CPU."""
     resources = spec.resources
     tensor = 1 if resources.tensor_parallel == "auto" else resources.tensor_parallel
     pipeline = 1 if resources.pipeline_parallel == "auto" else resources.pipeline_parallel
@@ -72,17 +277,18 @@ def make_plan(spec: JobSpec, cluster: Cluster, model: str) -> Plan:
         low, high = resources.replicas.min, resources.replicas.max
     else:
         low = high = max(1, fits) if resources.replicas == "auto" else resources.replicas
-    if num_gpus and low > fits:
+    if num_gpus and low > fits and not cluster.may_grow:
         raise ResourceError(
             f"{low} replica(s) of {num_gpus} GPU(s) need {low * num_gpus} GPUs; the cluster has {cluster.gpus}",
             "lower resources.replicas or resources.tensor_parallel, or run on a larger cluster",
         )
-    if num_gpus > cluster.largest_node_gpus:
+    if num_gpus and tensor > cluster.largest_node_gpus and cluster.gpus:
         raise ResourceError(
             f"a replica of {num_gpus} GPUs does not fit on any node: the largest has {cluster.largest_node_gpus}",
-            "lower resources.tensor_parallel x resources.pipeline_parallel: a replica lives on one node",
+            "lower resources.tensor_parallel: a tensor parallel group lives on one node",
         )
-    price, price_source = _price(spec, accelerator)
+    on_each = max(1, cluster.largest_node_gpus // tensor)
+    price, price_source = price_of(spec, accelerator)
     return Plan(
         model=model,
         quantization=spec.model.quantization,
@@ -94,57 +300,10 @@ def make_plan(spec: JobSpec, cluster: Cluster, model: str) -> Plan:
         num_gpus=num_gpus,
         price_per_gpu_hour=price,
         price_source=price_source,
-        kv_cache_memory_bytes=_cpu_kv_cache(spec, cluster, high) if accelerator == "cpu" else None,
+        kv_cache_memory_bytes=default_kv_cache(spec, cluster, high) if accelerator == "cpu" else None,
+        nodes_per_replica=-(-pipeline // on_each) if num_gpus else 1,
+        assumed=cluster.assumed,
     )
-
-
-def _accelerator(spec: JobSpec, cluster: Cluster) -> str:
-    asked = spec.resources.accelerator
-    found = cluster.accelerator_type and _RAY_NAMES.get(cluster.accelerator_type, cluster.accelerator_type)
-    if asked == "auto":
-        if cluster.gpus == 0:
-            return "cpu"
-        if found is None:
-            raise ResourceError(
-                "the cluster has GPUs of no kind that Ray knows, or of several",
-                "set resources.accelerator to the one that the job shall run on",
-            )
-        return found
-    if asked != "cpu" and cluster.gpus == 0:
-        raise ResourceError(
-            f"resources.accelerator is {asked}, but there is no GPU here",
-            "run on a cluster that has them, or set resources.accelerator: cpu",
-        )
-    # Ray says A100 and H100 for every kind of them.
-    family = asked.startswith(f"{cluster.accelerator_type}-")
-    if asked != "cpu" and found in accelerators() and found != asked and not family:
-        raise ResourceError(
-            f"resources.accelerator is {asked}, but the GPUs here are {found}",
-            "set resources.accelerator: auto, or run on a cluster that has them",
-        )
-    return asked
-
-
-def _price(spec: JobSpec, accelerator: str) -> tuple[float, str]:
-    if spec.resources.price_per_gpu_hour is not None:
-        return spec.resources.price_per_gpu_hour, "resources.price_per_gpu_hour"
-    try:
-        price = list_price(accelerator)
-    except KeyError:
-        price = None
-    if price is None:
-        raise ResourceError(
-            f"the catalog knows no price for {accelerator}",
-            "set resources.price_per_gpu_hour (and resources.accelerator where the GPU was not recognised)",
-        )
-    return price.usd_per_hour, str(price)
-
-
-def _cpu_kv_cache(spec: JobSpec, cluster: Cluster, replicas: int) -> int | None:
-    """vLLM's own default on CPU takes 0.9 of the machine's memory and fails when that is not free."""
-    if spec.engine.gpu_memory_utilization is not None or spec.engine.kv_cache_memory_bytes is not None:
-        return None
-    return int(min(CPU_KV_CACHE_BYTES, CPU_KV_CACHE_SHARE * cluster.memory_bytes / replicas))
 
 
 def shards_in_flight(slots: int, rows_per_shard: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from batchinfer.ledger import ReplicaAccount, Totals
-from batchinfer.planner import Plan
+from batchinfer.planner import Estimate, Plan
 
 
 class Seconds(BaseModel):
@@ -36,7 +36,8 @@ class Report(BaseModel):
     spent, retries and lost attempts included. `tick` is the instant that a scheduled or incremental run was for.
 
     tokens_per_second: input and output tokens over the seconds in which a replica was ready.
-    cost_per_million_tokens: of input and output tokens together.
+    cost_per_million_tokens: of input and output tokens together. hours: in which a replica was up, loading
+    included. planned: what the plan expected of the whole job, None where it could not say.
     """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
@@ -73,6 +74,8 @@ class Report(BaseModel):
     shards_in_input: int
     replicas: int
     replicas_killed: int
+    hours: float
+    planned: Estimate | None
 
     @property
     def error_rate(self) -> float:
@@ -129,13 +132,12 @@ def make_report(
         price_per_gpu_hour=plan.price_per_gpu_hour,
         price_source=plan.price_source,
         seconds=Seconds(
-            load=totals.load_seconds,
-            work=totals.work_seconds,
-            idle=totals.idle_seconds,
-            waste=totals.wasted_seconds,
+            load=totals.load_seconds, work=totals.work_seconds, idle=totals.idle_seconds, waste=totals.wasted_seconds
         ),
         shards=totals.shards,
         shards_in_input=shards_in_input,
         replicas=len(replicas),
         replicas_killed=sum(replica.killed for replica in replicas),
+        hours=totals.up_seconds / 3600,
+        planned=plan.estimate,
     )

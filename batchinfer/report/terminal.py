@@ -23,7 +23,7 @@ def render(report: Report) -> RenderableType:
 
 def money(usd: float) -> str:
     """Dollars with as many digits as a person needs: cents for large sums, more for small ones."""
-    if usd >= 100:
+    if usd >= 10:
         return f"${usd:,.2f}"
     return f"${usd:.4f}" if usd >= 0.01 or usd == 0 else f"${usd:.3g}"
 
@@ -50,6 +50,8 @@ def _lines(report: Report) -> list[tuple[str, str]]:
     lines.append(("speed", f"{report.tokens_per_second:,.0f} tokens/s, {report.rows_per_second:,.1f} rows/s"))
     lines.append(("device time", _seconds(report)))
     lines.append(("cost", _cost(report)))
+    if report.planned is not None:
+        lines.append(("planned", _planned(report)))
     lines.append(("price", f"${report.price_per_gpu_hour:g} per device-hour ({report.price_source})"))
     lines.append(("results", f"{report.output}/data"))
     return lines
@@ -62,6 +64,21 @@ def _seconds(report: Report) -> str:
     shown = ", ".join(f"{name} {value:,.1f} s ({value / total if total else 0:.0%})" for name, value in parts)
     killed = f"; {report.replicas_killed} of {report.replicas} replicas were lost" if report.replicas_killed else ""
     return shown + killed
+
+
+def _planned(report: Report) -> str:
+    """What the plan expected, and what came of it."""
+    made = report.planned
+    assert made is not None
+    cost, hours, speed = made.cost_usd, made.hours, made.tokens_per_second
+    return (
+        f"{money(cost.mid)} ({money(cost.low)} to {money(cost.high)}) in {_time(hours.mid)}, "
+        f"{speed.mid:,.0f} tokens/s; it took {money(report.cost_usd)} and {_time(report.hours)}"
+    )
+
+
+def _time(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:,.1f} min"
 
 
 def _cost(report: Report) -> str:

@@ -8,7 +8,6 @@ from batchinfer.spec.model import (
     InputSpec,
     JobSpec,
     LimitsSpec,
-    ModelSpec,
     OutputSpec,
     PromptSpec,
     ReplicaRange,
@@ -18,8 +17,11 @@ from batchinfer.spec.model import (
     ShardsSpec,
 )
 from batchinfer.spec.recurrence import IncrementalSpec, ScheduleSpec
+from batchinfer.spec.storage import StoreSpec
+from batchinfer.spec.weights import SCRIPTED, LoraSpec, ModelSpec, SpeculativeSpec
 
 __all__ = [
+    "SCRIPTED",
     "AcceleratorName",
     "EngineSpec",
     "EvaluateSpec",
@@ -27,6 +29,7 @@ __all__ = [
     "InputSpec",
     "JobSpec",
     "LimitsSpec",
+    "LoraSpec",
     "ModelSpec",
     "OutputSpec",
     "PromptSpec",
@@ -36,6 +39,8 @@ __all__ = [
     "ScheduleSpec",
     "ScriptedSpec",
     "ShardsSpec",
+    "SpeculativeSpec",
+    "StoreSpec",
     "load",
     "parse",
     "to_yaml",

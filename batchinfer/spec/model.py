@@ -10,24 +10,19 @@ import json
 import re
 from typing import Annotated, Any, Literal, Self
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jsonschema.exceptions import SchemaError
 from jsonschema.validators import validator_for
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-from batchinfer.spec.base import SpecModel as _Model
-from batchinfer.spec.recurrence import IncrementalSpec, ScheduleSpec
-from batchinfer.variables import has_variables, require_template
+from batchinfer.spec.base import Keys, Place
+from batchinfer.spec.recurrence import IncrementalSpec, PlaceWithVariables, ScheduleSpec
+from batchinfer.spec.storage import StoresSpec
+from batchinfer.spec.weights import ModelSpec
+from batchinfer.templates import compile_template
+from batchinfer.variables import has_variables
 
 AcceleratorName = Literal[
     "auto", "cpu", "T4", "A10", "A10G", "L4", "L40S", "A100-40GB", "A100-80GB", "H100", "H100-PCIe", "H200",
@@ -58,29 +53,10 @@ def _text_only(value: Any) -> Any:
 Text = Annotated[str, BeforeValidator(_text_only)]
 
 
-class ModelSpec(_Model):
-    """What runs: a local folder, a Hugging Face repository id, or `scripted` (no model at all)."""
-
-    source: str = Field(min_length=1)
-    quantization: str = "auto"
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    revision: str | None = None
-    trust_remote_code: bool = False
-
-
-def _renders(uri: str) -> str:
-    require_template(uri)
-    return uri
-
-
-Place = Annotated[str, Field(min_length=1), AfterValidator(_renders)]
-"""A URI, which may hold variables such as {{ run.date }} (see `variables`)."""
-
-
-class InputSpec(_Model):
+class InputSpec(Keys):
     """Where the rows come from. `columns` are passed through to the results."""
 
-    uri: Place
+    uri: PlaceWithVariables
     format: Literal["parquet", "jsonl"] = "parquet"
     id_column: str | None = None
     columns: tuple[str, ...] = ()
@@ -94,7 +70,7 @@ class InputSpec(_Model):
         return columns
 
 
-class PromptSpec(_Model):
+class PromptSpec(Keys):
     """How a row becomes a prompt: exactly one of `template`, `column`, `messages_column`.
 
     `chat` null means: through the model's chat template where it has one, as plain text else.
@@ -110,10 +86,7 @@ class PromptSpec(_Model):
     @classmethod
     def _parses(cls, template: str | None) -> str | None:
         if template is not None:
-            try:
-                ImmutableSandboxedEnvironment().parse(template)
-            except jinja2.TemplateSyntaxError as error:
-                raise ValueError(f"is not a valid Jinja2 template: {error.message} (its line {error.lineno})") from None
+            compile_template(template)
         return template
 
     @model_validator(mode="after")
@@ -126,7 +99,7 @@ class PromptSpec(_Model):
         return self
 
 
-class SamplingSpec(_Model):
+class SamplingSpec(Keys):
     """vLLM's sampling parameters by their own names; null leaves vLLM's default."""
 
     max_tokens: int = Field(default=256, ge=1)
@@ -175,10 +148,10 @@ def _require_references(schema: dict[str, Any]) -> None:
                 raise ValueError(f"refers to {reference!r}, which is not in it: put it under $defs") from None
 
 
-class OutputSpec(_Model):
+class OutputSpec(Keys):
     """Where the results go, and what shape an answer must have (at most one of the three)."""
 
-    uri: Place
+    uri: PlaceWithVariables
     column: str = Field(default="output", min_length=1)
     choices: tuple[Text, ...] | None = Field(default=None, min_length=1)
     json_schema: dict[str, Any] | None = None
@@ -198,6 +171,8 @@ class OutputSpec(_Model):
                 raise ValueError("is not a valid JSON Schema: its $schema is not a text")
             try:
                 validator_for(schema).check_schema(schema)
+            except RecursionError:
+                raise ValueError("is nested too deeply") from None
             except SchemaError as error:
                 raise ValueError(f"is not a valid JSON Schema: {error.message}") from None
             _require_references(schema)
@@ -225,11 +200,11 @@ class OutputSpec(_Model):
         return self
 
 
-class ScriptedSpec(_Model):
+class ScriptedSpec(Keys):
     """The scripted engine (`model.source: scripted`): deterministic, with scripted time and failures.
 
     Seconds are real seconds. A row whose prompt contains `kill_on` kills the engine, one that contains
-    `reject_on` is refused. A token is four characters.
+    `hang_on` makes it stand still, one that contains `reject_on` is refused. A token is four characters.
     """
 
     answer: str | None = None
@@ -237,10 +212,11 @@ class ScriptedSpec(_Model):
     seconds_per_batch: float = Field(default=0.0, ge=0)
     seconds_per_token: float = Field(default=0.0, ge=0)
     kill_on: str | None = None
+    hang_on: str | None = None
     reject_on: str | None = None
 
 
-class EngineSpec(_Model):
+class EngineSpec(Keys):
     """vLLM's engine arguments by their own names, all optional; null leaves vLLM's default."""
 
     max_model_len: int | None = Field(default=None, ge=1)
@@ -255,12 +231,12 @@ class EngineSpec(_Model):
     num_gpu_blocks_override: int | None = Field(default=None, ge=1)
     block_size: int | None = Field(default=None, ge=1)
     load_format: str | None = None
-    tokenizer: str | None = None
+    tokenizer: Place | None = None
     seed: int | None = None
     scripted: ScriptedSpec = ScriptedSpec()
 
 
-class ReplicaRange(_Model):
+class ReplicaRange(Keys):
     """An autoscaled number of replicas."""
 
     min: int = Field(ge=1)
@@ -273,7 +249,7 @@ class ReplicaRange(_Model):
         return self
 
 
-class ResourcesSpec(_Model):
+class ResourcesSpec(Keys):
     """What the job runs on. A replica takes tensor_parallel x pipeline_parallel GPUs."""
 
     accelerator: AcceleratorName = "auto"
@@ -283,30 +259,37 @@ class ResourcesSpec(_Model):
     price_per_gpu_hour: float | None = Field(default=None, ge=0)
 
 
-class ShardsSpec(_Model):
+class ShardsSpec(Keys):
     """How the input is cut: by rows, and never above `max_bytes` of the columns that are read."""
 
     rows: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     max_bytes: int = Field(default=64 * 2**20, ge=1)
 
 
-class LimitsSpec(_Model):
-    """When the run stops by itself. `max_engine_restarts` counts for each replica."""
+class LimitsSpec(Keys):
+    """When the run stops by itself.
+
+    `max_engine_restarts` is how often a replica may start its engine again, `engine_timeout_seconds` after how
+    long without a token an engine counts as dead, `max_lost_workers` how often each replica may be lost
+    with its process or machine.
+    """
 
     max_cost_usd: float | None = Field(default=None, ge=0)
     max_runtime_hours: float | None = Field(default=None, ge=0)
     max_error_rate: float = Field(default=0.05, ge=0.0, le=1.0)
-    max_engine_restarts: int = Field(default=3, ge=0)
+    max_engine_restarts: int = Field(default=20, ge=0)
+    engine_timeout_seconds: float = Field(default=600.0, gt=0)
+    max_lost_workers: int = Field(default=100, ge=0)
 
 
-class EvaluateSpec(_Model):
+class EvaluateSpec(Keys):
     """Compare the output with a column of the input; `by` splits the accuracy by a column's values."""
 
     expected: str
     by: str | None = None
 
 
-class JobSpec(_Model):
+class JobSpec(Keys):
     """One job: read `input`, make prompts, run `model`, write `output`."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
@@ -321,6 +304,7 @@ class JobSpec(_Model):
     limits: LimitsSpec = LimitsSpec()
     schedule: ScheduleSpec | None = None
     evaluate: EvaluateSpec | None = None
+    storage: StoresSpec = Field(default_factory=dict)
 
     @property
     def id_column(self) -> str:
@@ -349,6 +333,20 @@ class JobSpec(_Model):
             raise ValueError("output.column 'logprobs' is the name of a result column: choose another")
         if self.input.id_column is None and ROW_NUMBER in self.input.columns:
             raise ValueError(f"input.columns holds {ROW_NUMBER!r}, the name of the generated id: set input.id_column")
+        return self
+
+    @model_validator(mode="after")
+    def _speculation_samples_plainly(self) -> Self:
+        """vLLM refuses each request with one of these when it speculates."""
+        sampling = self.sampling
+        given = {"min_tokens": sampling.min_tokens > 0, "min_p": sampling.min_p > 0, "logit_bias": sampling.logit_bias}
+        for name, value in given.items():
+            if self.model.speculative is not None and value:
+                raise ValueError(f"sampling.{name} does not go with model.speculative: leave one of the two out")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluates_one_output(self) -> Self:
         if self.evaluate is not None and self.sampling.n > 1:
             raise ValueError("evaluate compares one output with one column: it needs sampling.n = 1")
         for key, uri in (("input.uri", self.input.uri), ("output.uri", self.output.uri)):

@@ -1,16 +1,26 @@
-"""The keys of a job that runs again and again: when, and over which of its input."""
+"""The keys of a job that runs again and again: when, over which of its input, and places with its time in them."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import field_validator
+from pydantic import AfterValidator, field_validator
 
-from batchinfer.spec.base import SpecModel
+from batchinfer.spec.base import Keys, Place
 from batchinfer.ticks import require_cron, require_timezone
+from batchinfer.variables import require_template
 
 
-class ScheduleSpec(SpecModel):
+def _renders(uri: str) -> str:
+    require_template(uri)
+    return uri
+
+
+PlaceWithVariables = Annotated[Place, AfterValidator(_renders)]
+"""A place that may hold variables such as {{ run.date }} (see `variables`)."""
+
+
+class ScheduleSpec(Keys):
     """When the job runs: five fields of cron, read on the clock of `timezone` (see `ticks`).
 
     `overlap`: what becomes of a tick that comes while another of the job is running: it is left out (skip),
@@ -34,7 +44,7 @@ class ScheduleSpec(SpecModel):
         return name
 
 
-class IncrementalSpec(SpecModel):
+class IncrementalSpec(Keys):
     """Each run takes only the files, or the hive partitions, that no earlier run of the job has taken.
 
     `changed`: what to do with a file that has changed since a run took it, or with a partition that has

@@ -139,7 +139,14 @@ def test_marks_in_names_are_shown_as_they_are():
 
 @pytest.mark.parametrize(
     ("usd", "shown"),
-    [(0, "$0.0000"), (1234.567, "$1,234.57"), (12.5, "$12.5000"), (0.25, "$0.2500"), (0.0012345, "$0.00123")],
+    [
+        (0, "$0.0000"),
+        (1234.567, "$1,234.57"),
+        (12.5, "$12.50"),
+        (9.5, "$9.5000"),
+        (0.25, "$0.2500"),
+        (0.0012345, "$0.00123"),
+    ],
 )
 def test_money_has_the_digits_that_matter(usd, shown):
     assert money(usd) == shown

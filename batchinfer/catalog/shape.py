@@ -1,0 +1,176 @@
+"""What a model is made of: its dimensions, the parameters they come to, and what a token costs it.
+
+Nothing is stored that can be computed: a parameter count in the catalog would be one more thing to be wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Experts(_Facts):
+    """The mixture-of-experts part: `count` routed experts in each of `layers` layers, `active` of them a
+    token; `shared_size` is the intermediate size of all shared experts together, which every token takes.
+
+    `router_bias`: a bias of the router itself; `correction_bias`: a score correction for each expert.
+    """
+
+    count: int
+    active: int
+    intermediate_size: int
+    layers: int
+    shared_size: int = 0
+    router_bias: bool = False
+    correction_bias: bool = False
+
+
+class LatentAttention(_Facts):
+    """Multi-head latent attention: keys and values share one compressed vector of
+    `kv_lora_rank + qk_rope_head_dim` a token and layer."""
+
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCount:
+    """Parameters by what becomes of them when a checkpoint is quantized, and by who reads them.
+
+    attention, dense_mlp, experts, shared_experts: the linear layers that quantization takes.
+    embedding, head, router, other (norms, biases, sinks): what it leaves in 16 bits.
+    active: what one token is multiplied with, the head included, the embedding (a lookup) not.
+    """
+
+    embedding: int
+    head: int
+    attention: int
+    dense_mlp: int
+    experts: int
+    shared_experts: int
+    router: int
+    other: int
+    active: int
+
+    @property
+    def total(self) -> int:
+        """All parameters, as the files of the checkpoint hold them."""
+        return self.embedding + self.head + self.quantizable + self.router + self.other
+
+    @property
+    def quantizable(self) -> int:
+        return self.attention + self.dense_mlp + self.experts + self.shared_experts
+
+
+class ModelShape(_Facts):
+    """The dimensions of a decoder-only transformer, by the names of its `config.json` where it has them.
+
+    windowed_layers: layers whose attention sees at most `window` tokens (sliding or chunked); those hold
+    no more than `window` tokens of KV cache a sequence. dense layers of a mixture use `intermediate_size`.
+    gated_mlp: gate, up and down projections; else up and down. norms: how many of hidden size in a layer.
+    qk_norm: weights of the norms of queries and keys: one of head_dim for each of the two ("shared"), or
+    one for every head ("per_head").
+    """
+
+    architecture: str
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    attention_heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context: int
+    tied_embeddings: bool = False
+    experts: Experts | None = None
+    latent: LatentAttention | None = None
+    window: int | None = None
+    windowed_layers: int = 0
+    gated_mlp: bool = True
+    norms: int = 2
+    norm_bias: bool = False
+    qk_norm: Literal["none", "shared", "per_head"] = "none"
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    expert_bias: bool = False
+    head_bias: bool = False
+    attention_sinks: bool = False
+
+    def parameters(self) -> ParameterCount:
+        """Exact, of the text model: vision encoders and multi-token-prediction layers are not served."""
+        dense_layers = self.layers - (self.experts.layers if self.experts else 0)
+        projections = 3 if self.gated_mlp else 2
+        experts = shared = router = router_other = active_experts = 0
+        if self.experts:
+            e = self.experts
+            one = projections * self.hidden_size * e.intermediate_size
+            experts = e.layers * e.count * one
+            active_experts = e.layers * e.active * one
+            shared = e.layers * projections * self.hidden_size * e.shared_size
+            router = e.layers * self.hidden_size * e.count
+            router_other = e.layers * e.count * (e.router_bias + e.correction_bias)
+            if self.expert_bias:
+                router_other += e.layers * e.count * ((projections - 1) * e.intermediate_size + self.hidden_size)
+        attention = self.layers * self._attention()
+        dense = dense_layers * projections * self.hidden_size * self.intermediate_size
+        embedding = head = self.vocab_size * self.hidden_size
+        return ParameterCount(
+            embedding=embedding,
+            head=0 if self.tied_embeddings else head,
+            attention=attention,
+            dense_mlp=dense,
+            experts=experts,
+            shared_experts=shared,
+            router=router,
+            other=self._other(dense_layers, projections) + router_other,
+            active=attention + dense + active_experts + shared + router + head,
+        )
+
+    def _attention(self) -> int:
+        """Weights of the linear layers of one layer's attention."""
+        if self.latent is None:
+            queries = self.attention_heads * self.head_dim
+            return self.hidden_size * (2 * queries + 2 * self.kv_heads * self.head_dim)
+        m, heads = self.latent, self.attention_heads
+        q_out = heads * (m.qk_nope_head_dim + m.qk_rope_head_dim)
+        q = self.hidden_size * q_out if m.q_lora_rank is None else m.q_lora_rank * (self.hidden_size + q_out)
+        kv = self.hidden_size * (m.kv_lora_rank + m.qk_rope_head_dim)
+        kv += m.kv_lora_rank * heads * (m.qk_nope_head_dim + m.v_head_dim)
+        return q + kv + heads * m.v_head_dim * self.hidden_size
+
+    def _other(self, dense_layers: int, projections: int) -> int:
+        """Norms, biases and sinks."""
+        q, kv = self.attention_heads * self.head_dim, self.kv_heads * self.head_dim
+        norm = self.hidden_size * (2 if self.norm_bias else 1)
+        layer = self.norms * norm + self.qkv_bias * (q + 2 * kv) + self.output_bias * self.hidden_size
+        layer += {"none": 0, "shared": 2 * self.head_dim, "per_head": q + kv}[self.qk_norm]
+        layer += self.attention_heads if self.attention_sinks else 0
+        if self.latent is not None:
+            layer += self.latent.kv_lora_rank + (self.latent.q_lora_rank or 0)
+        mlp = self.mlp_bias * ((projections - 1) * self.intermediate_size + self.hidden_size)
+        return self.layers * layer + dense_layers * mlp + norm + self.head_bias * self.vocab_size
+
+    def kv_bytes(self, tokens: int, bytes_per_value: float = 2.0, tensor_parallel: int = 1) -> float:
+        """Bytes of KV cache that one sequence of `tokens` takes on each GPU of a tensor-parallel group.
+
+        2 (keys, values) x layers x KV heads x head_dim x tokens; a windowed layer holds at most its
+        window, latent attention one vector for all heads, copied to every GPU; KV heads that are fewer
+        than the GPUs are copied too.
+        """
+        if self.latent is not None:
+            width = float(self.latent.kv_lora_rank + self.latent.qk_rope_head_dim)
+        else:
+            width = 2.0 * self.head_dim * -(-self.kv_heads // tensor_parallel)
+        full = (self.layers - self.windowed_layers) * tokens
+        windowed = self.windowed_layers * min(tokens, self.window or tokens)
+        return width * bytes_per_value * (full + windowed)

@@ -1,0 +1,98 @@
+"""What a job is planned onto: the machines that are there, or those that are assumed to be."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from batchinfer.catalog import accelerators, list_price
+from batchinfer.errors import ResourceError
+from batchinfer.spec import JobSpec
+
+_RAY_NAMES = {
+    "A100-40G": "A100-40GB",
+    "A100-80G": "A100-80GB",
+    "A100": "A100-80GB",
+    "AMD-Instinct-MI300X-OAM": "MI300X",
+    "AMD-Instinct-MI325X-OAM": "MI325X",
+}
+"""Ray's names for accelerators that differ from the catalog's."""
+
+
+class Cluster(BaseModel):
+    """What there is to run on: GPUs in all and on the largest node, their Ray accelerator type if it is
+    one, and memory in bytes of the smallest node.
+
+    may_grow: an autoscaler can add nodes. assumed: the GPUs are not there, but planned for.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gpus: int
+    largest_node_gpus: int
+    accelerator_type: str | None
+    memory_bytes: int
+    may_grow: bool = False
+    assumed: bool = False
+
+
+def assumed_cluster(spec: JobSpec, memory_bytes: int) -> Cluster:
+    """What `resources.accelerator` names, for a plan on a machine without it: a node of the catalog's size,
+    and more of them where one does not hold a replica. Without a GPU named: this machine, as CPU."""
+    name = spec.resources.accelerator
+    if name in ("auto", "cpu"):
+        return Cluster(
+            gpus=0, largest_node_gpus=0, accelerator_type=None, memory_bytes=memory_bytes, assumed=name == "auto"
+        )
+    gpus = accelerators()[name].node_gpus
+    return Cluster(
+        gpus=gpus,
+        largest_node_gpus=gpus,
+        accelerator_type=name,
+        memory_bytes=memory_bytes,
+        may_grow=True,
+        assumed=True,
+    )
+
+
+def accelerator_name(spec: JobSpec, cluster: Cluster) -> str:
+    """The catalog's name of the device that the job runs on; raises ResourceError where it is not there."""
+    asked = spec.resources.accelerator
+    found = cluster.accelerator_type and _RAY_NAMES.get(cluster.accelerator_type, cluster.accelerator_type)
+    if asked == "auto":
+        if cluster.gpus == 0:
+            return "cpu"
+        if found is None:
+            raise ResourceError(
+                "the cluster has GPUs of no kind that Ray knows, or of several",
+                "set resources.accelerator to the one that the job shall run on",
+            )
+        return found
+    if asked != "cpu" and cluster.gpus == 0 and not cluster.may_grow:
+        raise ResourceError(
+            f"resources.accelerator is {asked}, but there is no GPU here",
+            "run on a cluster that has them, or set resources.accelerator: cpu",
+        )
+    # Ray says A100 and H100 for every kind of them.
+    family = asked.startswith(f"{cluster.accelerator_type}-")
+    if asked != "cpu" and found in accelerators() and found != asked and not family:
+        raise ResourceError(
+            f"resources.accelerator is {asked}, but the GPUs here are {found}",
+            "set resources.accelerator: auto, or run on a cluster that has them",
+        )
+    return asked
+
+
+def price_of(spec: JobSpec, accelerator: str) -> tuple[float, str]:
+    """USD for one device and hour, and where the figure comes from."""
+    if spec.resources.price_per_gpu_hour is not None:
+        return spec.resources.price_per_gpu_hour, "resources.price_per_gpu_hour"
+    try:
+        price = list_price(accelerator)
+    except KeyError:
+        price = None
+    if price is None:
+        raise ResourceError(
+            f"the catalog knows no price for {accelerator}",
+            "set resources.price_per_gpu_hour (and resources.accelerator where the GPU was not recognised)",
+        )
+    return price.usd_per_hour, str(price)

@@ -1,0 +1,141 @@
+"""Planning without a GPU: what vLLM's CPU build can run, and whether it fits the host's memory. Pure.
+
+No time or cost is claimed: what a host computes and reads in a second is not in the catalog.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from batchinfer.catalog import ModelShape, accelerators
+from batchinfer.errors import ResourceError
+from batchinfer.planner.cluster import Cluster
+from batchinfer.planner.layout import tensor_problem, tensor_sizes
+from batchinfer.planner.memory import GIB, kv_value_bytes, stages, weight_bytes
+from batchinfer.planner.quantize import Source, Weights, by_quality, runs_not, usable
+from batchinfer.planner.values import Candidate, EngineSettings, Fit
+from batchinfer.spec import JobSpec, ReplicaRange
+
+CPU_KV_CACHE_BYTES = 4 * 2**30
+CPU_KV_CACHE_SHARE = 0.25
+
+SHORTEST_CONTEXT = 256
+
+CACHE_MARGIN = 1.1
+"""Of the longest sequence, so that the rounding to blocks does not keep it out."""
+
+
+def default_kv_cache(spec: JobSpec, cluster: Cluster, replicas: int) -> int | None:
+    """vLLM's own default on CPU takes 0.9 of the machine's memory and fails when that is not free."""
+    if spec.engine.gpu_memory_utilization is not None or spec.engine.kv_cache_memory_bytes is not None:
+        return None
+    return int(min(CPU_KV_CACHE_BYTES, CPU_KV_CACHE_SHARE * cluster.memory_bytes / replicas))
+
+
+def plan_on_host(
+    spec: JobSpec, cluster: Cluster, shape: ModelShape, source: Source, settings: EngineSettings, needed: int
+) -> dict[str, Any]:
+    """The fields of the plan that the model's dimensions decide about, for a replica on CPU.
+
+    `needed`: the longest sequence that it must hold. Raises SpecError, ModelError or ResourceError.
+    """
+    weights = usable(source, spec.model.quantization, accelerators()["cpu"])[0]
+    resources = spec.resources
+    tensor = 1 if resources.tensor_parallel == "auto" else resources.tensor_parallel
+    pipeline = 1 if resources.pipeline_parallel == "auto" else resources.pipeline_parallel
+    require_cut(shape, source.name, weights, tensor, tensor)
+    value = 4.0 if spec.model.dtype == "float32" else 2.0
+    of_part = max(weight_bytes(shape, weights.quantization, tensor, False, s, value) for s in stages(shape, pipeline))
+    own = default_kv_cache(spec, cluster, _replicas(spec))
+    parts = tensor * pipeline
+
+    def cache_of(tokens: int) -> float:
+        return shape.kv_bytes(tokens, kv_value_bytes(settings, value), tensor) / pipeline
+
+    def missing(tokens: int) -> int:
+        return int((of_part + cache_of(tokens) * CACHE_MARGIN) * parts - cluster.memory_bytes)
+
+    one = cache_of(needed)
+    if missing(needed) > 0:
+        shorter = needed
+        while shorter and missing(shorter) > 0:
+            shorter //= 2
+        raise _too_large(cluster, source, weights, of_part * parts, missing(needed), shorter)
+    if own is not None:
+        own = max(int(one * CACHE_MARGIN), min(own, cluster.memory_bytes // parts - of_part))
+    cache = own or spec.engine.kv_cache_memory_bytes or int(settings.gpu_memory_utilization * cluster.memory_bytes)
+    sequences = cache / one
+    fit = Fit(
+        weight_bytes_per_gpu=of_part,
+        overhead_bytes_per_gpu=0,
+        kv_cache_bytes_per_gpu=cache,
+        kv_cache_tokens=int(sequences * needed),
+        sequences=sequences,
+        shortfall=max(0, int(one) - cache),
+    )
+    longest = settings.max_model_len
+    if longest is None and fit.kv_cache_tokens < CACHE_MARGIN * shape.context:
+        longest = max(needed, int(fit.kv_cache_tokens / CACHE_MARGIN))
+    return {
+        "quantization": weights.quantization.name,
+        "checkpoint": weights.checkpoint,
+        "weight_bytes_per_gpu": of_part,
+        "kv_cache_tokens": fit.kv_cache_tokens,
+        "kv_cache_memory_bytes": own,
+        "engine": settings.model_copy(update={"max_model_len": longest}),
+        "candidates": (_candidate(weights, tensor, pipeline, _replicas(spec), fit),),
+    }
+
+
+def _candidate(weights: Weights, tensor: int, pipeline: int, replicas: int, fit: Fit) -> Candidate:
+    return Candidate(
+        quantization=weights.quantization.name,
+        checkpoint=weights.checkpoint,
+        tensor_parallel=tensor,
+        pipeline_parallel=pipeline,
+        expert_parallel=False,
+        replicas=replicas,
+        num_gpus=0,
+        nodes_per_replica=1,
+        fit=fit,
+        estimate=None,
+        verdict="chosen: no GPU; what a CPU takes is not estimated",
+    )
+
+
+def require_cut(shape: ModelShape, name: str, weights: Weights, tensor: int, limit: int) -> None:
+    """Raise ResourceError where the model cannot be cut in `tensor` parts; it names those up to `limit` that
+    do."""
+    problem = None if tensor == 1 else tensor_problem(shape, weights.quantization, tensor)
+    if problem:
+        good = ", ".join(map(str, tensor_sizes(shape, weights.quantization, limit)))
+        raise ResourceError(
+            f"resources.tensor_parallel {tensor} cannot cut {name}: {problem}",
+            f"set it to auto or to one that does: {good}",
+        )
+
+
+def _replicas(spec: JobSpec) -> int:
+    asked = spec.resources.replicas
+    return 1 if asked == "auto" else asked.max if isinstance(asked, ReplicaRange) else asked
+
+
+def _too_large(
+    cluster: Cluster, source: Source, weights: Weights, size: int, missing: int, shorter: int
+) -> ResourceError:
+    cpu, linear = accelerators()["cpu"], weights.quantization.bits
+    remedies = [
+        f"model.quantization: {other.quantization.name}"
+        for other in by_quality(source)
+        if other.quantization.bits < linear
+        and runs_not(other.quantization, cpu) is None
+        and size * (1 - other.quantization.bits / linear) > missing
+    ][:1]
+    remedies.append(f"a machine with {-(-(cluster.memory_bytes + missing) // GIB)} GiB for it")
+    if shorter >= SHORTEST_CONTEXT:
+        remedies.append(f"engine.max_model_len: {shorter}")
+    return ResourceError(
+        f"{source.name} does not fit this machine: weights of {size / GIB:.1f} GiB and the KV cache of one sequence "
+        f"are {missing / GIB:.1f} GiB more than the {cluster.memory_bytes / GIB:.1f} GiB that there are",
+        "the smallest changes that would fit: " + "; ".join(remedies),
+    )

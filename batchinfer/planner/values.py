@@ -1,0 +1,103 @@
+"""The values that planning passes around: what is to be done, whether it fits, how long it takes."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Interval(_Value):
+    """A figure with the range in which it is expected to lie."""
+
+    low: float
+    mid: float
+    high: float
+
+    def scaled(self, factor: float) -> Interval:
+        return Interval(low=self.low * factor, mid=self.mid * factor, high=self.high * factor)
+
+
+class Workload(_Value):
+    """What a job asks of an engine. Tokens are for each row; `output_tokens` is what a row is expected to
+    produce over all its n answers. `sampled_rows`: rows whose prompts were looked at; `source`: how the
+    lengths came about, for a person to read."""
+
+    rows: int
+    input_tokens: float
+    longest_input_tokens: int
+    output_tokens: Interval
+    sampled_rows: int
+    source: str
+
+
+class EngineSettings(_Value):
+    """What of the engine's arguments decides about memory and time; vLLM's names and defaults.
+
+    `max_model_len` None: the model's own context.
+    """
+
+    max_model_len: int | None = None
+    gpu_memory_utilization: float = 0.9
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    enforce_eager: bool = False
+    kv_cache_dtype: str = "auto"
+
+
+class Fit(_Value):
+    """Whether one replica fits its GPUs. Bytes are for each GPU, and of the fullest pipeline stage.
+
+    kv_cache_tokens: tokens of one sequence's length that the whole replica's KV cache holds.
+    sequences: how many sequences of the asked length that is. shortfall: bytes missing, 0 where it fits.
+    """
+
+    weight_bytes_per_gpu: int
+    overhead_bytes_per_gpu: int
+    kv_cache_bytes_per_gpu: int
+    kv_cache_tokens: int
+    sequences: float
+    shortfall: int
+
+    @property
+    def fits(self) -> bool:
+        return self.shortfall == 0
+
+
+class Speed(_Value):
+    """Steady state of one replica: tokens a second, input and output together and output alone, rows a
+    second, rows in the batch, and what bounds it ("compute", "bandwidth", "kv cache")."""
+
+    tokens_per_second: float
+    output_tokens_per_second: float
+    rows_per_second: float
+    batch: float
+    bound: str
+
+
+class Estimate(_Value):
+    """Time and money of the whole job on one layout. tokens_per_second: input and output tokens of all
+    replicas together. hours includes the load of the model."""
+
+    hours: Interval
+    cost_usd: Interval
+    tokens_per_second: Interval
+    usd_per_million_tokens: Interval
+
+
+class Candidate(_Value):
+    """One way to lay the job out, and why it was or was not taken."""
+
+    quantization: str
+    checkpoint: str
+    tensor_parallel: int
+    pipeline_parallel: int
+    expert_parallel: bool
+    replicas: int
+    num_gpus: int
+    nodes_per_replica: int
+    fit: Fit
+    estimate: Estimate | None
+    verdict: str

@@ -1,0 +1,98 @@
+"""The catalog as tables for a terminal and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.table import Table
+
+from batchinfer.catalog import Accelerator, Model
+
+
+def models_document(models: Iterable[Model]) -> list[dict[str, Any]]:
+    """What `batchinfer models --json` prints: the catalog's facts with the counts computed from them."""
+    return [
+        {
+            **model.model_dump(mode="json", exclude={"licence"}),
+            "architecture": model.shape.architecture,
+            "parameters": model.shape.parameters().total,
+            "active_parameters": model.shape.parameters().active,
+            "license": model.licence.title,
+            "license_forbids": model.licence.forbids,
+            "commercial_use": model.licence.commercial_use,
+            "context": model.shape.context,
+        }
+        for model in models
+    ]
+
+
+def models_table(models: Iterable[Model]) -> Table:
+    """A line a model; active parameters only where they are fewer than all."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, justify in (
+        ("name", "left"), ("repository", "left"), ("parameters", "right"), ("active", "right"), ("context", "right"),
+        ("licence", "left"), ("quantized as", "left"), ("engine", "left"),
+    ):  # fmt: skip
+        table.add_column(name, justify=justify, no_wrap=name in ("name", "repository", "parameters"))  # type: ignore[arg-type]
+    for model in models:
+        count = model.shape.parameters()
+        mixture = model.shape.experts is not None
+        table.add_row(
+            model.name,
+            model.repository,
+            _billions(count.total),
+            _billions(count.active) if mixture else "",
+            f"{model.shape.context:,}",
+            model.licence.title + (" (gated)" if model.gated else ""),
+            ", ".join([*([model.native] if model.native != "none" else []), *model.checkpoints]),
+            f"until vLLM {model.engine.until}: use {model.replacement}" if model.engine.until else "",
+        )
+    return table
+
+
+def _billions(parameters: int) -> str:
+    return f"{parameters / 1e9:,.2f}B" if parameters >= 1e8 else f"{parameters / 1e6:,.1f}M"
+
+
+def accelerators_document(accelerators: Mapping[str, Accelerator]) -> list[dict[str, Any]]:
+    """What `batchinfer gpus --json` prints."""
+    return [{"name": name, **facts.model_dump(mode="json")} for name, facts in accelerators.items()]
+
+
+def accelerators_table(accelerators: Mapping[str, Accelerator]) -> Table:
+    """A line an accelerator; the price is the one a run uses where the spec gives none."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (
+        "name",
+        "memory",
+        "GB/s",
+        "bf16",
+        "fp8",
+        "int8",
+        "fp4",
+        "NVLink GB/s",
+        "node",
+        "$ an hour",
+        "price of",
+    ):
+        table.add_column(name, justify="left" if name in ("name", "price of") else "right", no_wrap=True)
+    for name, facts in accelerators.items():
+        price = facts.prices[0] if facts.prices else None
+        half = facts.tflops.get("bf16", facts.tflops.get("fp16"))
+        table.add_row(
+            name,
+            f"{facts.memory_bytes / 2**30:,.1f} GiB" if facts.memory_bytes else "",
+            _figure(facts.bandwidth_gb_s),
+            _figure(half),
+            *(_figure(facts.tflops.get(dtype)) for dtype in ("fp8", "int8", "fp4")),
+            _figure(facts.nvlink_gb_s),
+            str(facts.node_gpus) if facts.vendor != "cpu" else "",
+            f"{price.usd_per_hour:.4g}" if price else "",
+            f"{price.provider} {price.sku}, {price.date}" if price else "none known",
+        )
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return f"{value:,.0f}" if value is not None else ""
