@@ -25,16 +25,11 @@ from batchinfer.errors import BatchinferError, WorkersLost
 from batchinfer.job import Job, Layout, lost_attempts, read_journals, seal, unseal
 from batchinfer.placement import replica_arguments
 from batchinfer.planner import Cluster
+from batchinfer.planner.host import CPU_REPLICA_CPUS, SMALL_TASK_CPUS
 from batchinfer.records import ShardRecord
 from batchinfer.replica import Replica
 from batchinfer.shards import Manifest, Shard, read_together
 from batchinfer.source import read_shards
-
-_SMALL_TASK_CPUS = 0.1
-"""Reading and committing wait for the store mostly. Small enough that a replica, a reader and a
-committer fit on a single core."""
-
-_CPU_REPLICA_CPUS = 0.5
 
 _DEATHS_WHILE_LOADING = 3
 """In a row, in a whole run: a process that is killed each time it loads (by the system, for its memory) ends it."""
@@ -143,7 +138,7 @@ def _commit(block: pa.Table, layout: Layout) -> pa.Table:
 def run_shards(job: Job, manifest: Manifest, work: Work) -> Iterator[Committed]:
     """Run the work and give each commit as it happens, in any order. Raises BatchinferError."""
     _set_context()
-    with _plain_errors(), replica_arguments(job.plan, _SMALL_TASK_CPUS, _CPU_REPLICA_CPUS) as arguments:
+    with _plain_errors(), replica_arguments(job.plan, SMALL_TASK_CPUS, CPU_REPLICA_CPUS) as arguments:
         commits = _dataset(job, ShardSource(job, manifest, work), arguments)
         yield from _iterate(commits.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
 
@@ -158,7 +153,7 @@ def _dataset(job: Job, source: ShardSource, arguments: dict[str, Any]) -> Any:
     rows = ray.data.read_datasource(
         source,
         override_num_blocks=len(source.get_read_tasks(1)),
-        num_cpus=_SMALL_TASK_CPUS,
+        num_cpus=SMALL_TASK_CPUS,
         # One reader and one committer for each replica keep up with any model, and a worker process
         # takes seconds to start: without a limit Ray would start as many as the CPUs divide into.
         concurrency=plan.max_replicas,
@@ -187,7 +182,7 @@ def _dataset(job: Job, source: ShardSource, arguments: dict[str, Any]) -> Any:
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=TaskPoolStrategy(size=plan.max_replicas),
-        num_cpus=_SMALL_TASK_CPUS,
+        num_cpus=SMALL_TASK_CPUS,
     )
 
 
@@ -206,6 +201,8 @@ def _set_context() -> None:
     # Ray would sum up the maps of every replica's memory once a second, which takes long for an engine's.
     context.memory_usage_poll_interval_s = None
     context.print_on_execution_start = False
+    # They would ask `placement` for an actor's arguments, which makes a placement group, without an actor.
+    context.issue_detectors_config.detectors = []
     # Of processes killed while they loaded: a model that does not load is no such death (`replica`).
     context.max_consecutive_actor_init_deaths = _DEATHS_WHILE_LOADING
     context.actor_init_retry_on_errors = False
@@ -283,4 +280,16 @@ def describe_cluster() -> Cluster:
         largest_node_gpus=max(gpus),
         accelerator_type=types.pop() if len(types) == 1 else None,
         memory_bytes=int(min(node["Resources"].get("memory", 0) for node in nodes)),
+        cpus=sum(node["Resources"].get("CPU", 0) for node in nodes),
+        avx512=len(nodes) > 1 or _has_avx512(),
     )
+
+
+def _has_avx512() -> bool:
+    """Of this machine; where nobody says, the engine finds out."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            flags = next((line for line in file if line.startswith("flags")), "avx512f")
+    except OSError:
+        return True
+    return "avx512f" in flags

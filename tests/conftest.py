@@ -37,6 +37,15 @@ for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOI
 ROOT = Path(__file__).parent.parent
 
 
+_SLOWEST = ("test_kills.py", "test_chaos.py", "test_parallel_jobs.py", "test_model_keys.py", "test_runner.py")
+"""Begun first, so that two workers end at about the same time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: i for i, name in enumerate(_SLOWEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 class KeepingListener:
     """Keeps the events and the progress."""
 

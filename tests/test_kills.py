@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, assert_ledger_adds_up, results
 
+RUN = "BATCHINFER_TEST_RUN"
 MARKS = {"BATCHINFER_DRIVER", "BATCHINFER_REPLICA"}
 COMPARED = ["id", "area", "split", "predicted", "finish_reason", "input_tokens", "output_tokens", "error_code"]
 
@@ -45,11 +47,12 @@ class Run:
 
     process: subprocess.Popen[str]
     output: Path
-    others: set[int]
+    mark: str
 
     @classmethod
     def start(cls, docstrings: Path, output: Path) -> Run:
-        others = {p.pid for p in marked_processes()}
+        # Everything that the run starts inherits it: other runs on this machine are not its business.
+        mark = uuid.uuid4().hex
         process = subprocess.Popen(
             command(docstrings, output),
             cwd=ROOT,
@@ -57,8 +60,9 @@ class Run:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            env=os.environ | {RUN: mark},
         )
-        return cls(process, output, others)
+        return cls(process, output, mark)
 
     def committed(self) -> int:
         return len(list((self.output / "data").glob("shard-*.parquet")))
@@ -86,7 +90,7 @@ class Run:
         return found
 
     def own(self) -> list[psutil.Process]:
-        return [p for p in marked_processes() if p.pid not in self.others]
+        return marked_processes(self.mark)
 
     def finish(self) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=400)
@@ -99,12 +103,13 @@ class Run:
             time.sleep(0.1)
 
 
-def marked_processes() -> list[psutil.Process]:
-    """Everything that runs in the name of some batchinfer run."""
+def marked_processes(mark: str) -> list[psutil.Process]:
+    """Everything that batchinfer has started for the run that was started with `mark`."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.status() != psutil.STATUS_ZOMBIE and MARKS & process.environ().keys():
+            environment = process.environ() if process.status() != psutil.STATUS_ZOMBIE else {}
+            if environment.get(RUN) == mark and MARKS & environment.keys():
                 found.append(process)
         except (psutil.Error, OSError):
             continue

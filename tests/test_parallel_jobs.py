@@ -55,7 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def real_spec(model: Path, source: Path, output: Path, **sections: Any) -> JobSpec:
+def real_spec(model: Path, source: Path, output: Path, /, **sections: Any) -> JobSpec:
     values: dict[str, Any] = {
         "name": "parallel",
         "model": {"source": str(model), "dtype": "float32"},

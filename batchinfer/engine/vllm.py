@@ -81,6 +81,7 @@ class VllmEngine:
         from vllm.lora.request import LoRARequest
         from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
         from vllm.v1.engine.llm_engine import LLMEngine
+        from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
         _require_kernels(spec, plan)
         output = spec.output
@@ -101,8 +102,13 @@ class VllmEngine:
             local_adapter(spec.model.lora, self._fetched.name, spec.storage) if spec.model.lora is not None else None
         )
         lora = LoRARequest(lora_name="adapter", lora_int_id=1, lora_path=adapter.folder) if adapter else None
+        arguments = engine_arguments(spec, plan, adapter)
+        if plan.accelerator == "cpu" and "distributed_executor_backend" not in arguments:
+            # The worker in the engine's own process: vLLM gives it one of its own on a CPU, to set its threads
+            # by the environment. Ours is set already, and another process imports vLLM for 12 seconds more.
+            arguments["distributed_executor_backend"] = UniProcExecutor
         try:
-            engine = LLMEngine.from_engine_args(EngineArgs(**engine_arguments(spec, plan, adapter)))
+            engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
             if lora is not None:
                 # Now, not with the first request: an adapter that does not fit then kills the engine.
                 engine.add_lora(lora)

@@ -22,7 +22,8 @@ class Cluster(BaseModel):
     """What there is to run on: GPUs in all and on the largest node, their Ray accelerator type if it is
     one, and memory in bytes of the smallest node.
 
-    may_grow: an autoscaler can add nodes. assumed: the GPUs are not there, but planned for.
+    may_grow: an autoscaler can add nodes. assumed: the GPUs are not there, but planned for. cpus: CPU cores in
+    all. avx512: not known to lack it, which vLLM's 4-bit kernels for CPUs need.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,6 +34,8 @@ class Cluster(BaseModel):
     memory_bytes: int
     may_grow: bool = False
     assumed: bool = False
+    cpus: float = float("inf")
+    avx512: bool = True
 
 
 def assumed_cluster(spec: JobSpec, memory_bytes: int) -> Cluster:
