@@ -211,6 +211,7 @@ class Replica:
             finish_reasons=dict(Counter(reason for c in completions if c.error is None for reason in c.finish_reasons)),
             evaluation=evaluate(spec, rows, completions),
             meter=reading,
+            labels=spec.labels,
         )
 
     def _leave(self) -> None:

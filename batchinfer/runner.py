@@ -182,7 +182,14 @@ def _execute(job: Job, manifest: Manifest, work: Work, listener: Listener) -> No
     storage.delete(layout.run("stop"))
     earlier = {journal.replica_id for journal in read_journals(layout)}
     tally = _Tally(job, manifest, work)
-    stopper = _Stopper(lambda: storage.put(layout.run("stop"), b""), listener)
+    stopper = _Stopper(
+        lambda: storage.put(layout.run("stop"), b""),
+        lambda: any(journal.replica_id not in earlier for journal in read_journals(layout)),
+        listener,
+    )
+    waiting = pipeline.waits_for(job.plan)
+    if waiting is not None:
+        listener.event("waiting", **waiting, hint="the job starts when the cluster has them free")
     listener.begin(tally.progress())
     try:
         with stopper:
@@ -272,10 +279,11 @@ class _Tally:
 
 class _Stopper:
     """The first SIGINT or SIGTERM, or a budget, stops new shards and lets those in flight end; a second
-    signal stops at once."""
+    signal stops at once, and so does the first where no replica has begun: one may wait for a GPU for hours."""
 
-    def __init__(self, announce: Callable[[], None], listener: Listener) -> None:
+    def __init__(self, announce: Callable[[], None], begun: Callable[[], bool], listener: Listener) -> None:
         self._announce = announce
+        self._begun = begun
         self._listener = listener
         self._before: dict[signal.Signals, signal._HANDLER] = {}
         self.reason = ""
@@ -289,7 +297,11 @@ class _Stopper:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.reason:
             raise KeyboardInterrupt
-        self.stop(f"stopped by {signal.Signals(number).name}")
+        reason = f"stopped by {signal.Signals(number).name}"
+        if not self._begun():
+            self.reason = reason
+            raise KeyboardInterrupt
+        self.stop(reason)
 
     def __enter__(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -333,6 +345,7 @@ def _report(layout: Layout, spec: JobSpec, manifest: Manifest, records: list[Sha
         rows_in_input=manifest.rows,
         shards_in_input=len(manifest.shards),
         max_error_rate=spec.limits.max_error_rate,
+        labels=spec.labels,
     )
 
 

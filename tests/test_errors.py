@@ -18,6 +18,7 @@ CLASSES = [c for c in vars(errors).values() if isinstance(c, type) and issubclas
         ("OutputError", 2),
         ("ModelError", 2),
         ("ResourceError", 2),
+        ("ClusterError", 2),
         ("TooManyFailedRows", 3),
         ("Stopped", 4),
         ("EngineError", 1),

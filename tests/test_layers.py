@@ -17,7 +17,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 ORDER = [
     *("errors", "spec", "catalog", "planner", "storage", "model_source", "checkpoint", "records", "shards", "source"),
     *("prompts", "survey", "meter", "engine", "job", "replica", "commit", "ledger", "report", "progress", "placement"),
-    *("pipeline", "retry", "preflight", "planning", "runner", "console", "cli"),
+    *("metrics", "pipeline", "retry", "preflight", "planning", "render", "submit", "runner", "console", "cli"),
 ]
 
 LAZY = ("ray", "vllm", "torch", "transformers", "pyarrow.dataset", "pandas", "boto3", "huggingface_hub")
@@ -26,8 +26,8 @@ ONLY = {
     "boto3": {"storage"},
     "botocore": {"storage"},
     "vllm": {"engine/vllm.py"},
-    "ray": {"pipeline.py", "placement.py", "submit.py", "schedule.py"},
-    "typer": {"cli.py"},
+    "ray": {"pipeline.py", "placement.py", "metrics.py", "submit", "schedule.py"},
+    "typer": {"cli"},
 }
 
 

@@ -302,7 +302,10 @@ class EvaluateSpec(Keys):
 
 
 class JobSpec(Keys):
-    """One job: read `input`, make prompts, run `model`, write `output`."""
+    """One job: read `input`, make prompts, run `model`, write `output`.
+
+    `labels` (team, owner, any key) go into the accounting and the report as they are.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     model: ModelSpec
@@ -316,6 +319,7 @@ class JobSpec(Keys):
     limits: LimitsSpec = LimitsSpec()
     schedule: ScheduleSpec | None = None
     evaluate: EvaluateSpec | None = None
+    labels: dict[Text, Text] = Field(default_factory=dict)
 
     @property
     def id_column(self) -> str:
