@@ -15,9 +15,11 @@ import argparse
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -71,11 +73,15 @@ def start(state: Path, workers: int, cpus: int, gpus: int) -> None:
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     port, dashboard = _free_port(), _free_port()
-    _write(state, {"address": f"127.0.0.1:{port}", "dashboard": f"http://127.0.0.1:{dashboard}", "nodes": []})
+    # A folder of its own: in /tmp/ray it would be the cluster that every ray.init() on this machine joins. Short,
+    # because the paths of sockets in it may have 107 bytes.
+    folder = tempfile.mkdtemp(prefix="ray-")
+    addresses = {"address": f"127.0.0.1:{port}", "dashboard": f"http://127.0.0.1:{dashboard}"}
+    _write(state, addresses | {"folder": folder, "nodes": []})
     try:
         _launch(
             state, "--head", f"--port={port}", "--include-dashboard=true",
-            f"--dashboard-port={dashboard}", "--num-cpus=0", "--num-gpus=0",
+            f"--dashboard-port={dashboard}", "--num-cpus=0", "--num-gpus=0", f"--temp-dir={folder}",
         )  # fmt: skip
         for _ in range(workers):
             add(state, cpus, gpus)
@@ -106,6 +112,8 @@ def stop(state: Path) -> None:
     """End every node that was started here: workers before the head."""
     nodes = _nodes(state)
     _end([process for number, process in sorted(nodes.items(), reverse=True)])
+    if (state / "cluster.json").exists():
+        shutil.rmtree(_read(state)["folder"], ignore_errors=True)
     for name in ("cluster.json", "token"):
         (state / name).unlink(missing_ok=True)
     print(f"{len(nodes)} nodes ended")

@@ -111,6 +111,7 @@ def test_a_local_cluster_of_two_nodes_comes_loses_one_and_ends_without_a_trace(t
     _, alive = psutil.wait_procs(family, timeout=20)
     assert alive == []
     assert not token.exists()
+    assert not Path(held["folder"]).exists()
     assert local(state, "add").returncode == 2
 
 
