@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 CONNECT_SECONDS = 10.0
+
+AGENT_SECONDS = 30.0
+"""A head's agent is up some seconds after its dashboard."""
+
+_NO_AGENT = "No available agent"
 
 _TOKEN = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the token that the cluster has"
 
@@ -68,17 +74,26 @@ class JobClient:
 
     def send(self, job_id: str, entrypoint: str, runtime_env: dict[str, Any], metadata: Mapping[str, str]) -> bool:
         """Submit the job; False if there is one of that id already."""
-        try:
-            with _explained(self.address):
-                self._client.submit_job(
-                    entrypoint=entrypoint, submission_id=job_id, runtime_env=runtime_env, metadata=dict(metadata)
-                )
-        except ClusterError as error:
-            # Ray answers 500 to this as to anything else: only its words tell.
-            if "already exists" in error.message:
-                return False
-            raise
-        return True
+        deadline = time.monotonic() + AGENT_SECONDS
+        while True:
+            try:
+                with _explained(self.address):
+                    self._client.submit_job(
+                        entrypoint=entrypoint, submission_id=job_id, runtime_env=runtime_env, metadata=dict(metadata)
+                    )
+                return True
+            except ClusterError as error:
+                # Ray answers 500 to these as to anything else: only its words tell.
+                if "already exists" in error.message:
+                    return False
+                if _NO_AGENT not in error.message:
+                    raise
+                if time.monotonic() > deadline:
+                    raise ClusterError(
+                        f"the cluster at {self.address} runs no agent on its head, which starts the jobs",
+                        "its dashboard_agent.log says why: often its port, 52365, was taken",
+                    ) from error
+            time.sleep(1)
 
     def nodes(self) -> list[tuple[str, dict[str, float]]]:
         """The address and the resources of each node that is alive."""
@@ -210,6 +225,5 @@ def _explained(address: str, job_id: str | None = None) -> Iterator[None]:
                 f"there is no job {job_id} on {address}", f"`batchinfer list --address {address}` lists those that are"
             ) from error
         lines = [line for line in str(error).splitlines() if line.strip()]
-        raise ClusterError(
-            f"the cluster at {address} refused: {lines[-1] if lines else error}", "its dashboard log says more"
-        ) from error
+        told = lines[-1].removeprefix("Request failed with status code 500: ") if lines else "it did not say why"
+        raise ClusterError(f"the cluster at {address} refused: {told}", "its dashboard.log says more") from error
