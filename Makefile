@@ -11,8 +11,9 @@ run: .venv/.ready
 	$(BIN)/python jobs/demo/docstrings.py runs/demo-input
 	$(BIN)/batchinfer run jobs/demo.yaml
 
+# A file of tests stays on one worker; the slowest files are begun first (tests/conftest.py).
 test: .venv/.ready-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/.ready-dev
 	$(BIN)/ruff check .

@@ -8,14 +8,14 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from batchinfer.catalog import ModelShape
 from batchinfer.errors import ModelError
 from batchinfer.spec import LoraSpec, SpeculativeSpec
-from batchinfer.storage import join, local_path, storage_for
+from batchinfer.storage import Stores, join, local_path, storage_for
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -62,9 +62,9 @@ class Adapter:
     max_rank: int
 
 
-def require_weights(folder: str, load_format: str | None) -> None:
-    """Raise ModelError unless `folder` holds weights that `load_format` (null: safetensors only) reads."""
-    names = os.listdir(folder)
+def require_weights(folder: str, names: Collection[str], load_format: str | None) -> None:
+    """Raise ModelError unless `folder`, with files of these names, holds weights that `load_format` (null:
+    safetensors only) reads."""
     if any(fnmatch.filter(names, pattern) for pattern in _PATTERNS.get(load_format or SAFE_FORMAT, ("*.safetensors",))):
         return
     pickles = [name for pattern in ("*.bin", "*.pt", "*.pth") for name in fnmatch.filter(names, pattern)]
@@ -81,11 +81,11 @@ def require_weights(folder: str, load_format: str | None) -> None:
     )
 
 
-def read_adapter_config(lora: LoraSpec) -> dict[str, Any]:
+def read_adapter_config(lora: LoraSpec, stores: Stores | None = None) -> dict[str, Any]:
     """The adapter's `adapter_config.json`, from a folder, a store or the hub. Raises ModelError."""
-    found = _adapter_place(lora, [ADAPTER_CONFIG])
+    found = _adapter_place(lora, [ADAPTER_CONFIG], stores)
     try:
-        config = json.loads(storage_for(found).read(join(found, ADAPTER_CONFIG)))
+        config = json.loads(storage_for(found, stores).read(join(found, ADAPTER_CONFIG)))
     except ValueError:
         config = None
     if not isinstance(config, dict):
@@ -93,7 +93,7 @@ def read_adapter_config(lora: LoraSpec) -> dict[str, Any]:
     return config
 
 
-def _adapter_place(lora: LoraSpec, names: Sequence[str]) -> str:
+def _adapter_place(lora: LoraSpec, names: Sequence[str], stores: Stores | None = None) -> str:
     """The folder or store where the adapter's files lie; of a repository `names` are downloaded first."""
     path = lora.path
     place = path if "://" in path else local_path(path)
@@ -104,7 +104,7 @@ def _adapter_place(lora: LoraSpec, names: Sequence[str]) -> str:
                 f"give a folder with {ADAPTER_CONFIG}, or a name like org/adapter",
             )
         return _downloaded(path, lora.revision, names)
-    storage = storage_for(place)
+    storage = storage_for(place, stores)
     present = {entry.uri.rsplit("/", 1)[-1] for entry in storage.list(place)}
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if name not in present:
@@ -160,23 +160,23 @@ def max_lora_rank(lora: LoraSpec, config: Mapping[str, Any]) -> int:
     return lora.max_lora_rank or min(step for step in _RANKS if step >= rank)
 
 
-def require_adapter(lora: LoraSpec, base: ModelShape | None) -> None:
+def require_adapter(lora: LoraSpec, base: ModelShape | None, stores: Stores | None = None) -> None:
     """Raise ModelError unless the adapter can be run on the model, as far as its dimensions are known."""
     if base is not None and base.architecture in NO_LORA:
         raise ModelError(
             f"vLLM runs {base.architecture} without LoRA", "merge the adapter into the model, or leave model.lora out"
         )
-    max_lora_rank(lora, read_adapter_config(lora))
+    max_lora_rank(lora, read_adapter_config(lora, stores))
 
 
-def local_adapter(lora: LoraSpec, folder: str) -> Adapter:
+def local_adapter(lora: LoraSpec, folder: str, stores: Stores | None = None) -> Adapter:
     """The adapter on this machine; one that lies in a store is copied into `folder`. Raises ModelError."""
-    config = read_adapter_config(lora)
-    place = _adapter_place(lora, [ADAPTER_CONFIG, ADAPTER_WEIGHTS])
+    config = read_adapter_config(lora, stores)
+    place = _adapter_place(lora, [ADAPTER_CONFIG, ADAPTER_WEIGHTS], stores)
     if "://" in place:
         for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
             with open(os.path.join(folder, name), "wb") as file:
-                file.write(storage_for(place).read(join(place, name)))
+                file.write(storage_for(place, stores).read(join(place, name)))
         place = folder
     return Adapter(place, max_lora_rank(lora, config))
 
@@ -198,7 +198,7 @@ def require_draft(speculative: SpeculativeSpec, base: ModelShape | None) -> None
             config = json.load(file)
     except (OSError, ValueError):
         raise ModelError(f"{path} has no readable config.json: it is not a model folder", "give a model") from None
-    require_weights(path, None)
+    require_weights(path, os.listdir(path), None)
     # Heads that were trained for one model (eagle, medusa) may have a vocabulary of their own, with a map.
     theirs = config.get("vocab_size")
     if speculative.method == "draft_model" and base is not None and theirs != base.vocab_size:

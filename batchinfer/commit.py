@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from batchinfer.errors import StorageError
 from batchinfer.job import Layout
 from batchinfer.records import ShardRecord, shard_records, shard_table
+from batchinfer.storage import read_many
 
 FOOTER = b"batchinfer.accounting"
 
@@ -88,11 +89,14 @@ def committed_shards(layout: Layout) -> set[int]:
 
 
 def read_accounting(layout: Layout) -> Iterator[ShardRecord]:
-    """Every record of the run, in order of shards and generations."""
+    """Every record of the run, in order of shards and generations.
+
+    A run has a file for each shard: in a store far away they are fetched several at a time.
+    """
     storage = layout.storage
-    for entry in storage.list(layout.accounting_folder):
-        if entry.uri.endswith(".parquet"):
-            yield from shard_records(pq.read_table(pa.BufferReader(storage.read(entry.uri))))
+    uris = (entry.uri for entry in storage.list(layout.accounting_folder) if entry.uri.endswith(".parquet"))
+    for data in read_many(storage, uris):
+        yield from shard_records(pq.read_table(pa.BufferReader(data), use_threads=False))
 
 
 def repair(

@@ -16,19 +16,24 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
+from batchinfer.errors import StorageError
 from batchinfer.progress import Listener, Progress
 from batchinfer.records import ShardRecord
 from batchinfer.report.terminal import money
+from batchinfer.storage import LocalStorage, Stores, join, storage_for
 
 
 class Chatter:
     """While it lasts, everything that this process and Ray's workers print goes to a file.
 
     At the level of file descriptors: Ray's and vLLM's native parts do not ask Python. `stdout` and
-    `stderr` are the real ones, for what batchinfer itself has to say.
+    `stderr` are the real ones, for what batchinfer itself has to say. Where the output is in a store,
+    which cannot append, the file stays on this machine while the run goes on, and is put there at its end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stores: Stores) -> None:
+        self._stores = stores
+        self._destination = ""
         self.stdout: TextIO = sys.stdout
         self.stderr: TextIO = sys.stderr
         self.path = ""
@@ -50,8 +55,12 @@ class Chatter:
             os.dup2(handle, stream)
         os.close(handle)
 
-    def keep_at(self, path: str) -> None:
-        """Go on in the file `path`, with what was printed so far at its end."""
+    def keep_at(self, output: str) -> None:
+        """Go on in `_run/run.log` of the run at `output`, with what was printed so far at its end."""
+        path = join(output, "_run", "run.log")
+        if not isinstance(storage_for(output, self._stores), LocalStorage):
+            self._destination = path
+            return
         sys.stdout.flush()
         sys.stderr.flush()
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -67,7 +76,25 @@ class Chatter:
         self.kept = True
         return self.path
 
-    def __exit__(self, *exception: object) -> None:
+    @property
+    def is_kept(self) -> bool:
+        """Does the log outlive the run, at `path` or in the run's store?"""
+        return self.kept or bool(self._destination)
+
+    def _send(self, failed: bool) -> None:
+        """Put the log where the run is, after that of earlier sessions; it stays here too if the run failed."""
+        storage = storage_for(self._destination, self._stores)
+        try:
+            before = storage.read(self._destination) if storage.stat(self._destination) else b""
+            with open(self.path, "rb") as file:
+                storage.put(self._destination, before + file.read())
+        except StorageError as error:
+            self.kept = True
+            if not failed:
+                error.remedy += f"; the results are complete, and the log is {self.path}"
+                raise
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         for stream, saved in zip((1, 2), self._saved, strict=True):
@@ -75,9 +102,13 @@ class Chatter:
             os.close(saved)
         self.stdout.close()
         self.stderr.close()
-        if not self.kept:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.path)
+        try:
+            if self._destination:
+                self._send(kind is not None)
+        finally:
+            if not self.kept:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.path)
 
 
 class TerminalListener:
@@ -101,7 +132,7 @@ class TerminalListener:
 
     def event(self, name: str, **values: Any) -> None:
         if name in ("started", "resumed", "retrying"):
-            self._chatter.keep_at(os.path.join(values["output"], "_run", "run.log"))
+            self._chatter.keep_at(values["output"])
         told = ", ".join(f"{key} {value}" for key, value in values.items())
         self._console.print(f"[bold]{name}[/bold]: {told}", highlight=False, soft_wrap=True)
 
@@ -143,7 +174,7 @@ class JsonListener:
 
     def event(self, name: str, **values: Any) -> None:
         if name in ("started", "resumed", "retrying"):
-            self._chatter.keep_at(os.path.join(values["output"], "_run", "run.log"))
+            self._chatter.keep_at(values["output"])
         self._log.info(name, **values)
 
     def begin(self, progress: Progress) -> None:
@@ -172,8 +203,8 @@ class JsonListener:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[tuple[Listener, Chatter]]:
+def listening(stores: Stores) -> Iterator[tuple[Listener, Chatter]]:
     """A listener that fits what stderr is, while the chatter goes to a file."""
     terminal = sys.stderr.isatty()
-    with Chatter() as chatter:
+    with Chatter(stores) as chatter:
         yield (TerminalListener(chatter) if terminal else JsonListener(chatter)), chatter

@@ -11,7 +11,9 @@
     ├── TooManyFailedRows      exit 3   the run ended, with more failed rows than allowed
     ├── Stopped                exit 4   stopped by a signal or a budget: resumable
     ├── EngineError            exit 1   the engine did not start, or died more often than allowed
+    ├── WorkersLost            exit 1   more processes or machines were lost than allowed
     └── StorageError           exit 1   a read or a write failed
+        └── StoreRefused                no such bucket, no permission, no credentials; before a run begins, exit 2
 
 `str(error)` is one readable message; `error.remedy` says what to do next. A failed row is never an
 exception: it is a `RowError`, and ends in the output as data.
@@ -83,8 +85,16 @@ class EngineError(BatchinferError):
     """The engine did not start, or died more often than the run allows."""
 
 
+class WorkersLost(BatchinferError):
+    """More processes or machines were lost than the run allows; what was committed before stays."""
+
+
 class StorageError(BatchinferError):
     """A read or a write failed; what was committed before stays."""
+
+
+class StoreRefused(StorageError):
+    """The store does not let these credentials do this, or has no such bucket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +110,10 @@ class RowError:
 
 ROW_ERROR_CODES = {
     "prompt_empty": "the prompt is null or has no text",
-    "prompt_invalid": "the messages column does not hold a list of {role, content}",
+    "prompt_invalid": "the messages column does not hold a list of {role, content}, or a value is no text",
     "prompt_too_long": "the prompt does not leave room for one output token in the context",
     "template_error": "the template met a missing or unusable value in this row",
     "output_invalid": "the output does not fit output.choices, output.json_schema or output.regex",
     "engine_rejected": "the engine refused the request",
+    "engine_killed": "the engine died each time it ran this row alone",
 }

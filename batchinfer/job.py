@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,18 +13,19 @@ import pyarrow as pa
 from batchinfer.planner import Plan
 from batchinfer.records import ReplicaRecord
 from batchinfer.spec import JobSpec
-from batchinfer.storage import Storage, join, storage_for
+from batchinfer.storage import Storage, Stores, join, read_many, storage_for
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The files of the run at `root`."""
+    """The files of the run at `root`, in a store that is reached as `stores` says."""
 
     root: str
+    stores: Stores = field(default_factory=dict)
 
     @property
     def storage(self) -> Storage:
-        return storage_for(self.root)
+        return storage_for(self.root, self.stores)
 
     @property
     def data_folder(self) -> str:
@@ -93,9 +94,10 @@ def unseal(block: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
 def read_journals(layout: Layout) -> list[ReplicaRecord]:
     """What every replica of the run, of this session and of earlier ones, wrote about itself."""
     storage = layout.storage
-    return [ReplicaRecord.model_validate_json(storage.read(e.uri)) for e in storage.list(layout.journals_folder)]
+    uris = (entry.uri for entry in storage.list(layout.journals_folder))
+    return [ReplicaRecord.model_validate_json(text) for text in read_many(storage, uris)]
 
 
 def lost_attempts(journals: list[ReplicaRecord]) -> Counter[int]:
-    """How often each shard was in flight on a replica that never said that it ended."""
-    return Counter(shard for j in journals if j.finished_at_us is None for shard in j.shards_in_flight)
+    """How often each shard was in flight when a replica, one of those in `journals`, left or was killed."""
+    return Counter(shard for journal in journals for shard in journal.shards_in_flight)

@@ -53,6 +53,12 @@ class Meter:
             self._ready = True
             return self._last_us
 
+    def loading(self) -> None:
+        """The engine is being started again: what passes from now on is load time."""
+        with self._lock:
+            self._pass()
+            self._ready = False
+
     def begin(self, key: object, rows: int) -> int:
         """Rows of a shard enter the engine. Returns the moment in microseconds."""
         with self._lock:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from ray.util import metrics as ray_metrics
 
+from batchinfer.job import Job
 from batchinfer.records import ReplicaRecord, ShardRecord
 
 LABELS = ("job", "run", "model", "accelerator")
@@ -42,14 +43,9 @@ Sample = tuple[str, Mapping[str, str], float]
 """A metric's name, its labels beside LABELS, and the value."""
 
 
-def labels_of(record: ShardRecord) -> dict[str, str]:
-    """LABELS of the run that the record belongs to."""
-    return {
-        "job": record.job_name,
-        "run": record.run_id,
-        "model": record.model,
-        "accelerator": record.accelerator,
-    }
+def labels_of(job: Job) -> dict[str, str]:
+    """LABELS of the run."""
+    return {"job": job.spec.name, "run": job.run_id, "model": job.plan.model, "accelerator": job.plan.accelerator}
 
 
 def increments(record: ShardRecord) -> list[Sample]:

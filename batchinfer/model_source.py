@@ -22,8 +22,9 @@ from batchinfer.catalog import (
     shape_from_config,
 )
 from batchinfer.errors import ModelError
+from batchinfer.model_folder import is_remote
 from batchinfer.spec import SCRIPTED, ModelSpec
-from batchinfer.storage import local_path
+from batchinfer.storage import Stores, join, local_path, normal_uri, storage_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +41,17 @@ class ModelFacts:
     folder: str | None
 
 
-def model_facts(spec: ModelSpec) -> ModelFacts:
+def model_facts(spec: ModelSpec, stores: Stores | None = None) -> ModelFacts:
     """The facts of the spec's model, from disk, the catalog or the hub. Raises ModelError."""
     source = spec.source
     if source == SCRIPTED:
         return ModelFacts(source, source, None, None, "none", None)
+    if is_remote(source):
+        uri = normal_uri(source)
+        return _config_facts(source, uri, _read_config(join(uri, "config.json"), stores), None)
     path = local_path(source)
     if os.path.isdir(path):
-        return _config_facts(source, path, _read_config(os.path.join(path, "config.json")), path)
+        return _config_facts(source, path, _read_config(join(path, "config.json"), stores), path)
     entry = find_model(source)
     if entry is not None:
         return _catalog_facts(source, entry, spec.revision)
@@ -75,18 +79,17 @@ def _config_facts(source: str, location: str, config: dict[str, Any], folder: st
         return ModelFacts(source, location, None, None, "none", folder)
 
 
-def _read_config(path: str) -> dict[str, Any]:
+def _read_config(uri: str, stores: Stores | None = None) -> dict[str, Any]:
+    storage = storage_for(uri, stores)
+    if storage.stat(uri) is None:
+        folder = uri.rpartition("/")[0]
+        raise ModelError(f"{folder} has no config.json: it is not a model folder", "point model.source at the model")
     try:
-        with open(path, encoding="utf-8") as file:
-            config = json.load(file)
-    except FileNotFoundError:
-        raise ModelError(
-            f"{os.path.dirname(path)} has no config.json: it is not a model folder", "point model.source at the model"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}", "download the model again, whole") from None
+        config = json.loads(storage.read(uri))
+    except ValueError as error:
+        raise ModelError(f"{uri} cannot be read: {error}", "download the model again, whole") from None
     if not isinstance(config, dict):
-        raise ModelError(f"{path} is not a JSON object", "download the model again, whole")
+        raise ModelError(f"{uri} is not a JSON object", "download the model again, whole")
     return config
 
 

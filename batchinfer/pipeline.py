@@ -25,19 +25,27 @@ from ray.experimental.internal_kv import _internal_kv_get
 
 from batchinfer.commit import commit, commit_retry
 from batchinfer.engine.orphans import DRIVER, Guard
-from batchinfer.errors import BatchinferError, ClusterError, EngineError
-from batchinfer.job import Job, Layout, seal, unseal
+from batchinfer.errors import BatchinferError, ClusterError, WorkersLost
+from batchinfer.job import Job, Layout, lost_attempts, read_journals, seal, unseal
+from batchinfer.placement import replica_arguments
 from batchinfer.planner import Cluster, Plan, autoscaled, cluster_of, shortage
+from batchinfer.planner.host import CPU_REPLICA_CPUS, SMALL_TASK_CPUS
 from batchinfer.records import ShardRecord
 from batchinfer.replica import Replica
 from batchinfer.shards import Manifest, Shard, read_together
 from batchinfer.source import read_shards
 
-_SMALL_TASK_CPUS = 0.1
-"""Reading and committing wait for the store mostly. Small enough that a replica, a reader and a
-committer fit on a single core."""
+_DEATHS_WHILE_LOADING = 3
+"""In a row, in a whole run: a process that is killed each time it loads (by the system, for its memory) ends it."""
 
-_CPU_REPLICA_CPUS = 0.5
+_LOSSES = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.OutOfMemoryError,
+)
+"""What Ray raises when it has retried what was lost often enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,7 @@ class _Read:
     def __init__(self, job: Job, schema: pa.Schema, partitions: Sequence[str], work: Work) -> None:
         self._layout = job.layout
         self._input = job.spec.input
+        self._stores = job.spec.storage
         self._schema = schema
         self._partitions = partitions
         self._work = work
@@ -91,11 +100,12 @@ class _Read:
     def of(self, shards: list[Shard]) -> Callable[[], Iterator[pa.Table]]:
         """What one read task does; holds only what concerns its own shards, since Ray sends it whole."""
         layout, source, schema, partitions = self._layout, self._input, self._schema, self._partitions
+        stores = self._stores
         positions = {s.shard_id: (self._work.positions or {}).get(s.shard_id) for s in shards}
         generations = {s.shard_id: (self._work.generations or {}).get(s.shard_id, 0) for s in shards}
 
         def read() -> Iterator[pa.Table]:
-            for shard, rows in read_shards(shards, schema, partitions, source.uri, source.format):
+            for shard, rows in read_shards(shards, schema, partitions, source.uri, source.format, stores):
                 if _stopping(layout):
                     return
                 kept = positions[shard.shard_id]
@@ -132,8 +142,14 @@ def _commit(block: pa.Table, layout: Layout) -> pa.Table:
 def run_shards(job: Job, manifest: Manifest, work: Work) -> Iterator[Committed]:
     """Run the work and give each commit as it happens, in any order. Raises BatchinferError."""
     _set_context()
+    with _plain_errors(), replica_arguments(job.plan, SMALL_TASK_CPUS, CPU_REPLICA_CPUS) as arguments:
+        commits = _dataset(job, ShardSource(job, manifest, work), arguments)
+        yield from _iterate(commits.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+
+
+def _dataset(job: Job, source: ShardSource, arguments: dict[str, Any]) -> Any:
+    """Read -> replica -> commit. `arguments` are Ray's for each replica."""
     plan = job.plan
-    source = ShardSource(job, manifest, work)
     if plan.min_replicas == plan.max_replicas:
         pool = {"size": plan.min_replicas}
     else:
@@ -141,14 +157,14 @@ def run_shards(job: Job, manifest: Manifest, work: Work) -> Iterator[Committed]:
     rows = ray.data.read_datasource(
         source,
         override_num_blocks=len(source.get_read_tasks(1)),
-        num_cpus=_SMALL_TASK_CPUS,
+        num_cpus=SMALL_TASK_CPUS,
         # One reader and one committer for each replica keep up with any model, and a worker process
         # takes seconds to start: without a limit Ray would start as many as the CPUs divide into.
         concurrency=plan.max_replicas,
     )
     results = rows.map_batches(
         Replica,
-        fn_constructor_args=(job,),
+        fn_constructor_args=(job, lost_attempts(read_journals(job.layout)), _retries),
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
@@ -158,24 +174,22 @@ def run_shards(job: Job, manifest: Manifest, work: Work) -> Iterator[Committed]:
             enable_true_multi_threading=True,
         ),
         max_concurrency=job.shards_in_flight,
-        num_gpus=plan.num_gpus or None,
-        num_cpus=_SMALL_TASK_CPUS if plan.num_gpus else _CPU_REPLICA_CPUS,
-        max_restarts=job.spec.limits.max_engine_restarts,
+        # Losses of processes and machines; an engine that dies is the replica's own business.
+        max_restarts=job.spec.limits.max_lost_workers,
         # Restarts are what is counted. Until Ray knows that a node is gone it tries a shard there again and again,
-        # and it has given up on three tries before it knows.
+        # and it has given up on a number of tries before it knows.
         max_task_retries=-1,
+        **arguments,
     )
-    commits = results.map_batches(
+    return results.map_batches(
         _commit,
         fn_kwargs={"layout": job.layout},
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=TaskPoolStrategy(size=plan.max_replicas),
-        num_cpus=_SMALL_TASK_CPUS,
+        num_cpus=SMALL_TASK_CPUS,
     )
-    with _plain_errors():
-        yield from _iterate(commits.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
 
 
 def _iterate(batches: Iterable[pa.Table]) -> Iterator[Committed]:
@@ -193,8 +207,10 @@ def _set_context() -> None:
     # Ray would sum up the maps of every replica's memory once a second, which takes long for an engine's.
     context.memory_usage_poll_interval_s = None
     context.print_on_execution_start = False
-    # A model that does not load once will not load the second time.
-    context.max_consecutive_actor_init_deaths = 0
+    # They would ask `placement` for an actor's arguments, which makes a placement group, without an actor.
+    context.issue_detectors_config.detectors = []
+    # Of processes killed while they loaded: a model that does not load is no such death (`replica`).
+    context.max_consecutive_actor_init_deaths = _DEATHS_WHILE_LOADING
     context.actor_init_retry_on_errors = False
     # Else Ray Data wraps it in an error of its own whose cause is lost on the way from the worker.
     context.raise_original_map_exception = True
@@ -205,22 +221,28 @@ def _plain_errors() -> Iterator[None]:
     """Ray's wrappings off: the error that a worker raised, or an EngineError."""
     try:
         yield
-    except BatchinferError:
-        raise
     except Exception as error:
-        # Ray wraps what a worker raised in several types of its own, one inside the other.
+        # Ray wraps what a worker raised in several types of its own, one inside the other; RayTaskError poses
+        # as what it wraps.
         seen: BaseException | None = error
         while seen is not None:
             for candidate in (seen, getattr(seen, "cause", None)):
-                if isinstance(candidate, BatchinferError):
+                if isinstance(candidate, BatchinferError) and not isinstance(candidate, ray.exceptions.RayTaskError):
                     raise candidate from error
             seen = getattr(seen, "cause", None) or seen.__cause__
-        if isinstance(error, ray.exceptions.RayActorError):
-            raise EngineError(
-                "a replica died more often than limits.max_engine_restarts allows",
-                "its last messages in the log say why; the same command resumes the run",
+        if isinstance(error, _LOSSES):
+            raise WorkersLost(
+                f"more workers were lost than limits.max_lost_workers allows: {str(error).splitlines()[0]}",
+                "their last messages in the log say why; the same command resumes the run",
             ) from error
         raise
+
+
+def _retries() -> int:
+    """How often Ray has run the task of the calling thread before: its worker, its node or its result was lost."""
+    # No public interface gives it; ray is pinned.
+    number: int = ray._private.worker.global_worker.core_worker.get_current_task_attempt_number()
+    return number
 
 
 @contextlib.contextmanager
@@ -241,7 +263,8 @@ def connected(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     guard = Guard(DRIVER, uuid.uuid4().hex)
     try:
-        ray.init(include_dashboard=False, log_to_driver=True)
+        # Else Ray joins a cluster that it finds running on this machine, whosever that is.
+        ray.init(address="local", include_dashboard=False, log_to_driver=True)
         yield
     finally:
         ray.shutdown()
@@ -268,7 +291,7 @@ def _join(address: str) -> None:
 def describe_cluster() -> Cluster:
     """What the cluster that this process is connected to has."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return cluster_of(nodes, may_grow=autoscaled(_node_types()))
+    return cluster_of(nodes, autoscaled(_node_types()), avx512=len(nodes) > 1 or _has_avx512())
 
 
 def _node_types() -> list[str]:
@@ -282,9 +305,19 @@ def _node_types() -> list[str]:
 
 def waits_for(plan: Plan) -> dict[str, dict[str, float]] | None:
     """What the smallest number of replicas needs and what of it is free, where that is not enough now."""
-    each = {"GPU": float(plan.num_gpus), "CPU": _SMALL_TASK_CPUS} if plan.num_gpus else {"CPU": _CPU_REPLICA_CPUS}
+    each = {"GPU": float(plan.num_gpus), "CPU": SMALL_TASK_CPUS} if plan.num_gpus else {"CPU": CPU_REPLICA_CPUS}
     needs = {name: amount * plan.min_replicas for name, amount in each.items()}
     # One reader and one committer run beside them.
-    needs["CPU"] = round(needs["CPU"] + 2 * _SMALL_TASK_CPUS, 4)
+    needs["CPU"] = round(needs["CPU"] + 2 * SMALL_TASK_CPUS, 4)
     free = shortage(needs, ray.available_resources())
     return {"needs": {name: needs[name] for name in free}, "free": free} if free else None
+
+
+def _has_avx512() -> bool:
+    """Of this machine; where nobody says, the engine finds out."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            flags = next((line for line in file if line.startswith("flags")), "avx512f")
+    except OSError:
+        return True
+    return "avx512f" in flags

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from batchinfer.catalog import engine_support, models
 from batchinfer.checkpoint import require_adapter, require_draft, require_weights
 from batchinfer.commit import committed_shards
-from batchinfer.errors import InputError, ModelError, OutputError, UserError
+from batchinfer.errors import InputError, ModelError, OutputError, StoreRefused, UserError
 from batchinfer.job import Layout
+from batchinfer.model_folder import is_remote
 from batchinfer.model_source import ModelFacts, model_facts, require_access
 from batchinfer.prompts import needed_columns
 from batchinfer.shards import Manifest, from_parquet
 from batchinfer.source import build_manifest, input_entries
-from batchinfer.source.files import is_glob, partition_root
+from batchinfer.source.files import fixed_part, is_glob
 from batchinfer.spec import JobSpec, ModelSpec
-from batchinfer.storage import local_path, storage_for
+from batchinfer.storage import join, local_path, normal_uri, storage_for
 
-_FREE_KEYS = ("name", "resources", "limits", "schedule", "labels")
+_FREE_KEYS = ("name", "resources", "limits", "schedule", "storage", "labels")
 """Keys that may change between the runs of one output: they shape no result."""
 
 _SHAPING_ENGINE_KEYS = ("max_model_len", "kv_cache_dtype", "tokenizer", "load_format", "seed", "scripted")
@@ -43,15 +45,15 @@ def absolute(spec: JobSpec) -> JobSpec:
     return spec.model_copy(
         update={
             "model": _absolute_model(spec.model),
-            "input": spec.input.model_copy(update={"uri": local_path(spec.input.uri)}),
-            "output": spec.output.model_copy(update={"uri": local_path(spec.output.uri)}),
+            "input": spec.input.model_copy(update={"uri": normal_uri(spec.input.uri)}),
+            "output": spec.output.model_copy(update={"uri": normal_uri(spec.output.uri)}),
         }
     )
 
 
 def _absolute_model(model: ModelSpec) -> ModelSpec:
     def place(source: str) -> str:
-        return local_path(source) if "://" not in source and os.path.isdir(local_path(source)) else source
+        return normal_uri(source) if is_remote(source) or os.path.isdir(local_path(source)) else source
 
     changed: dict[str, Any] = {"source": place(model.source)}
     if model.lora is not None:
@@ -61,18 +63,28 @@ def _absolute_model(model: ModelSpec) -> ModelSpec:
     return model.model_copy(update=changed)
 
 
+@contextlib.contextmanager
+def refusals_are_the_users() -> Iterator[None]:
+    """Before a run begins, a store that refuses is a mistake of the spec or of the credentials."""
+    try:
+        yield
+    except StoreRefused as error:
+        raise UserError(error.message, error.remedy) from error
+
+
+@refusals_are_the_users()
 def check(spec: JobSpec, run_id: str, fresh: bool = False, access: bool = True) -> Checked:
     """Look at the model, the input and the output; raises UserError. Writes nothing.
 
     `run_id` is for a run that begins; one that is resumed keeps its own. `access`: see `require_model`.
     """
     for uri in (spec.input.uri, spec.output.uri):
-        storage_for(uri)
+        storage_for(uri, spec.storage)
     facts = require_model(spec, access)
     require_apart(spec)
     spec = absolute(spec)
     require_lasting(spec)
-    layout = Layout(spec.output.uri)
+    layout = Layout(spec.output.uri, spec.storage)
     columns = needed_columns(spec)
     old = find_manifest(layout)
     committed = committed_shards(layout)
@@ -133,7 +145,7 @@ def require_same_spec(manifest: Manifest, spec: JobSpec, layout: Layout) -> None
 
 def require_same_input(manifest: Manifest, spec: JobSpec) -> None:
     """Refuse to resume over other files than those that were cut into shards."""
-    now = {entry.uri: entry.tag for entry in input_entries(spec.input.uri, spec.input.format)}
+    now = {entry.uri: entry.tag for entry in input_entries(spec.input.uri, spec.input.format, spec.storage)}
     before = manifest.files
     lines = [f"  {uri} is gone" for uri in before if uri not in now]
     lines += [f"  {uri} has changed" for uri, tag in before.items() if uri in now and now[uri] != tag]
@@ -160,13 +172,13 @@ def require_apart(spec: JobSpec) -> None:
     """An output inside the input would be read as input by the next run, and the other way round."""
     uri = spec.input.uri
     # A file has room for an output beside it; what a pattern may match next time has not.
-    source = partition_root(uri) if is_glob(uri) else local_path(uri)
-    target = local_path(spec.output.uri)
+    source = fixed_part(normal_uri(uri)) if is_glob(uri, spec.storage) else normal_uri(uri)
+    target = normal_uri(spec.output.uri)
     for inner, outer, message in (
         (target, source, "output.uri lies inside input.uri"),
-        (source, os.path.join(target, "data"), "input.uri lies inside the results of output.uri"),
+        (source, join(target, "data"), "input.uri lies inside the results of output.uri"),
     ):
-        if os.path.commonpath([inner, outer]) == outer:
+        if join(inner, "").startswith(join(outer, "")):
             raise OutputError(f"{message}: {target} and {source}", "give the output a folder of its own")
 
 
@@ -184,14 +196,16 @@ def require_model(spec: JobSpec, access: bool = True) -> ModelFacts:
 
     `access`: a repository must be one that can be had from here; a plan needs its facts only.
     """
-    facts = model_facts(spec.model)
+    facts = model_facts(spec.model, spec.storage)
     _require_engine_support(facts)
-    if os.path.isdir(facts.location):
-        _require_model_folder(spec, facts.location)
+    if is_remote(facts.location) or os.path.isdir(facts.location):
+        storage = storage_for(facts.location, spec.storage)
+        names = storage.names(facts.location)
+        _require_model_folder(spec, facts.location, names, lambda name: storage.read(join(facts.location, name)))
     elif access:
         require_access(facts, spec.model.revision)
     if spec.model.lora is not None:
-        require_adapter(spec.model.lora, facts.shape)
+        require_adapter(spec.model.lora, facts.shape, spec.storage)
     if spec.model.speculative is not None:
         require_draft(spec.model.speculative, facts.shape)
     return facts
@@ -210,13 +224,12 @@ def _require_engine_support(facts: ModelFacts) -> None:
     )
 
 
-def _require_model_folder(spec: JobSpec, path: str) -> None:
-    names = os.listdir(path)
-    require_weights(path, spec.engine.load_format)
+def _require_model_folder(spec: JobSpec, path: str, names: Collection[str], read: Callable[[str], bytes]) -> None:
+    """`names` are the files in the folder; `read` gives one of them."""
+    require_weights(path, names, spec.engine.load_format)
     template = "chat_template.jinja" in names
     if "tokenizer_config.json" in names and not template:
-        with open(os.path.join(path, "tokenizer_config.json"), encoding="utf-8") as file:
-            template = '"chat_template"' in file.read()
+        template = b'"chat_template"' in read("tokenizer_config.json")
     if not template and (spec.prompt.chat or spec.prompt.messages_column is not None):
         key = "prompt.messages_column" if spec.prompt.messages_column is not None else "prompt.chat"
         raise ModelError(

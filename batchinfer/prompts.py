@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jinja2
 import pyarrow as pa
-from jinja2 import meta
 from jinja2.exceptions import SecurityError
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jsonschema.exceptions import best_match
 from jsonschema.validators import validator_for
 from referencing.exceptions import Unresolvable
 
 from batchinfer.errors import RowError, SpecError
 from batchinfer.spec import JobSpec, OutputSpec, PromptSpec
+from batchinfer.templates import compile_template
 
 Message = dict[str, str]
 
@@ -45,28 +43,6 @@ class Prompt(NamedTuple):
         return f"{self.system}\n\n{self.text}" if self.system else self.text
 
 
-class _Missing(jinja2.Undefined):
-    """A column that is null in this row: false in a test, filled by `default`, an error when printed."""
-
-    def __str__(self) -> str:
-        self._fail_with_undefined_error()
-
-    __iter__ = __len__ = jinja2.Undefined._fail_with_undefined_error
-
-
-def _print(value: Any) -> Any:
-    """Refuse to print a null from inside a nested value: the prompt would say `None`."""
-    if value is None:
-        raise jinja2.UndefinedError("a value inside the row is null")
-    return value
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    return ImmutableSandboxedEnvironment(
-        undefined=_Missing, finalize=_print, autoescape=False, keep_trailing_newline=True
-    )
-
-
 def needed_columns(spec: JobSpec) -> dict[str, str]:
     """The columns that the job reads, each with the spec key that names it."""
     needed: dict[str, str] = {}
@@ -88,7 +64,7 @@ def _prompt_columns(prompt: PromptSpec) -> list[tuple[str, str]]:
         return [(prompt.column, "prompt.column")]
     if prompt.messages_column is not None:
         return [(prompt.messages_column, "prompt.messages_column")]
-    names = sorted(meta.find_undeclared_variables(_environment().parse(prompt.template or "")))
+    names = compile_template(prompt.template or "").columns
     if not names:
         raise SpecError("prompt.template names no column of the input", "write a column in it, as {{ text }}")
     return [(name, "prompt.template") for name in names]
@@ -101,46 +77,42 @@ class PromptMaker:
         self._system = prompt.system
         self._columns = [name for name, _ in _prompt_columns(prompt)]
         self._chat = prompt.messages_column is not None
-        self._template = None if prompt.template is None else _environment().from_string(prompt.template)
+        self._template = None if prompt.template is None else compile_template(prompt.template)
 
     def prompts(self, rows: pa.Table) -> list[Prompt | RowError]:
         """One prompt, or the reason why there is none, for each of the rows."""
-        if self._template is not None:
-            # `render` makes a context and copies the globals for every row, which takes ten times as long
-            # as filling in the template: here one context serves all rows of a shard.
-            shared = dict(self._template.globals)
-            context = self._template.new_context(shared, shared=True)
-            return [
-                self._from_template(self._template, context, shared, row)
-                for row in rows.select(self._columns).to_pylist()
-            ]
-        one = self._from_messages if self._chat else self._from_text
-        return [one(value) for value in rows.column(self._columns[0]).to_pylist()]
+        if self._template is None:
+            one = self._from_messages if self._chat else self._from_text
+            values = python_values(rows.column(self._columns[0]))
+            return [value if isinstance(value, RowError) else one(value) for value in values]
+        render = self._template.renderer()
+        columns = [python_values(rows.column(name)) for name in self._columns]
+        made: list[Prompt | RowError] = []
+        for row in zip(*columns, strict=True):
+            bad = next((value for value in row if isinstance(value, RowError)), None)
+            made.append(bad or self._from_template(render, dict(zip(self._columns, row, strict=True))))
+        return made
 
-    def _from_template(
-        self, template: jinja2.Template, context: Context, shared: Mapping[str, Any], row: Mapping[str, Any]
-    ) -> Prompt | RowError:
-        context.parent = {**shared, **{name: value for name, value in row.items() if value is not None}}
-        # What the template set for the row before.
-        context.vars.clear()
-        context.exported_vars.clear()
+    def _from_template(self, render: Callable[[Mapping[str, Any]], str], row: dict[str, Any]) -> Prompt | RowError:
         try:
-            text = "".join(template.root_render_func(context))
+            text = render(row)
         except jinja2.UndefinedError as error:
             nulls = [name for name, value in row.items() if value is None]
             why = f"null in this row: {', '.join(nulls)}" if nulls else str(error)
-            return RowError("template_error", f"the template met a missing value: {why}")
+            return RowError("template_error", _told(f"the template met a missing value: {why}"))
         except SecurityError as error:
-            return RowError("template_error", f"the template did what the sandbox forbids: {error}")
+            return RowError("template_error", _told(f"the template did what the sandbox forbids: {error}"))
         except Exception as error:
             # A template is the user's program: whatever it raises on this row is this row's error.
-            return RowError("template_error", f"{type(error).__name__}: {error}"[:500])
+            return RowError("template_error", _told(f"{type(error).__name__}: {error}"))
         return self._from_text(text)
 
     def _from_text(self, value: Any) -> Prompt | RowError:
         text = value if isinstance(value, str) else "" if value is None else str(value)
         if not text.strip():
             return RowError("prompt_empty", "the prompt is null" if value is None else "the prompt has no text")
+        if not _is_unicode(text):
+            return RowError("prompt_invalid", "the prompt holds half of a surrogate pair, which is no character")
         return Prompt(text, self._system)
 
     def _from_messages(self, value: Any) -> Prompt | RowError:
@@ -150,13 +122,51 @@ class PromptMaker:
             try:
                 value = json.loads(value)
             except (ValueError, RecursionError) as error:
-                return RowError("prompt_invalid", f"the messages are not JSON: {error}")
+                return RowError("prompt_invalid", _told(f"the messages are not JSON: {error}"))
         if not isinstance(value, list) or not all(_is_message(m) for m in value):
             return RowError("prompt_invalid", "the messages are not a list of {role, content} with texts")
         if not any(m["content"].strip() for m in value):
             return RowError("prompt_empty", "the messages have no text")
+        if not all(_is_unicode(m["role"]) and _is_unicode(m["content"]) for m in value):
+            return RowError("prompt_invalid", "the messages hold half of a surrogate pair, which is no character")
         system = [{"role": "system", "content": self._system}] if self._system and value[0]["role"] != "system" else []
         return Prompt(messages=(*system, *({"role": m["role"], "content": m["content"]} for m in value)))
+
+
+def python_values(column: pa.ChunkedArray) -> list[Any]:
+    """The column's values, and a RowError for each that Python cannot hold.
+
+    Such are bytes that are no text in a column of texts, and dates beyond the year 9999.
+    """
+    try:
+        values: list[Any] = column.to_pylist()
+        return values
+    except Exception:
+        # What Arrow raises depends on the type, from OverflowError to UnicodeDecodeError.
+        return [_python_value(value) for value in column]
+
+
+def _python_value(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except Exception as error:
+        return RowError("prompt_invalid", _told(f"the row holds a value that cannot be read: {error}"))
+
+
+def _is_unicode(text: str) -> bool:
+    """Half of a surrogate pair is the one thing that a text in Python holds and no other text can."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _told(message: str) -> str:
+    """A message that fits a column of texts."""
+    return message.encode(errors="backslashreplace").decode()[:500]
 
 
 def _is_message(value: Any) -> bool:

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import atexit
-import os
 import socket
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from batchinfer.engine import Completion, EngineDied, start_engine
-from batchinfer.engine.orphans import REPLICA, Guard
-from batchinfer.errors import RowError, StorageError
-from batchinfer.job import Job, lost_attempts, read_journals, seal, unseal
+from batchinfer.engine import Completion, start_engine
+from batchinfer.engine.orphans import REPLICA, Guard, kill_marked
+from batchinfer.engine.supervisor import Outcome, Supervisor
+from batchinfer.errors import BatchinferError, RowError, StorageError
+from batchinfer.job import Job, seal, unseal
 from batchinfer.meter import Meter
+from batchinfer.model_folder import is_remote, local_model
+from batchinfer.planner import Plan
 from batchinfer.planner.plan import DEFAULT_SLOTS
-from batchinfer.prompts import OutputCheck, PromptMaker
-from batchinfer.records import MeterReading, ReplicaRecord, ShardRecord
+from batchinfer.prompts import OutputCheck, PromptMaker, python_values
+from batchinfer.records import ReplicaRecord, ShardRecord
 from batchinfer.spec import JobSpec
 
 JOURNAL_SECONDS = 1.0
-ENGINE_DIED_EXIT = 17
-"""Exit code of a replica whose engine died under it."""
 
 
 class Clock:
@@ -111,23 +111,31 @@ class Journal:
 class Replica:
     """Ray Data calls one instance from several threads, with one shard each.
 
-    Input and output are blocks of one shard each (`job.seal`). When the engine dies the whole
-    process exits: Ray starts it again and retries its shards.
+    Input and output are blocks of one shard each (`job.seal`). An engine that dies is replaced in here
+    (`engine.supervisor`); when the whole process is lost, Ray starts it again and retries its shards.
+    `lost` counts each shard's attempts in earlier sessions, `attempts` those that this session has lost
+    of the shard that the calling thread runs.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, lost: Counter[int], attempts: Callable[[], int]) -> None:
         clock = Clock()
         self._clock = clock
         self._job = job
         self._meter = Meter(job.plan.devices, job.spec.engine.max_num_seqs or DEFAULT_SLOTS, clock)
-        self._lost = lost_attempts(read_journals(job.layout))
+        self._lost = lost
+        self._attempts = attempts
         self._journal = Journal(job, self._meter)
         self._guard = Guard(REPLICA, self._journal.replica_id)
         self._maker = PromptMaker(job.spec.prompt)
         self._check = OutputCheck(job.spec.output)
-        self._engine = start_engine(job.spec, job.plan)
-        self._meter.set_slots(self._engine.slots)
-        self._journal.ready()
+        self._engine: Supervisor | BatchinferError
+        try:
+            self._engine = self._supervisor()
+            self._journal.ready()
+        except BatchinferError as error:
+            # Kept for the first shard: Ray cannot tell an actor that fails to start from one that was killed
+            # while it started, and only the latter is worth another try.
+            self._engine = error
         # Not __del__: Ray keeps the instance until the interpreter is half gone. Registered after the
         # engine's own handlers, so that it runs before them.
         atexit.register(self._leave)
@@ -138,32 +146,31 @@ class Replica:
         if layout.storage.stat(layout.run("stop")) is not None:
             return block.slice(0, 0)
         shard_id: int = about["shard_id"]
+        if isinstance(self._engine, BatchinferError):
+            raise self._engine
         self._journal.begin(shard_id)
         started_at_us = self._clock()
-        key = object()
-        try:
-            completions = self._complete(key, rows)
-        except EngineDied:
-            self._journal.write()
-            os._exit(ENGINE_DIED_EXIT)
-        gpu_seconds, reading = self._meter.end(key)
-        self._journal.end(shard_id)
-        results = result_table(self._job.spec, rows, about, completions)
-        record = self._record(about, rows, completions, started_at_us, gpu_seconds, reading)
-        return seal(results, {**about, "record": record.model_dump(mode="json")})
-
-    def _complete(self, key: object, rows: pa.Table) -> list[Completion]:
         prompts = self._maker.prompts(rows)
-        good = [prompt for prompt in prompts if not isinstance(prompt, RowError)]
-        answers = iter(
-            self._engine.generate(
-                good, lambda n: void(self._meter.begin(key, n)), lambda n: self._meter.finished(key, n)
-            )
-        )
-        return [
+        outcome = self._engine.run([prompt for prompt in prompts if not isinstance(prompt, RowError)])
+        self._journal.end(shard_id)
+        answers = iter(outcome.completed())
+        completions = [
             Completion.failed(prompt) if isinstance(prompt, RowError) else self._checked(next(answers))
             for prompt in prompts
         ]
+        results = result_table(self._job.spec, rows, about, completions)
+        record = self._record(about, rows, completions, started_at_us, outcome)
+        return seal(results, {**about, "record": record.model_dump(mode="json")})
+
+    def _supervisor(self) -> Supervisor:
+        job, limits = self._job, self._job.spec.limits
+        return Supervisor(
+            start=lambda: start_engine(*with_local_model(job.spec, job.plan)),
+            kill=lambda: kill_marked(REPLICA, self._journal.replica_id),
+            meter=self._meter,
+            max_restarts=limits.max_engine_restarts,
+            timeout_seconds=limits.engine_timeout_seconds,
+        )
 
     def _checked(self, completion: Completion) -> Completion:
         if completion.error is None and not self._check.trivial:
@@ -178,8 +185,7 @@ class Replica:
         rows: pa.Table,
         completions: Sequence[Completion],
         started_at_us: int,
-        gpu_seconds: float,
-        reading: MeterReading,
+        outcome: Outcome,
     ) -> ShardRecord:
         spec, plan = self._job.spec, self._job.plan
         errors = Counter(c.error.code for c in completions if c.error is not None)
@@ -187,7 +193,7 @@ class Replica:
             run_id=self._job.run_id,
             job_name=spec.name,
             shard_id=about["shard_id"],
-            attempt=1 + about["generation"] + self._lost[about["shard_id"]],
+            attempt=1 + about["generation"] + self._lost[about["shard_id"]] + self._attempts() + outcome.deaths,
             generation=about["generation"],
             replica_id=self._journal.replica_id,
             node=self._journal.node,
@@ -204,25 +210,33 @@ class Replica:
             cached_tokens=sum(c.cached_tokens for c in completions),
             output_tokens=sum(c.output_tokens for c in completions),
             started_at_us=started_at_us,
-            finished_at_us=reading.at_us,
-            gpu_seconds=gpu_seconds,
+            finished_at_us=outcome.reading.at_us,
+            gpu_seconds=outcome.gpu_seconds,
             price_per_gpu_hour=plan.price_per_gpu_hour,
             errors=dict(errors),
             finish_reasons=dict(Counter(reason for c in completions if c.error is None for reason in c.finish_reasons)),
             evaluation=evaluate(spec, rows, completions),
-            meter=reading,
+            meter=outcome.reading,
             labels=spec.labels,
         )
 
     def _leave(self) -> None:
         """The actor leaves in peace: end the engine, then write where the last seconds went."""
-        self._engine.close()
+        if isinstance(self._engine, Supervisor):
+            self._engine.close()
         self._guard.end()
         self._journal.close()
 
 
-def void(_: object) -> None:
-    """Drop a value where a callback gives none."""
+def with_local_model(spec: JobSpec, plan: Plan) -> tuple[JobSpec, Plan]:
+    """Both with a folder of this machine for a model that lies in a store, downloaded if need be."""
+    if not is_remote(spec.model.source):
+        return spec, plan
+    folder = local_model(spec.model.source, spec.storage)
+    return (
+        spec.model_copy(update={"model": spec.model.model_copy(update={"source": folder})}),
+        plan.model_copy(update={"checkpoint": folder}),
+    )
 
 
 def result_table(spec: JobSpec, rows: pa.Table, about: dict[str, Any], completions: Sequence[Completion]) -> pa.Table:
@@ -269,8 +283,8 @@ def evaluate(spec: JobSpec, rows: pa.Table, completions: Sequence[Completion]) -
     wanted = spec.evaluate
     if wanted is None:
         return {}
-    expected = rows.column(wanted.expected).to_pylist()
-    groups = rows.column(wanted.by).to_pylist() if wanted.by is not None else ["all"] * rows.num_rows
+    expected = python_values(rows.column(wanted.expected))
+    groups = python_values(rows.column(wanted.by)) if wanted.by is not None else ["all"] * rows.num_rows
     counts: dict[str, tuple[int, int]] = {}
     for value, group, completion in zip(expected, groups, completions, strict=True):
         if value is not None:

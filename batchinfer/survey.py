@@ -118,7 +118,8 @@ def survey(
     lengths: list[int] = []
     maker = PromptMaker(spec.prompt)
     sampled = _sample(manifest.shards)
-    for _, rows in read_shards(sampled, manifest.schema, manifest.partitions, spec.input.uri, spec.input.format):
+    source = (spec.input.uri, spec.input.format, spec.storage)
+    for _, rows in read_shards(sampled, manifest.schema, manifest.partitions, *source):
         prompts = [prompt for prompt in maker.prompts(rows) if not isinstance(prompt, RowError)]
         lengths += counting.tokens(prompts) if prompts else []
     output, why = _answers(spec, counting, earlier_output_tokens)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,11 +18,32 @@ import pytest
 from batchinfer import pipeline
 from batchinfer.progress import Progress
 from batchinfer.records import ShardRecord
-from batchinfer.spec import JobSpec
+from batchinfer.spec import JobSpec, StoreSpec
+from batchinfer.storage import Storage, storage_for
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# For the moto server, and in place before any Ray worker starts; nothing of the developer's own is used.
+os.environ.update(
+    AWS_ACCESS_KEY_ID="testing",
+    AWS_SECRET_ACCESS_KEY="testing",
+    AWS_DEFAULT_REGION="us-east-1",
+    AWS_EC2_METADATA_DISABLED="true",
+    AWS_CONFIG_FILE=os.devnull,
+    AWS_SHARED_CREDENTIALS_FILE=os.devnull,
+)
+for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
+    os.environ.pop(name, None)
 
 ROOT = Path(__file__).parent.parent
+
+
+_SLOWEST = ("test_kills.py", "test_chaos.py", "test_parallel_jobs.py", "test_model_keys.py", "test_runner.py")
+"""Begun first, so that two workers end at about the same time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: i for i, name in enumerate(_SLOWEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 class KeepingListener:
@@ -110,3 +135,41 @@ def assert_ledger_adds_up(output: Path) -> None:
     assert total(replicas, "gpu_seconds") == pytest.approx(lifetimes, abs=1e-6)
     hours = sum(row["gpu_seconds"] * row["price_per_gpu_hour"] / 3600 for row in replicas.to_pylist())
     assert total(replicas, "cost_usd") == pytest.approx(hours, abs=1e-9)
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """The address of a moto server in a process of its own."""
+    server = subprocess.Popen([sys.executable, ROOT / "tests" / "s3_server.py"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+        assert url.startswith("http://"), "the moto server did not start"
+        yield url
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def bucket(s3_url: str) -> str:
+    """The URI of a bucket of the test's own."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    boto3.client("s3", endpoint_url=s3_url).create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+@pytest.fixture
+def store(s3_url: str) -> Storage:
+    """The store without faults."""
+    return storage_for("s3://any", {"s3://": StoreSpec(endpoint_url=s3_url)})
+
+
+@pytest.fixture
+def remote_corpus(corpus: Path, bucket: str, store: Storage) -> str:
+    """The corpus in the bucket, with things beside it that are no input."""
+    for path in corpus.iterdir():
+        store.put(f"{bucket}/in/split=all/{path.name}", path.read_bytes())
+    store.put(f"{bucket}/in/_SUCCESS", b"")
+    store.put(f"{bucket}/in/_old/part-9.parquet", b"no Parquet")
+    return f"{bucket}/in"

@@ -34,12 +34,13 @@ def test_the_journals_of_all_replicas_are_read(tmp_path):
     assert read_journals(layout) == journals
 
 
-def test_attempts_are_lost_with_the_replicas_that_never_said_that_they_ended():
+def test_an_attempt_is_lost_with_the_replica_that_was_at_it_when_it_ended_or_was_killed():
     journals = [
         make_journal("a", finished_at_us=None, shards_in_flight=(1, 2)),
         make_journal("b", finished_at_us=None, shards_in_flight=(2,)),
-        make_journal("c", finished_at_us=5, shards_in_flight=(2, 3)),
+        make_journal("c", finished_at_us=5, shards_in_flight=(2,)),
+        make_journal("d", finished_at_us=5),
     ]
     lost = lost_attempts(journals)
-    assert dict(lost) == {1: 1, 2: 2}
+    assert dict(lost) == {1: 1, 2: 3}
     assert lost[3] == 0

@@ -15,9 +15,10 @@ ROOT = Path(batchinfer.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = [
-    *("errors", "spec", "catalog", "planner", "storage", "model_source", "checkpoint", "records", "shards", "source"),
-    *("prompts", "survey", "meter", "engine", "job", "replica", "commit", "ledger", "report", "progress", "placement"),
-    *("metrics", "pipeline", "retry", "preflight", "planning", "render", "submit", "runner", "console", "cli"),
+    *("errors", "templates", "spec", "catalog", "planner", "storage", "model_folder", "model_source", "checkpoint"),
+    *("records", "shards", "source", "prompts", "survey", "meter", "engine", "job", "replica", "commit", "ledger"),
+    *("report", "budget", "progress", "placement", "metrics", "pipeline", "session", "retry", "preflight", "planning"),
+    *("render", "submit", "runner", "console", "cli"),
 ]
 
 LAZY = ("ray", "vllm", "torch", "transformers", "pyarrow.dataset", "pandas", "boto3", "huggingface_hub")

@@ -129,7 +129,7 @@ def served() -> dict[str, float]:
 
 def test_ray_serves_what_was_counted_under_the_names_that_the_dashboard_asks_for(ray_cluster):
     record = make_record(job_name="counted", errors={"output_invalid": 2}, rows_failed=2)
-    counting = metrics.Metrics(metrics.labels_of(record))
+    counting = metrics.Metrics({"job": "counted", "run": "r", "model": "a-model", "accelerator": "H100"})
     counting.committed(record)
     counting.observed([make_journal(finished_at_us=None, shards_in_flight=(4,))])
     wanted = {f"ray_{name}" for name in (*metrics.COUNTERS, *metrics.GAUGES)}

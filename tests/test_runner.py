@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -15,7 +19,7 @@ import pytest
 from conftest import KeepingListener, assert_ledger_adds_up, results, scripted_spec
 
 from batchinfer import runner
-from batchinfer.errors import EngineError, InputError, OutputError, Stopped, TooManyFailedRows
+from batchinfer.errors import EngineError, InputError, OutputError, Stopped, TooManyFailedRows, WorkersLost
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -89,19 +93,88 @@ def test_a_resume_runs_only_what_is_missing(corpus: Path, tmp_path: Path, listen
     assert_ledger_adds_up(output)
 
 
-def test_a_row_that_kills_the_engine_ends_the_run_resumable(
+def test_rows_that_kill_the_engine_are_set_aside_and_all_others_run(
+    corpus: Path, tmp_path: Path, listener: KeepingListener
+) -> None:
+    output = tmp_path / "out"
+    engine = {"max_num_seqs": 32, "scripted": {"kill_on": "row-0950", "hang_on": "row-0123"}}
+    spec = scripted_spec(corpus, output, engine=engine, limits={"engine_timeout_seconds": 0.4})
+    report = runner.run(spec, listener)
+    rows = results(output)
+    assert rows.column("id").to_pylist() == [f"row-{i:04d}" for i in range(1000)]
+    killed = [123, 950]
+    assert [i for i, code in enumerate(rows.column("error_code").to_pylist()) if code] == killed
+    outputs = rows.column("output").to_pylist()
+    assert outputs == [None if i in killed else f"the text of row-{i:04d}" for i in range(1000)]
+    assert report.errors == {"engine_killed": 2}
+    assert (report.replicas, report.replicas_killed) == (1, 0), "the replica outlives its engines"
+    assert_ledger_adds_up(output)
+    attempts = pq.read_table(output / "accounting").sort_by("shard_id").column("attempt").to_pylist()
+    assert min(attempts[1], attempts[9]) > 4
+    assert min(attempts) == 1, "a shard that was in no engine that died has one attempt"
+
+
+def test_an_engine_that_dies_too_often_ends_the_run_resumable(
     corpus: Path, tmp_path: Path, listener: KeepingListener
 ) -> None:
     output = tmp_path / "out"
     engine = {"scripted": {"kill_on": "row-0950"}}
     spec = scripted_spec(corpus, output, engine=engine, limits={"max_engine_restarts": 1})
-    with pytest.raises(EngineError, match="max_engine_restarts"):
+    with pytest.raises(EngineError, match=r"max_engine_restarts.*shards are left, in flight were .*9") as caught:
         runner.run(spec, listener)
+    assert caught.value.exit_code == 1
     done = len(list((output / "data").iterdir()))
     assert 0 < done < 10
-    # The row is mended, as it would be by a changed environment: the rest of the shards run.
-    journals = list((output / "_run" / "replicas").iterdir())
-    assert len(journals) == 2, "each engine that died left its journal"
+    again = KeepingListener()
+    report = runner.run(scripted_spec(corpus, output, engine=engine), again)
+    assert report.complete
+    assert len(again.records) == 10 - done, "no committed shard runs again"
+    assert report.errors == {"engine_killed": 1}
+    assert_ledger_adds_up(output)
+
+
+def kill_replica_after(commits: int, listener: KeepingListener) -> threading.Thread:
+    """Kill -9 the actor of the run that `listener` hears of, once it has committed so many shards."""
+
+    def kill() -> None:
+        while len(listener.records) < commits:
+            time.sleep(0.02)
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if " ".join(process.cmdline()).startswith("ray::MapWorker(MapBatches(Replica))"):
+                    process.kill()
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_losses_of_workers_have_a_budget_of_their_own(corpus: Path, tmp_path: Path, listener: KeepingListener) -> None:
+    output = tmp_path / "out"
+    values: dict[str, Any] = {
+        "engine": {"max_num_seqs": 25, "scripted": {"seconds_per_batch": 0.4}},
+        "shards": {"rows": 25},
+    }
+    none = {"max_lost_workers": 0, "max_engine_restarts": 5}
+    thread = kill_replica_after(3, listener)
+    with pytest.raises(WorkersLost, match=r"max_lost_workers.*shards are left, in flight were") as caught:
+        runner.run(scripted_spec(corpus, output, **values, limits=none), listener)
+    thread.join(timeout=30)
+    assert caught.value.exit_code == 1
+    done = len(list((output / "data").iterdir()))
+    assert 3 <= done < 40
+
+    again = KeepingListener()
+    thread = kill_replica_after(3, again)
+    some = {"max_lost_workers": 3, "max_engine_restarts": 0}
+    report = runner.run(scripted_spec(corpus, output, **values, limits=some), again)
+    thread.join(timeout=30)
+    assert report.complete
+    assert (report.replicas, report.replicas_killed) == (3, 2)
+    assert results(output).column("id").to_pylist() == [f"row-{i:04d}" for i in range(1000)]
+    attempts = pq.read_table(output / "accounting").column("attempt").to_pylist()
+    assert max(attempts) > 1, "what was lost with a replica counts, in this session and in the one before"
+    assert_ledger_adds_up(output)
 
 
 def test_failed_rows_are_rows(tmp_path: Path, listener: KeepingListener) -> None:
@@ -253,16 +326,52 @@ def test_accuracy_is_counted_by_group(corpus: Path, tmp_path: Path, listener: Ke
     }
 
 
+COST_OF_ENDING = 0.002
+"""Two seconds at the price below: between the last shard's end and the replica's."""
+
+
+def test_a_budget_of_nothing_starts_nothing(corpus: Path, tmp_path: Path, listener: KeepingListener) -> None:
+    for limits in ({"max_cost_usd": 0.0}, {"max_runtime_hours": 0.0}):
+        with pytest.raises(Stopped, match="is reached: 10 of 10 shards are left") as caught:
+            runner.run(scripted_spec(corpus, tmp_path / "out", limits=limits), listener)
+        assert "with a higher limit" in caught.value.remedy
+    assert not (tmp_path / "out" / "_run" / "replicas").exists()
+
+
+def test_a_time_limit_also_ends_a_run_whose_model_still_loads(
+    corpus: Path, tmp_path: Path, listener: KeepingListener
+) -> None:
+    spec = scripted_spec(
+        corpus, tmp_path / "out", engine={"scripted": {"load_seconds": 4}}, limits={"max_runtime_hours": 1 / 3600}
+    )
+    with pytest.raises(Stopped, match=r"limits.max_runtime_hours"):
+        runner.run(spec, listener)
+    assert listener.records == []
+    (replica,) = pq.read_table(tmp_path / "out" / "_run" / "replicas.parquet").to_pylist()
+    assert replica["load_seconds"] >= 4
+
+
 def test_a_cost_limit_stops_and_a_higher_one_goes_on(corpus: Path, tmp_path: Path, listener: KeepingListener) -> None:
     output = tmp_path / "out"
-    slow = {"scripted": {"seconds_per_batch": 0.7}}
-    spec = scripted_spec(corpus, output, engine=slow, shards={"rows": 25}, limits={"max_cost_usd": 0.0})
-    with pytest.raises(Stopped) as caught:
+    slow = {"max_num_seqs": 25, "scripted": {"seconds_per_batch": 0.7}}
+    cheap: dict[str, Any] = {"engine": slow, "shards": {"rows": 25}, "resources": {"price_per_gpu_hour": 3.6}}
+    spec = scripted_spec(corpus, output, **cheap, limits={"max_cost_usd": 0.004})
+    with pytest.raises(Stopped, match=r"limits.max_cost_usd") as caught:
         runner.run(spec, listener)
     assert caught.value.exit_code == 4
     done = len(list((output / "data").iterdir()))
     assert 0 < done < 40
-    report = runner.run(scripted_spec(corpus, output, shards={"rows": 25}, engine=slow), KeepingListener())
+    replicas = pq.read_table(output / "_run" / "replicas.parquet")
+    dearest = max(record.cost_usd for record in listener.records)
+    in_flight = 3
+    assert sum(replicas.column("cost_usd").to_pylist()) <= 0.004 + in_flight * dearest + COST_OF_ENDING
+
+    before = replicas.num_rows
+    with pytest.raises(Stopped, match=r"limits.max_cost_usd"):
+        runner.run(spec, KeepingListener())
+    assert len(list((output / "_run" / "replicas").iterdir())) == before, "nothing was loaded for no shard"
+
+    report = runner.run(scripted_spec(corpus, output, **cheap), KeepingListener())
     assert report.complete
     assert results(output).column("id").to_pylist() == [f"row-{i:04d}" for i in range(1000)]
     assert_ledger_adds_up(output)
@@ -318,6 +427,37 @@ def test_an_input_that_changes_during_the_run_fails_it_with_the_file_named(
     finally:
         stop.set()
         thread.join()
+
+
+def test_an_attempt_that_ends_late_loses_and_its_seconds_are_waste(
+    corpus: Path, tmp_path: Path, listener: KeepingListener
+) -> None:
+    # Another replica of the run, believed dead, commits its shard while a second attempt is at it.
+    zombie, output = tmp_path / "zombie", tmp_path / "out"
+    runner.run(scripted_spec(corpus, zombie), KeepingListener())
+    name = "shard-000003.parquet"
+
+    def commit_meanwhile() -> None:
+        while not listener.progress:
+            time.sleep(0.01)
+        for place in ("_run/replicas", "data"):
+            (output / place).mkdir(parents=True, exist_ok=True)
+        shutil.copytree(zombie / "_run" / "replicas", output / "_run" / "replicas", dirs_exist_ok=True)
+        os.link(zombie / "data" / name, output / "data" / name)
+
+    thread = threading.Thread(target=commit_meanwhile)
+    thread.start()
+    try:
+        slow = {"scripted": {"load_seconds": 2, "seconds_per_batch": 0.5}}
+        report = runner.run(scripted_spec(corpus, output, engine=slow), listener)
+    finally:
+        thread.join(timeout=30)
+    assert report.complete
+    assert {record.shard_id for record in listener.records} == set(range(10)) - {3}, "its attempt did not count"
+    assert (output / "data" / name).read_bytes() == (zombie / "data" / name).read_bytes()
+    assert results(output).equals(results(zombie))
+    assert report.seconds.waste > 0.01
+    assert_ledger_adds_up(output)
 
 
 def test_a_write_that_fails_fails_the_run(corpus: Path, tmp_path: Path, listener: KeepingListener) -> None:

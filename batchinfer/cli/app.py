@@ -17,6 +17,7 @@ from batchinfer.errors import BatchinferError
 
 if TYPE_CHECKING:
     from batchinfer.progress import Listener
+    from batchinfer.storage import Stores
 
 # Both report usage to their makers unless told not to; set before either is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -61,16 +62,16 @@ def _options(
     pass
 
 
-def listened(command: Callable[[Listener], Result]) -> Result:
+def listened(command: Callable[[Listener], Result], stores: Stores) -> Result:
     """Run a command with a listener, and name the log if it fails."""
     from batchinfer.console import listening
 
-    with listening() as (listener, chatter):
+    with listening(stores) as (listener, chatter):
         try:
             return command(listener)
         except BatchinferError as error:
-            if chatter.kept and error.exit_code == 1:
-                error.remedy += f"; the log is {chatter.path}"
+            if chatter.is_kept and error.exit_code == 1:
+                error.remedy += f"; the log is {chatter.keep()}"
             raise
         except Exception as error:
             # A bug, or a failure that nobody foresaw: the whole of it goes to the log, a line to the user.

@@ -10,6 +10,7 @@ from batchinfer.cli.app import Address, AsJson, Fresh, Overrides, RunUri, SpecPa
 if TYPE_CHECKING:
     from batchinfer.progress import Listener
     from batchinfer.report import Report
+    from batchinfer.storage import Stores
 
 
 @app.command()
@@ -30,7 +31,7 @@ def plan(spec: SpecPath, overrides: Overrides = None, as_json: AsJson = False, a
     from batchinfer.report import render_plan
 
     loaded = runner.load_spec(spec, overrides or [])
-    made = listened(lambda listener: runner.plan(loaded, listener, address))
+    made = listened(lambda listener: runner.plan(loaded, listener, address), loaded.storage)
     if as_json:
         print_json(made.document())
     else:
@@ -72,7 +73,7 @@ def run(
     from batchinfer import runner
 
     loaded = runner.load_spec(spec, overrides or [])
-    _attended(lambda listener: runner.run(loaded, listener, address, fresh), as_json)
+    _attended(lambda listener: runner.run(loaded, listener, address, fresh), as_json, loaded.storage)
 
 
 @app.command()
@@ -80,7 +81,7 @@ def retry(uri: RunUri, as_json: AsJson = False, address: Address = None) -> None
     """Run the failed rows of a run again, and put what they give into their places."""
     from batchinfer import runner
 
-    _attended(lambda listener: runner.retry(uri, listener, address), as_json)
+    _attended(lambda listener: runner.retry(uri, listener, address), as_json, {})
 
 
 @app.command()
@@ -91,11 +92,11 @@ def report(uri: RunUri, as_json: AsJson = False) -> None:
     _print(runner.report(uri), as_json)
 
 
-def _attended(command: Callable[[Listener], Report], as_json: bool) -> None:
+def _attended(command: Callable[[Listener], Report], as_json: bool, stores: Stores) -> None:
     """Run a command, print its report, and let its failed rows decide the exit code."""
     from batchinfer import runner
 
-    made = listened(command)
+    made = listened(command, stores)
     _print(made, as_json)
     runner.require_error_rate(made)
 

@@ -56,7 +56,8 @@ def submit(
     sent = listened(
         lambda listener: submitting.submit(
             loaded, submitting.connect(address), listener, shared_filesystem, with_package
-        )
+        ),
+        loaded.storage,
     )
     if as_json:
         plan = sent.plan.document() if sent.plan is not None else None

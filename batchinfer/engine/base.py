@@ -10,10 +10,6 @@ from batchinfer.errors import RowError
 from batchinfer.prompts import Prompt
 
 
-class EngineDied(Exception):
-    """The engine is gone and will not answer again: the replica has to end, the shard to be retried."""
-
-
 @dataclass(slots=True)
 class Completion:
     """The answer to one prompt: `n` texts with their finish reasons, or an error.
@@ -36,11 +32,24 @@ class Completion:
         return cls([], [], input_tokens, 0, 0, error)
 
 
+class EngineDied(Exception):
+    """The engine is gone and will not answer again. `completions` are what it had finished of the prompts
+    that it was asked for, in their order, None for the others."""
+
+    def __init__(self, message: str, completions: Sequence[Completion | None] = ()) -> None:
+        super().__init__(message)
+        self.completions = completions
+
+
 class Engine(Protocol):
     """A loaded model that any number of threads may ask at once."""
 
     slots: int
     """How many rows it runs at a time."""
+
+    @property
+    def steps(self) -> int:
+        """Grows whenever it gets on with any row: an engine that has rows and stands still hangs."""
 
     def generate(
         self, prompts: Sequence[Prompt], begun: Callable[[int], None], finished: Callable[[int], None]
@@ -51,4 +60,4 @@ class Engine(Protocol):
         """
 
     def close(self) -> None:
-        """End the engine and all its processes."""
+        """End the engine and all its processes; also one that is dead."""

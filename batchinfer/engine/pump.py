@@ -13,8 +13,6 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from batchinfer.engine.base import EngineDied
-
 _ADDED_PER_STEP = 256
 """Adding a request takes about 0.1 ms: more at once would leave finished ones waiting."""
 
@@ -41,19 +39,24 @@ class Pump:
         self._running: dict[str, tuple[Batch, int]] = {}
         self._numbers = iter(range(2**63))
         self._death: BaseException | None = None
+        self.steps = 0
         self._thread = threading.Thread(target=self._run, name="engine-pump", daemon=True)
         self._thread.start()
 
     def run(self, requests: Sequence[tuple[Any, Any]], finished: Callable[[int], None]) -> list[Any]:
-        """The results of (engine input, sampling parameters) pairs, in order; raises EngineDied."""
+        """The results of (engine input, sampling parameters) pairs, in order. None for what the engine
+        died under: `death` then says of what."""
         batch = Batch(requests, finished)
         if requests:
             self._queue.put(batch)
-            while not batch.done.wait(timeout=1.0):
+            while self._death is None and not batch.done.wait(timeout=1.0):
                 self._notice_death()
-        if self._death is not None:
-            raise EngineDied(f"{type(self._death).__name__}: {self._death}") from self._death
-        return batch.results
+        return list(batch.results)
+
+    @property
+    def death(self) -> str | None:
+        """What the engine died of, None while it lives."""
+        return None if self._death is None else f"{type(self._death).__name__}: {self._death}"
 
     def _notice_death(self) -> None:
         """vLLM's client notes that its process was killed, but a step that waits for an answer is not
@@ -65,11 +68,14 @@ class Pump:
         except Exception as error:
             # Whatever it raises means that the engine is gone; its own type moves between vLLM's versions.
             self._death = error
-            raise EngineDied(f"{type(error).__name__}: {error}") from error
 
     def close(self) -> None:
         """End the thread, then the engine with its processes."""
         self._queue.put(None)
+        answers = getattr(self._engine.engine_core, "outputs_queue", None)
+        if self._death is not None and answers is not None:
+            # The thread may still wait for an answer of the process that is gone.
+            answers.put_nowait(self._death)
         self._thread.join(timeout=30)
         self._engine.engine_core.shutdown()
 
@@ -78,7 +84,9 @@ class Pump:
             while self._take():
                 self._add()
                 if self._running:
-                    self._dispatch(self._engine.step())
+                    outputs = self._engine.step()
+                    self.steps += 1
+                    self._dispatch(outputs)
         except BaseException as error:
             # Whatever the engine raises, it cannot be trusted with a request again.
             self._death = error

@@ -1,26 +1,31 @@
 """A deterministic engine without a model: for the pipeline's own speed, for scale, and for faults.
 
 The answer to a prompt is `engine.scripted.answer`, or the choice that the prompt's hash picks, or the
-first `max_tokens` tokens of the prompt; a token is four characters.
+first `max_tokens` tokens of the prompt; a token is four characters. As vLLM's, it has a process of its
+own, which does nothing: when that is killed, the engine is dead.
 """
 
 from __future__ import annotations
 
-import os
+import contextlib
+import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Callable, Sequence
 
-from batchinfer.engine.base import Completion
+from batchinfer.engine.base import Completion, EngineDied
 from batchinfer.errors import RowError
 from batchinfer.prompts import Prompt
 from batchinfer.spec import JobSpec
 
 TOKEN_CHARACTERS = 4
+PROCESS_NAME = "scripted-engine"
+"""The last argument of the engine's process."""
 
 
 class ScriptedEngine:
-    """See `engine.base.Engine` and the keys of `engine.scripted`."""
+    """See `engine.base.Engine` and the keys of `engine.scripted`. Rows run `slots` at a time."""
 
     def __init__(self, spec: JobSpec) -> None:
         self._script = spec.engine.scripted
@@ -29,27 +34,47 @@ class ScriptedEngine:
         self._max_characters = spec.sampling.max_tokens * TOKEN_CHARACTERS
         self._context = (spec.engine.max_model_len or 2**31) * TOKEN_CHARACTERS
         self.slots = spec.engine.max_num_seqs or 256
+        self.steps = 0
+        self._hangs = False
+        self._process = subprocess.Popen(
+            [sys.executable, "-S", "-c", "import sys; sys.stdin.read()", PROCESS_NAME], stdin=subprocess.PIPE
+        )
         time.sleep(self._script.load_seconds)
 
     def generate(
         self, prompts: Sequence[Prompt], begun: Callable[[int], None], finished: Callable[[int], None]
     ) -> list[Completion]:
-        script = self._script
         begun(len(prompts))
-        completions = [self._complete(prompt) for prompt in prompts]
-        seconds = script.seconds_per_batch
-        if script.seconds_per_token:
-            seconds += script.seconds_per_token * sum(c.input_tokens + c.output_tokens for c in completions)
-        if seconds:
-            time.sleep(seconds)
-        finished(len(prompts))
+        completions: list[Completion] = []
+        while len(completions) < len(prompts):
+            running = prompts[len(completions) : len(completions) + self.slots]
+            new = [self._complete(prompt) for prompt in running]
+            if not self._lives_through(self._seconds(new, len(running) / len(prompts))):
+                missing = len(prompts) - len(completions)
+                raise EngineDied("the engine's process is gone", [*completions, *([None] * missing)])
+            self.steps += 1
+            completions += new
+            finished(len(new))
         return completions
+
+    def _seconds(self, completions: Sequence[Completion], share: float) -> float:
+        tokens = sum(c.input_tokens + c.output_tokens for c in completions) if self._script.seconds_per_token else 0
+        return self._script.seconds_per_batch * share + self._script.seconds_per_token * tokens
+
+    def _lives_through(self, seconds: float) -> bool:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(None if self._hangs else seconds)
+        # What makes it hang may have come while this call slept.
+        return self._process.wait() is None if self._hangs else self._process.poll() is None
 
     def _complete(self, prompt: Prompt) -> Completion:
         text = prompt.text if prompt.messages is None else prompt.messages[-1]["content"]
         script = self._script
         if script.kill_on is not None and script.kill_on in text:
-            os._exit(1)
+            self._process.kill()
+            self._process.wait()
+        if script.hang_on is not None and script.hang_on in text:
+            self._hangs = True
         if script.reject_on is not None and script.reject_on in text:
             return Completion.failed(RowError("engine_rejected", "refused by the script"), _tokens(text))
         if len(text) >= self._context:
@@ -66,7 +91,8 @@ class ScriptedEngine:
         return Completion([answer] * n, [reason] * n, _tokens(text), 0, _tokens(answer) * n)
 
     def close(self) -> None:
-        pass
+        self._process.kill()
+        self._process.wait()
 
 
 def _tokens(text: str) -> int:

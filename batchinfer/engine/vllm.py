@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from batchinfer.checkpoint import SAFE_FORMAT, Adapter, local_adapter
-from batchinfer.engine.base import Completion
+from batchinfer.engine.base import Completion, EngineDied
 from batchinfer.engine.pump import Pump
 from batchinfer.errors import EngineError, ResourceError, RowError
 from batchinfer.planner import Plan
@@ -59,11 +59,8 @@ def engine_arguments(spec: JobSpec, plan: Plan, adapter: Adapter | None = None) 
 
 
 def _quantization(plan: Plan) -> str | None:
-    """What vLLM must be told: a checkpoint says itself how it is quantized, unless vLLM is to do it while loading."""
-    known = plan.checkpoint is not None
-    if known and not plan.online:
-        return None
-    return None if plan.quantization in ("auto", "none") else plan.quantization
+    """What vLLM must be told: to quantize while it loads. A checkpoint says itself how it is quantized."""
+    return plan.quantization if plan.online or (plan.checkpoint is None and plan.quantization == "fp8") else None
 
 
 def sampling_arguments(sampling: SamplingSpec) -> dict[str, Any]:
@@ -84,6 +81,7 @@ class VllmEngine:
         from vllm.lora.request import LoRARequest
         from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
         from vllm.v1.engine.llm_engine import LLMEngine
+        from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
         _require_kernels(spec, plan)
         output = spec.output
@@ -100,10 +98,17 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         self._fetched = tempfile.TemporaryDirectory(prefix="batchinfer-adapter-")
-        adapter = local_adapter(spec.model.lora, self._fetched.name) if spec.model.lora is not None else None
+        adapter = (
+            local_adapter(spec.model.lora, self._fetched.name, spec.storage) if spec.model.lora is not None else None
+        )
         lora = LoRARequest(lora_name="adapter", lora_int_id=1, lora_path=adapter.folder) if adapter else None
+        arguments = engine_arguments(spec, plan, adapter)
+        if plan.accelerator == "cpu" and "distributed_executor_backend" not in arguments:
+            # The worker in the engine's own process: vLLM gives it one of its own on a CPU, to set its threads
+            # by the environment. Ours is set already, and another process imports vLLM for 12 seconds more.
+            arguments["distributed_executor_backend"] = UniProcExecutor
         try:
-            engine = LLMEngine.from_engine_args(EngineArgs(**engine_arguments(spec, plan, adapter)))
+            engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
             if lora is not None:
                 # Now, not with the first request: an adapter that does not fit then kills the engine.
                 engine.add_lora(lora)
@@ -141,8 +146,14 @@ class VllmEngine:
                 places.append(i)
         begun(len(requests))
         for i, result in zip(places, self._pump.run(requests, finished), strict=True):
-            completions[i] = self._completion(result)
+            completions[i] = None if result is None else self._completion(result)
+        if None in completions:
+            raise EngineDied(self._pump.death or "the engine gave no answer", completions)
         return [completion for completion in completions if completion is not None]
+
+    @property
+    def steps(self) -> int:
+        return self._pump.steps
 
     def _token_ids(self, prompts: Sequence[Prompt]) -> list[list[int] | RowError]:
         """All prompts of a shard at once: a fast tokenizer then uses all cores, and lets go of the GIL."""

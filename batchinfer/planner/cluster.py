@@ -24,7 +24,8 @@ class Cluster(BaseModel):
     """What there is to run on: GPUs in all and on the largest node, their Ray accelerator type if it is
     one, and memory in bytes of the smallest node.
 
-    may_grow: an autoscaler can add nodes. assumed: the GPUs are not there, but planned for.
+    may_grow: an autoscaler can add nodes. assumed: the GPUs are not there, but planned for. cpus: CPU cores in
+    all. avx512: not known to lack it, which vLLM's 4-bit kernels for CPUs need.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,9 +36,11 @@ class Cluster(BaseModel):
     memory_bytes: int
     may_grow: bool = False
     assumed: bool = False
+    cpus: float = float("inf")
+    avx512: bool = True
 
 
-def cluster_of(nodes: Sequence[Mapping[str, float]], may_grow: bool = False) -> Cluster:
+def cluster_of(nodes: Sequence[Mapping[str, float]], may_grow: bool = False, avx512: bool = True) -> Cluster:
     """The cluster whose nodes have these resources, by Ray's names for them: one at least."""
     types = {
         name.removeprefix("accelerator_type:")
@@ -52,6 +55,8 @@ def cluster_of(nodes: Sequence[Mapping[str, float]], may_grow: bool = False) -> 
         accelerator_type=types.pop() if len(types) == 1 else None,
         memory_bytes=int(min(resources.get("memory", 0) for resources in nodes)),
         may_grow=may_grow,
+        cpus=sum(resources.get("CPU", 0) for resources in nodes),
+        avx512=avx512,
     )
 
 

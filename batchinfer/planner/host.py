@@ -21,6 +21,15 @@ CPU_KV_CACHE_SHARE = 0.25
 
 SHORTEST_CONTEXT = 256
 
+SMALL_TASK_CPUS = 0.1
+"""Reading and committing wait for the store mostly. Small enough that a replica, a reader and a
+committer fit on a single core."""
+
+CPU_REPLICA_CPUS = 0.5
+"""Of Ray's CPUs for a replica without a GPU; its engine uses all cores whatever Ray thinks."""
+
+_FOUR_BITS = ("w4a16", "awq", "gptq")
+
 CACHE_MARGIN = 1.1
 """Of the longest sequence, so that the rounding to blocks does not keep it out."""
 
@@ -40,6 +49,7 @@ def plan_on_host(
     `needed`: the longest sequence that it must hold. Raises SpecError, ModelError or ResourceError.
     """
     weights = usable(source, spec.model.quantization, accelerators()["cpu"])[0]
+    _require_kernels(source, weights, cluster)
     resources = spec.resources
     tensor = 1 if resources.tensor_parallel == "auto" else resources.tensor_parallel
     pipeline = 1 if resources.pipeline_parallel == "auto" else resources.pipeline_parallel
@@ -112,6 +122,27 @@ def require_cut(shape: ModelShape, name: str, weights: Weights, tensor: int, lim
         raise ResourceError(
             f"resources.tensor_parallel {tensor} cannot cut {name}: {problem}",
             f"set it to auto or to one that does: {good}",
+        )
+
+
+def _require_kernels(source: Source, weights: Weights, cluster: Cluster) -> None:
+    if weights.quantization.name in _FOUR_BITS and not cluster.avx512:
+        raise ResourceError(
+            f"{source.name} has {weights.quantization.name} weights; vLLM's CPU kernel for 4 bits needs AVX-512, "
+            "which this machine does not have",
+            "take a w8a8 or 16-bit checkpoint, or run on a CPU with AVX-512 or on a GPU",
+        )
+
+
+def require_cpus(spec: JobSpec, cluster: Cluster) -> None:
+    """Replicas that took every CPU would wait for ever for somebody to read for them."""
+    asked = _replicas(spec)
+    most = int((cluster.cpus - 2 * SMALL_TASK_CPUS) / CPU_REPLICA_CPUS) if cluster.cpus < float("inf") else asked
+    if asked > most and not cluster.may_grow:
+        raise ResourceError(
+            f"resources.replicas {asked} need {asked * CPU_REPLICA_CPUS + 2 * SMALL_TASK_CPUS:g} CPUs with those who "
+            f"read and commit; the cluster has {cluster.cpus:g}",
+            f"set resources.replicas to {max(1, most)} or less",
         )
 
 

@@ -11,7 +11,7 @@ from batchinfer.catalog import Accelerator, Model, ModelShape, QuantizationName,
 from batchinfer.errors import ModelError, ResourceError
 from batchinfer.planner.choose import UNKNOWN_PROMPT_TOKENS, Choice, Request, choose, fitting_layouts, longest_sequence
 from batchinfer.planner.cluster import Cluster, accelerator_name, price_of
-from batchinfer.planner.host import default_kv_cache, plan_on_host, require_cut
+from batchinfer.planner.host import default_kv_cache, plan_on_host, require_cpus, require_cut
 from batchinfer.planner.layout import Nodes
 from batchinfer.planner.quantize import Source, Weights, usable
 from batchinfer.planner.refuse import MOST_NODES, refuse
@@ -100,6 +100,8 @@ def make_plan(
     ask for, needed for estimates. `calibration`: measured speed over estimated, of an earlier run.
     """
     accelerator = accelerator_name(spec, cluster)
+    if accelerator == "cpu":
+        require_cpus(spec, cluster)
     if shape is None:
         return _as_asked(spec, cluster, model, accelerator)
     known = Known(shape, source_of(spec, model, entry, checkpoint_quantization), workload, calibration)

@@ -48,6 +48,7 @@ def require_reachable(spec: JobSpec, options: Options) -> None:
     if spec.model.lora is not None and os.path.isdir(spec.model.lora.path):
         places["model.lora.path"] = spec.model.lora.path
     for key, uri in places.items():
+        uri = uri.removeprefix("file://")
         if "://" in uri or any(mount.holds(uri) for mount in options.mounts):
             continue
         raise SpecError(

@@ -12,7 +12,7 @@ from batchinfer.render.options import Options
 GIB = 2**30
 
 SPEC_FOLDER = "/etc/batchinfer"
-CACHE_FOLDER = "/home/ray/.cache/huggingface"
+CACHE_FOLDER = "/home/ray/.cache"
 USER = 1000
 
 CPUS_OF_A_GPU = 3

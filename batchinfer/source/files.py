@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import glob
+import itertools
 import os
+import posixpath
 import re
 import urllib.parse
 from collections.abc import Sequence
@@ -12,51 +14,76 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from batchinfer.errors import InputError
-from batchinfer.storage import Entry, local_path, storage_for
+from batchinfer.storage import Entry, Storage, Stores, join, normal_uri, storage_for
 
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _SUFFIXES = {"parquet": (".parquet", ".parq", ".pq"), "jsonl": (".jsonl", ".ndjson", ".json")}
+_LOOKED_AT = 10_000
 
 
-def input_entries(uri: str, file_format: str) -> list[Entry]:
+def input_entries(uri: str, file_format: str, stores: Stores | None = None) -> list[Entry]:
     """The files that `uri` (a folder, a file or a glob) means, in natural order of their paths.
 
     Files and folders whose names begin with `_` or `.` are left out, as Spark and Hive do, unless `uri`
     is the file itself. Raises InputError when there are none.
     """
-    if is_glob(uri):
-        paths = glob.glob(local_path(uri), recursive=True)
-        storage = storage_for(uri)
-        entries = [entry for path in paths if os.path.isfile(path) and (entry := storage.stat(path))]
-    else:
-        entries = list(storage_for(uri).list(uri))
-        if not os.path.isfile(local_path(uri)):
-            suffixes = _SUFFIXES[file_format]
-            entries = [e for e in entries if e.uri.lower().endswith(suffixes)]
-    root = partition_root(uri)
-    if not os.path.isfile(local_path(uri)):
-        entries = [e for e in entries if not _hidden(os.path.relpath(e.uri, root))]
+    storage, whole = storage_for(uri, stores), normal_uri(uri)
+    pattern = is_glob(uri, stores)
+    if not pattern and "://" not in whole:
+        _require_no_linked_folders(whole)
+    entries = {}
+    for entry in storage.match(whole) if pattern else storage.list(whole):
+        wanted = pattern or entry.uri.lower().endswith(_SUFFIXES[file_format])
+        if entry.uri == whole or (wanted and not _hidden(_below(partition_root(whole, entry.uri), entry.uri))):
+            # A pattern may reach one file by several links.
+            entries[entry.uri] = entry
     if not entries:
-        raise InputError(f"there are no {file_format} files at input.uri {uri}", _advice(uri, file_format))
-    return sorted(entries, key=lambda e: (_natural(e.uri), e.uri))
+        raise InputError(f"there are no {file_format} files at input.uri {uri}", _advice(whole, file_format, storage))
+    for entry in entries.values():
+        if not entry.uri.isascii() and entry.uri != entry.uri.encode(errors="replace").decode():
+            raise InputError(f"{entry.uri!r}: the name of this file is not UTF-8", "rename it")
+    return sorted(entries.values(), key=lambda e: (_natural(e.uri), e.uri))
 
 
-def is_glob(uri: str) -> bool:
+def _require_no_linked_folders(root: str) -> None:
+    """A listing does not go through links to folders, which may lead anywhere, or round in a circle: what
+    is behind one must not be missing silently."""
+    for folder, folders, _ in os.walk(root):
+        for name in folders:
+            path = os.path.join(folder, name)
+            if os.path.islink(path) and not _hidden(os.path.relpath(path, root)):
+                raise InputError(
+                    f"{path} is a link to a folder, and links to folders are not followed",
+                    "move the folder itself there, or name it with a pattern in input.uri",
+                )
+
+
+def is_glob(uri: str, stores: Stores | None = None) -> bool:
     """Is `uri` a pattern, and not the name of something that has such characters in it?"""
-    return glob.has_magic(uri) and not os.path.lexists(local_path(uri))
+    whole, storage = normal_uri(uri), storage_for(uri, stores)
+    return glob.has_magic(uri) and storage.stat(whole) is None and not storage.names(whole)
 
 
-def partition_root(uri: str) -> str:
-    """The folder above which `key=value` parts of a path are not partitions."""
-    path = local_path(uri)
-    fixed = re.split(r"[*?\[]", path, maxsplit=1)[0] if is_glob(uri) else path
-    return path if os.path.isdir(path) else os.path.dirname(fixed)
+def fixed_part(pattern: str) -> str:
+    """The folder below which everything lies that `pattern` can match."""
+    return posixpath.dirname(re.split(r"[*?\[]", pattern, maxsplit=1)[0])
+
+
+def partition_root(uri: str, path: str) -> str:
+    """The folder above which `key=value` parts of `path`, a file that the input `uri` means, are no partitions."""
+    if path == uri:
+        return posixpath.dirname(uri)
+    return uri if path.startswith(join(uri, "")) else fixed_part(uri)
+
+
+def _below(root: str, path: str) -> str:
+    return path.removeprefix(join(root, ""))
 
 
 def partition_values(uri: str, path: str) -> dict[str, str | None]:
     """Hive partitions in one file's path: `.../year=2026/...` gives {"year": "2026"}."""
     values: dict[str, str | None] = {}
-    for part in os.path.dirname(os.path.relpath(path, partition_root(uri))).split(os.sep):
+    for part in posixpath.dirname(_below(partition_root(normal_uri(uri), path), path)).split("/"):
         name, separator, value = part.partition("=")
         if separator and name:
             values[urllib.parse.unquote(name)] = None if value == _HIVE_NULL else urllib.parse.unquote(value)
@@ -87,7 +114,7 @@ def _is_number(value: str | None) -> bool:
 
 
 def _hidden(path: str) -> bool:
-    return any(part.startswith(("_", ".")) for part in path.split(os.sep) if part != "..")
+    return any(part.startswith(("_", ".")) for part in path.split("/"))
 
 
 def _natural(path: str) -> list[tuple[int, int | str]]:
@@ -95,16 +122,18 @@ def _natural(path: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", path)]
 
 
-def _advice(uri: str, file_format: str) -> str:
-    path = local_path(uri)
-    if os.path.isdir(path):
-        names = [name.lower() for _, _, files in os.walk(path) for name in files]
+def _advice(uri: str, file_format: str, storage: Storage) -> str:
+    names = [entry.uri.lower() for entry in itertools.islice(storage.list(uri), _LOOKED_AT)]
+    if names or storage.names(uri):
         others = [
             f for f, suffixes in _SUFFIXES.items() if f != file_format and any(n.endswith(suffixes) for n in names)
         ]
         return f"it has {others[0]} files: set input.format: {others[0]}" if others else "it has no such files"
-    parent = os.path.dirname(path.rstrip("/"))
-    if not os.path.isdir(parent):
+    parent = posixpath.dirname(uri)
+    if parent == "s3:":
+        return "that bucket is empty"
+    beside = storage.names(parent)
+    if not beside and storage.stat(parent) is None:
         return f"the folder {parent} does not exist; paths are relative to where you run"
-    near = difflib.get_close_matches(os.path.basename(path), os.listdir(parent), n=1)
-    return f"did you mean {os.path.join(parent, near[0])}?" if near else "paths are relative to where you run"
+    near = difflib.get_close_matches(posixpath.basename(uri), beside, n=1)
+    return f"did you mean {join(parent, near[0])}?" if near else "paths are relative to where you run"

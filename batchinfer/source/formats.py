@@ -11,14 +11,17 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchinfer.errors import InputError
+from batchinfer.errors import BatchinferError, InputError
 from batchinfer.shards import InputFile, RowGroup, Segment
-from batchinfer.storage import Entry, storage_for
+from batchinfer.storage import Entry, Stores, storage_for
 
 LINES_PER_GROUP = 64
 """JSON lines have no row groups: an offset is noted every so many lines."""
 
 _BATCH_ROWS = 8192
+
+_BATCH_BYTES = 2**25
+"""Rows are decoded this much at a time, and lines gathered: a row may be 10 MB."""
 
 
 class Rows(Protocol):
@@ -28,29 +31,43 @@ class Rows(Protocol):
         """The rows of `segment`, which begins at or after the end of the one before."""
 
 
-def inspect_parquet(entry: Entry, columns: Sequence[str]) -> tuple[InputFile, pa.Schema]:
+def inspect_parquet(entry: Entry, columns: Sequence[str], stores: Stores) -> tuple[InputFile, pa.Schema]:
     """The file's row groups (bytes of `columns` only) and its schema; raises InputError."""
     if entry.size == 0:
         raise InputError(f"{entry.uri} is empty (zero bytes), not a Parquet file", "write it again, or move it away")
-    with storage_for(entry.uri).open(entry.uri) as file:
+    with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as file:
         try:
             metadata = pq.read_metadata(file)
-        except (pa.ArrowException, OSError) as error:
+            schema = metadata.schema.to_arrow_schema()
+            wanted = set(columns)
+            chunks = [
+                i
+                for i in range(metadata.num_columns)
+                if not wanted.isdisjoint(_names_in(metadata.schema.column(i).path))
+            ]
+            groups = []
+            for number in range(metadata.num_row_groups):
+                group = metadata.row_group(number)
+                size = sum(group.column(i).total_uncompressed_size for i in chunks)
+                groups.append(RowGroup(group.num_rows, max(0, size)))
+        except Exception as error:
+            # What a damaged footer makes Arrow raise goes from OSError to UnicodeDecodeError.
             raise InputError(
                 f"{entry.uri} is not a readable Parquet file: {first_line(error)}",
                 "it may be cut off or another format: write it again, or move it away",
             ) from None
-    chunks = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path.split(".")[0] in columns]
-    groups = []
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        groups.append(RowGroup(group.num_rows, sum(group.column(i).total_uncompressed_size for i in chunks)))
-    return InputFile(entry, tuple(groups)), metadata.schema.to_arrow_schema()
+    return InputFile(entry, tuple(groups)), schema
 
 
-def parquet_column(entry: Entry, column: str) -> Iterator[pa.Array]:
+def _names_in(path: str) -> list[str]:
+    """The columns that a leaf's path may belong to: `a.b` is a field of `a`, or a column of that name."""
+    parts = path.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def parquet_column(entry: Entry, column: str, stores: Stores) -> Iterator[pa.Array]:
     """One column of a file, a batch at a time."""
-    with storage_for(entry.uri).open(entry.uri) as file, reading(entry.uri):
+    with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as file, reading(entry.uri):
         for batch in pq.ParquetFile(file).iter_batches(_BATCH_ROWS * 4, columns=[column], use_threads=False):
             yield batch.column(0)
 
@@ -58,9 +75,9 @@ def parquet_column(entry: Entry, column: str) -> Iterator[pa.Array]:
 class ParquetRows:
     """Decodes each row group at most once, however many segments lie in it, and holds one batch of it."""
 
-    def __init__(self, entry: Entry, columns: Sequence[str]) -> None:
+    def __init__(self, entry: Entry, columns: Sequence[str], stores: Stores) -> None:
         self._uri = entry.uri
-        self._stream = storage_for(entry.uri).open(entry.uri)
+        self._stream = storage_for(entry.uri, stores).open(entry.uri, entry.tag)
         with reading(entry.uri):
             self._file = pq.ParquetFile(self._stream)
         have = set(self._file.schema_arrow.names)
@@ -79,10 +96,11 @@ class ParquetRows:
             return pa.Table.from_batches(pieces, schema=pieces[0].schema)
 
     def _open_group(self, group: int, first_row: int) -> None:
-        groups = list(range(group, self._file.metadata.num_row_groups))
-        self._batches = self._file.iter_batches(
-            _BATCH_ROWS, row_groups=groups, columns=self._columns, use_threads=False
-        )
+        metadata = self._file.metadata
+        groups = list(range(group, metadata.num_row_groups))
+        widest = max(metadata.row_group(i).total_byte_size // max(1, metadata.row_group(i).num_rows) for i in groups)
+        rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, widest)))
+        self._batches = self._file.iter_batches(rows, row_groups=groups, columns=self._columns, use_threads=False)
         self._group, self._at, self._rest = group, first_row, None
 
     def _forward(self, rows: int) -> list[pa.RecordBatch]:
@@ -101,12 +119,12 @@ class ParquetRows:
         self._stream.close()
 
 
-def inspect_jsonl(entry: Entry, columns: Sequence[str]) -> tuple[InputFile, pa.Schema, set[str]]:
+def inspect_jsonl(entry: Entry, columns: Sequence[str], stores: Stores) -> tuple[InputFile, pa.Schema, set[str]]:
     """The file's stretches of lines, the schema of `columns`, and every key seen; raises InputError."""
     groups: list[RowGroup] = []
     schema = pa.schema([])
     keys: set[str] = set()
-    for offset, size, rows in _line_groups(entry):
+    for offset, size, rows in _line_groups(entry, stores):
         groups.append(RowGroup(len(rows), size, offset))
         for row in rows:
             keys.update(row)
@@ -121,22 +139,22 @@ def inspect_jsonl(entry: Entry, columns: Sequence[str]) -> tuple[InputFile, pa.S
     return InputFile(entry, tuple(groups)), schema, keys
 
 
-def jsonl_column(entry: Entry, column: str) -> Iterator[pa.Array]:
+def jsonl_column(entry: Entry, column: str, stores: Stores) -> Iterator[pa.Array]:
     """One column of a file, a stretch of lines at a time."""
-    for _, _, rows in _line_groups(entry):
+    for _, _, rows in _line_groups(entry, stores):
         yield pa.array([row.get(column) for row in rows])
 
 
-def _line_groups(entry: Entry) -> Iterator[tuple[int, int, list[dict[str, Any]]]]:
+def _line_groups(entry: Entry, stores: Stores) -> Iterator[tuple[int, int, list[dict[str, Any]]]]:
     """(offset, bytes, rows) of each stretch of lines. Blank lines are no rows."""
-    with storage_for(entry.uri).open(entry.uri) as file:
+    with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as file:
         offset = at = 0
         rows: list[dict[str, Any]] = []
         for number, line in enumerate(file, start=1):
             at += len(line)
             if line.strip():
                 rows.append(_parse(line, entry.uri, number))
-                if len(rows) == LINES_PER_GROUP:
+                if len(rows) == LINES_PER_GROUP or at - offset > _BATCH_BYTES:
                     yield offset, at - offset, rows
                     offset, rows = at, []
         if rows:
@@ -146,22 +164,30 @@ def _line_groups(entry: Entry) -> Iterator[tuple[int, int, list[dict[str, Any]]]
 def _parse(line: bytes, uri: str, number: int | None) -> dict[str, Any]:
     place = f"{uri}:{number}" if number else uri
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{place}: not a line of JSON: {error}", "each line is one JSON object; mend or drop it"
+            f"{place}: not a line of JSON: {first_line(error)[:300]}", "each line is one JSON object; mend or drop it"
         ) from None
     if not isinstance(row, dict):
         raise InputError(f"{place}: a line is a JSON object, not {type(row).__name__}", 'write {"column": value, ...}')
     return row
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
+        raise ValueError(f"the key {twice!r:.100} is there twice")
+    return found
+
+
 class JsonlRows:
     """Reads the bytes of each segment's lines."""
 
-    def __init__(self, entry: Entry, schema: pa.Schema) -> None:
+    def __init__(self, entry: Entry, schema: pa.Schema, stores: Stores) -> None:
         self._uri = entry.uri
-        self._stream = storage_for(entry.uri).open(entry.uri)
+        self._stream = storage_for(entry.uri, stores).open(entry.uri, entry.tag)
         self._schema = schema
 
     def take(self, segment: Segment) -> pa.Table:
@@ -170,6 +196,8 @@ class JsonlRows:
         kept = [line for line in lines if line.strip()][segment.skip : segment.skip + segment.rows]
         rows = [_parse(line, self._uri, None) for line in kept]
         with reading(self._uri):
+            if len(rows) != segment.rows:
+                raise StopIteration
             columns = {field.name: pa.array([r.get(field.name) for r in rows], field.type) for field in self._schema}
             return pa.Table.from_pydict(columns, schema=self._schema)
 
@@ -182,13 +210,16 @@ def reading(uri: str) -> Iterator[None]:
     """Turn an Arrow error while reading `uri` into an InputError that names it."""
     try:
         yield
-    except (pa.ArrowException, OSError, StopIteration) as error:
+    except BatchinferError:
+        raise
+    except Exception as error:
+        # Damaged data makes Arrow raise more than its own exceptions, UnicodeDecodeError among them.
         raise InputError(
-            f"{uri} cannot be read: {first_line(error) or 'it has fewer rows than its footer says'}",
+            f"{uri} cannot be read: {first_line(error) or 'it has fewer rows than it had or says'}",
             "it is damaged: write it again and run with --fresh",
         ) from None
 
 
 def first_line(error: BaseException) -> str:
-    """The message without the stack that Arrow appends."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else ""
+    """The message without the stack that Arrow appends, at most 500 characters of it."""
+    return str(error).strip().splitlines()[0][:500] if str(error).strip() else ""

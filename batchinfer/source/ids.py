@@ -61,7 +61,11 @@ def _hashes(column: str, uri: str, ids: pa.Array) -> npt.NDArray[np.uint64]:
 
 def _as_text(column: str, ids: pa.Array) -> pa.Array:
     try:
-        return pc.cast(ids, pa.large_string())
+        if pa.types.is_dictionary(ids.type):
+            ids = ids.dictionary_decode()
+        text = pc.cast(ids, pa.large_string())
+        text.validate(full=True)
+        return text
     except pa.ArrowException:
         raise InputError(
             f"id column {column!r} has type {ids.type}", "an id is a text or a number: choose another column"

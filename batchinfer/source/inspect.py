@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from batchinfer.errors import InputError
 from batchinfer.shards import InputFile, Manifest, cut, rows_per_shard
@@ -21,7 +22,7 @@ from batchinfer.source.formats import (
 )
 from batchinfer.source.ids import require_unique
 from batchinfer.spec import JobSpec
-from batchinfer.storage import Entry
+from batchinfer.storage import Entry, Stores
 
 _THREADS = 16
 
@@ -32,11 +33,11 @@ def build_manifest(spec: JobSpec, columns: Mapping[str, str], fingerprint: Mappi
     Raises InputError for a file that cannot be read, a column that does not exist, files that do not
     fit together, and ids that are not unique.
     """
-    entries = input_entries(spec.input.uri, spec.input.format)
+    entries = input_entries(spec.input.uri, spec.input.format, spec.storage)
     partitions = partition_schema(spec.input.uri, [entry.uri for entry in entries])
     inspect = _inspect_parquet if spec.input.format == "parquet" else _inspect_jsonl
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = list(pool.map(lambda entry: inspect(entry, list(columns)), entries))
+        found = list(pool.map(lambda entry: inspect(entry, list(columns), spec.storage), entries))
     schema = _unify([(file.entry.uri, seen) for file, seen, _ in found])
     have = {name for _, _, names in found for name in names} | set(partitions.names)
     # Files without a row say nothing about JSON columns.
@@ -46,9 +47,11 @@ def build_manifest(spec: JobSpec, columns: Mapping[str, str], fingerprint: Mappi
     if spec.input.id_column is not None:
         _require_unique_ids(spec, [f.entry for f in files if f.rows], schema, partitions)
     rows = rows_per_shard(sum(file.rows for file in files), spec.shards.rows, spec.sampling.max_tokens)
+    whole = pa.schema([_field(name, schema, partitions) for name in columns])
+    _require_storable(whole, spec.input.columns)
     return Manifest(
         shards=tuple(cut(files, rows, spec.shards.max_bytes)),
-        schema=pa.schema([_field(name, schema, partitions) for name in columns]),
+        schema=whole,
         partitions=tuple(name for name in columns if name in partitions.names),
         empty_files=tuple(file.entry.uri for file in files if not file.rows),
         fingerprint=fingerprint,
@@ -62,8 +65,8 @@ def _field(name: str, schema: pa.Schema, partitions: pa.Schema) -> pa.Field:
     return schema.field(index).with_nullable(True).remove_metadata() if index >= 0 else pa.field(name, pa.null())
 
 
-def _inspect_parquet(entry: Entry, columns: Sequence[str]) -> tuple[InputFile, pa.Schema, set[str]]:
-    file, schema = inspect_parquet(entry, columns)
+def _inspect_parquet(entry: Entry, columns: Sequence[str], stores: Stores) -> tuple[InputFile, pa.Schema, set[str]]:
+    file, schema = inspect_parquet(entry, columns, stores)
     for name in columns:
         if len(schema.get_all_field_indices(name)) > 1:
             raise InputError(f"{entry.uri} has two columns named {name!r}", "rename one of them")
@@ -71,8 +74,8 @@ def _inspect_parquet(entry: Entry, columns: Sequence[str]) -> tuple[InputFile, p
     return file, kept, set(schema.names)
 
 
-def _inspect_jsonl(entry: Entry, columns: Sequence[str]) -> tuple[InputFile, pa.Schema, set[str]]:
-    return inspect_jsonl(entry, columns)
+def _inspect_jsonl(entry: Entry, columns: Sequence[str], stores: Stores) -> tuple[InputFile, pa.Schema, set[str]]:
+    return inspect_jsonl(entry, columns, stores)
 
 
 def _unify(schemas: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
@@ -83,8 +86,8 @@ def _unify(schemas: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
         if bare.equals(whole):
             continue
         try:
-            whole = pa.unify_schemas([whole, bare], promote_options="permissive")
-        except pa.ArrowException as error:
+            whole = _merged(whole, bare)
+        except (pa.ArrowException, RecursionError) as error:
             other = next((u for u, s in schemas if not _fit(s.remove_metadata(), bare)), before)
             raise InputError(
                 f"files do not fit together: {other} and {uri}: {first_line(error)}",
@@ -94,10 +97,23 @@ def _unify(schemas: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
     return whole
 
 
+def _merged(one: pa.Schema, other: pa.Schema) -> pa.Schema:
+    """Arrow's common schema; a dictionary in one and plain values in the other become plain values."""
+    try:
+        return pa.unify_schemas([one, other], promote_options="permissive")
+    except pa.ArrowException:
+        plain = [pa.schema([_without_dictionary(field) for field in schema]) for schema in (one, other)]
+        return pa.unify_schemas(plain, promote_options="permissive")
+
+
+def _without_dictionary(field: pa.Field) -> pa.Field:
+    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+
+
 def _fit(one: pa.Schema, other: pa.Schema) -> bool:
     try:
-        pa.unify_schemas([one, other], promote_options="permissive")
-    except pa.ArrowException:
+        _merged(one, other)
+    except (pa.ArrowException, RecursionError):
         return False
     return True
 
@@ -115,6 +131,25 @@ def _require_columns(columns: Mapping[str, str], have: set[str]) -> None:
     raise InputError("\n".join(lines), f"the columns are: {shown}")
 
 
+def _require_storable(schema: pa.Schema, passed: Sequence[str]) -> None:
+    """JSON lines may come to types that Arrow cannot send, such as a hundred lists in each other, or that
+    Parquet cannot hold, such as an object without a key."""
+    for field in schema:
+        try:
+            one = pa.table([pa.nulls(1, field.type)], schema=pa.schema([field]))
+            with pa.ipc.new_stream(pa.BufferOutputStream(), one.schema) as writer:
+                writer.write_table(one)
+            pa.ipc.read_schema(one.schema.serialize())
+            if field.name in passed:
+                pq.write_table(one, pa.BufferOutputStream())
+        except (pa.ArrowException, OSError, RecursionError) as error:
+            raise InputError(
+                f"column {field.name!r} has the type {field.type!s:.100}, which cannot be "
+                f"{'passed through' if field.name in passed else 'read'}: {first_line(error)}",
+                "make it flatter, or leave it out of the job",
+            ) from None
+
+
 def _require_unique_ids(spec: JobSpec, entries: Sequence[Entry], schema: pa.Schema, partitions: pa.Schema) -> None:
     column = str(spec.input.id_column)
     if column in partitions.names:
@@ -125,7 +160,7 @@ def _require_unique_ids(spec: JobSpec, entries: Sequence[Entry], schema: pa.Sche
 
     def scan() -> Iterator[tuple[str, pa.Array]]:
         for entry in entries:
-            for ids in read(entry, column):
+            for ids in read(entry, column, spec.storage):
                 yield entry.uri, ids
 
     require_unique(column, scan)

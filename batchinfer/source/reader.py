@@ -10,17 +10,22 @@ from batchinfer.errors import InputError
 from batchinfer.shards import Segment, Shard
 from batchinfer.source.files import partition_values
 from batchinfer.source.formats import JsonlRows, ParquetRows, first_line
-from batchinfer.storage import Entry, storage_for
+from batchinfer.storage import Entry, Stores, input_changed, storage_for
 
 
 def read_shards(
-    shards: Sequence[Shard], schema: pa.Schema, partitions: Sequence[str], uri: str, file_format: str
+    shards: Sequence[Shard],
+    schema: pa.Schema,
+    partitions: Sequence[str],
+    uri: str,
+    file_format: str,
+    stores: Stores | None = None,
 ) -> Iterator[tuple[Shard, pa.Table]]:
     """Each shard with its rows, in order. The shards come in input order (see `shards.read_together`).
 
     Raises InputError when a file is not the one that the manifest was cut from.
     """
-    reader = _Reader(schema, partitions, uri, file_format)
+    reader = _Reader(schema, partitions, uri, file_format, stores or {})
     try:
         for shard in shards:
             yield shard, pa.concat_tables([reader.rows(segment) for segment in shard.segments])
@@ -31,19 +36,27 @@ def read_shards(
 class _Reader:
     """Holds the file that was read last open: the next segment is mostly in it."""
 
-    def __init__(self, schema: pa.Schema, partitions: Sequence[str], uri: str, file_format: str) -> None:
+    def __init__(
+        self, schema: pa.Schema, partitions: Sequence[str], uri: str, file_format: str, stores: Stores
+    ) -> None:
         self._schema = schema
         self._stored = pa.schema([field for field in schema if field.name not in partitions])
         self._partitions = tuple(partitions)
         self._uri = uri
         self._format = file_format
+        self._stores = stores
         self._open: tuple[Entry, ParquetRows | JsonlRows] | None = None
 
     def rows(self, segment: Segment) -> pa.Table:
         if self._open is None or self._open[0] != segment.entry:
             self.close()
             self._open = (segment.entry, self._open_file(segment.entry))
-        stored = self._open[1].take(segment)
+        try:
+            stored = self._open[1].take(segment)
+        finally:
+            # What was written over the file while it was read may be in these rows, or the reason why
+            # they cannot be read.
+            self._require_unchanged(segment.entry)
         values = partition_values(self._uri, segment.entry.uri) if self._partitions else {}
         columns = []
         for field in self._schema:
@@ -58,15 +71,16 @@ class _Reader:
         return pa.Table.from_arrays(columns, schema=self._schema)
 
     def _open_file(self, entry: Entry) -> ParquetRows | JsonlRows:
-        now = storage_for(entry.uri).stat(entry.uri)
-        if now is None or now.tag != entry.tag:
-            raise InputError(
-                f"{entry.uri} {'is gone' if now is None else 'has changed'} since the run began",
-                "put it back as it was, or run with --fresh to begin anew with the input as it is",
-            )
+        # Before, for a file that is gone or cannot be opened any more; `rows` looks again after.
+        self._require_unchanged(entry)
         if self._format == "parquet":
-            return ParquetRows(entry, self._stored.names)
-        return JsonlRows(entry, self._stored)
+            return ParquetRows(entry, self._stored.names, self._stores)
+        return JsonlRows(entry, self._stored, self._stores)
+
+    def _require_unchanged(self, entry: Entry) -> None:
+        now = storage_for(entry.uri, self._stores).stat(entry.uri)
+        if now is None or now.tag != entry.tag:
+            raise input_changed(entry.uri, now is None)
 
     def close(self) -> None:
         if self._open is not None:

@@ -16,6 +16,7 @@ from batchinfer.spec.model import (
     ScriptedSpec,
     ShardsSpec,
 )
+from batchinfer.spec.storage import StoreSpec
 from batchinfer.spec.weights import SCRIPTED, LoraSpec, ModelSpec, SpeculativeSpec
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "ScriptedSpec",
     "ShardsSpec",
     "SpeculativeSpec",
+    "StoreSpec",
     "load",
     "parse",
     "to_yaml",

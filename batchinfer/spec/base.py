@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+
+def _place_without_secrets(uri: str) -> str:
+    """Specs are kept with the results, and shown: no secret may be part of one."""
+    if "\0" in uri:
+        raise ValueError("has a NUL in it, which no place has in its name")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*@", uri):
+        raise ValueError(
+            "holds a user or a password, and a spec is kept with the results: take it out, and give "
+            "credentials in the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, HF_TOKEN, ...)"
+        )
+    if re.search(r"[?&](X-Amz-(Signature|Credential|Security-Token)|AWSAccessKeyId|sig|signature|token)=", uri, re.I):
+        raise ValueError("is a signed URL, and a spec is kept with the results: give credentials in the environment")
+    return uri
+
+
+Place = Annotated[str, Field(min_length=1), AfterValidator(_place_without_secrets)]
+"""A folder, a file, a URI or a repository id."""
 
 
 class Keys(BaseModel):

@@ -11,22 +11,17 @@ import re
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jsonschema.exceptions import SchemaError
 from jsonschema.validators import validator_for
-from pydantic import (
-    BeforeValidator,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-from batchinfer.spec.base import Keys
+from batchinfer.spec.base import Keys, Place
+from batchinfer.spec.storage import StoresSpec
 from batchinfer.spec.weights import ModelSpec
+from batchinfer.templates import compile_template
 
 AcceleratorName = Literal[
     "auto", "cpu", "T4", "A10", "A10G", "L4", "L40S", "A100-40GB", "A100-80GB", "H100", "H100-PCIe", "H200",
@@ -60,7 +55,7 @@ Text = Annotated[str, BeforeValidator(_text_only)]
 class InputSpec(Keys):
     """Where the rows come from. `columns` are passed through to the results."""
 
-    uri: str = Field(min_length=1)
+    uri: Place
     format: Literal["parquet", "jsonl"] = "parquet"
     id_column: str | None = None
     columns: tuple[str, ...] = ()
@@ -89,10 +84,7 @@ class PromptSpec(Keys):
     @classmethod
     def _parses(cls, template: str | None) -> str | None:
         if template is not None:
-            try:
-                ImmutableSandboxedEnvironment().parse(template)
-            except jinja2.TemplateSyntaxError as error:
-                raise ValueError(f"is not a valid Jinja2 template: {error.message} (its line {error.lineno})") from None
+            compile_template(template)
         return template
 
     @model_validator(mode="after")
@@ -157,7 +149,7 @@ def _require_references(schema: dict[str, Any]) -> None:
 class OutputSpec(Keys):
     """Where the results go, and what shape an answer must have (at most one of the three)."""
 
-    uri: str = Field(min_length=1)
+    uri: Place
     column: str = Field(default="output", min_length=1)
     choices: tuple[Text, ...] | None = Field(default=None, min_length=1)
     json_schema: dict[str, Any] | None = None
@@ -177,6 +169,8 @@ class OutputSpec(Keys):
                 raise ValueError("is not a valid JSON Schema: its $schema is not a text")
             try:
                 validator_for(schema).check_schema(schema)
+            except RecursionError:
+                raise ValueError("is nested too deeply") from None
             except SchemaError as error:
                 raise ValueError(f"is not a valid JSON Schema: {error.message}") from None
             _require_references(schema)
@@ -208,7 +202,7 @@ class ScriptedSpec(Keys):
     """The scripted engine (`model.source: scripted`): deterministic, with scripted time and failures.
 
     Seconds are real seconds. A row whose prompt contains `kill_on` kills the engine, one that contains
-    `reject_on` is refused. A token is four characters.
+    `hang_on` makes it stand still, one that contains `reject_on` is refused. A token is four characters.
     """
 
     answer: str | None = None
@@ -216,6 +210,7 @@ class ScriptedSpec(Keys):
     seconds_per_batch: float = Field(default=0.0, ge=0)
     seconds_per_token: float = Field(default=0.0, ge=0)
     kill_on: str | None = None
+    hang_on: str | None = None
     reject_on: str | None = None
 
 
@@ -234,7 +229,7 @@ class EngineSpec(Keys):
     num_gpu_blocks_override: int | None = Field(default=None, ge=1)
     block_size: int | None = Field(default=None, ge=1)
     load_format: str | None = None
-    tokenizer: str | None = None
+    tokenizer: Place | None = None
     seed: int | None = None
     scripted: ScriptedSpec = ScriptedSpec()
 
@@ -270,12 +265,19 @@ class ShardsSpec(Keys):
 
 
 class LimitsSpec(Keys):
-    """When the run stops by itself. `max_engine_restarts` counts for each replica."""
+    """When the run stops by itself.
+
+    `max_engine_restarts` is how often a replica may start its engine again, `engine_timeout_seconds` after how
+    long without a token an engine counts as dead, `max_lost_workers` how often each replica may be lost
+    with its process or machine.
+    """
 
     max_cost_usd: float | None = Field(default=None, ge=0)
     max_runtime_hours: float | None = Field(default=None, ge=0)
     max_error_rate: float = Field(default=0.05, ge=0.0, le=1.0)
-    max_engine_restarts: int = Field(default=3, ge=0)
+    max_engine_restarts: int = Field(default=20, ge=0)
+    engine_timeout_seconds: float = Field(default=600.0, gt=0)
+    max_lost_workers: int = Field(default=100, ge=0)
 
 
 class ScheduleSpec(Keys):
@@ -289,7 +291,7 @@ class ScheduleSpec(Keys):
     def _exists(cls, name: str) -> str:
         try:
             ZoneInfo(name)
-        except (ZoneInfoNotFoundError, ValueError):
+        except (ZoneInfoNotFoundError, ValueError, OSError):
             raise ValueError(f"there is no time zone {name!r}: use a name like Europe/Berlin or UTC") from None
         return name
 
@@ -319,6 +321,7 @@ class JobSpec(Keys):
     limits: LimitsSpec = LimitsSpec()
     schedule: ScheduleSpec | None = None
     evaluate: EvaluateSpec | None = None
+    storage: StoresSpec = Field(default_factory=dict)
     labels: dict[Text, Text] = Field(default_factory=dict)
 
     @property

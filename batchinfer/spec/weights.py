@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from batchinfer.spec.base import Keys
+from batchinfer.spec.base import Keys, Place
 
 SCRIPTED = "scripted"
 """The model source that means the scripted engine: no model at all."""
@@ -19,7 +19,7 @@ class LoraSpec(Keys):
     `max_lora_rank` null: the smallest of vLLM's that holds the adapter.
     """
 
-    path: str = Field(min_length=1)
+    path: Place
     revision: str | None = None
     max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] | None = None
 
@@ -34,7 +34,7 @@ class SpeculativeSpec(Keys):
 
     method: Literal["ngram", "draft_model", "eagle", "eagle3", "medusa"]
     num_speculative_tokens: int = Field(ge=1, le=64)
-    model: str | None = Field(default=None, min_length=1)
+    model: Place | None = None
     revision: str | None = None
     prompt_lookup_max: int | None = Field(default=None, ge=1)
     prompt_lookup_min: int | None = Field(default=None, ge=1)
@@ -58,7 +58,7 @@ class SpeculativeSpec(Keys):
 class ModelSpec(Keys):
     """What runs: a local folder, a Hugging Face repository id, or `scripted` (no model at all)."""
 
-    source: str = Field(min_length=1)
+    source: Place
     quantization: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     revision: str | None = None

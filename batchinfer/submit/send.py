@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import batchinfer
-from batchinfer.errors import BatchinferError, ClusterError, StorageError
+from batchinfer.errors import BatchinferError, ClusterError, StorageError, StoreRefused, UserError
 from batchinfer.planner import Plan
 from batchinfer.planning import plan_job
 from batchinfer.preflight import absolute, check
@@ -92,7 +92,10 @@ def _planned(spec: JobSpec, client: JobClient, listener: Listener) -> Plan | Non
         return None
     try:
         checked = check(spec, "")
-    except StorageError as error:
+    except (StorageError, UserError) as error:
+        # A store may refuse us here and know the cluster's role.
+        if not isinstance(error, StorageError) and not isinstance(error.__cause__, StoreRefused):
+            raise
         listener.event("not checked from here", reason=error.message)
         return None
     plan = plan_job(checked, client.cluster())

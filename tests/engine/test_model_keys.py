@@ -60,7 +60,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def demo(source: Path, quantization: str = "none", **keys: Any) -> dict[str, Any]:
         spec = spec_values({"source": str(source)} | keys, {"max_tokens": 4, "temperature": 0}, {"choices": AREAS})
         spec["engine"]["max_model_len"] = 512
-        return {"spec": spec, "heldout": True, "plan": {"quantization": quantization}}
+        return {"spec": spec, "heldout": True, "plan": {"quantization": quantization, "checkpoint": str(source)}}
 
     draft = {"method": "draft_model", "num_speculative_tokens": 3}
     cases = {
@@ -71,7 +71,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "w8a8": demo(folder / "w8a8", "w8a8"),
         # The engine takes these in 16 bits only.
         **{form: demo(folder / form, form, dtype="bfloat16") for form in ("w4a16", "awq", "gptq")},
-        "fp8": demo(MODEL, "fp8", dtype="bfloat16"),
         "ngram": random_llama(
             speculative={"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1, "prompt_lookup_max": 3}
         ),

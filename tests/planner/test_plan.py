@@ -3,6 +3,7 @@ from builders import make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batchinfer.catalog import find_model
 from batchinfer.errors import ResourceError
 from batchinfer.planner import Cluster, make_plan, shards_in_flight
 
@@ -132,3 +133,20 @@ def test_enough_shards_are_in_flight_to_fill_the_engine_and_never_too_many(slots
     held = shards_in_flight(slots, rows)
     assert 3 <= held <= 16
     assert held == 16 or (held - 1) * rows >= 2 * slots
+
+
+def test_replicas_that_would_leave_no_cpu_to_read_with_are_refused():
+    small = cluster().model_copy(update={"cpus": 2.0})
+    with pytest.raises(ResourceError, match=r"need 2\.2 CPUs .* the cluster has 2") as caught:
+        plan(small, replicas=4)
+    assert caught.value.remedy == "set resources.replicas to 3 or less"
+    assert plan(small, replicas=3).max_replicas == 3
+    assert plan(small.model_copy(update={"may_grow": True}), replicas=4).max_replicas == 4
+
+
+def test_four_bits_on_a_cpu_without_their_kernel_are_refused_at_plan_time():
+    spec, shape = make_spec(model={"source": "/models/mine"}), find_model("llama-3.2-1b").shape
+    old = cluster().model_copy(update={"avx512": False})
+    with pytest.raises(ResourceError, match="needs AVX-512"):
+        make_plan(spec, old, "m", shape=shape, checkpoint_quantization="w4a16")
+    assert make_plan(spec, cluster(), "m", shape=shape, checkpoint_quantization="w4a16").quantization == "w4a16"

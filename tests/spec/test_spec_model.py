@@ -17,7 +17,7 @@ def test_the_least_spec_has_the_documented_defaults():
     assert (spec.sampling.max_tokens, spec.sampling.temperature, spec.sampling.n) == (256, 0.0, 1)
     assert (spec.output.column, spec.input.format, spec.shards.rows) == ("output", "parquet", "auto")
     assert (spec.resources.accelerator, spec.resources.replicas) == ("auto", "auto")
-    assert (spec.limits.max_error_rate, spec.limits.max_engine_restarts) == (0.05, 3)
+    assert (spec.limits.max_error_rate, spec.limits.max_engine_restarts) == (0.05, 20)
 
 
 def test_a_spec_cannot_be_changed():

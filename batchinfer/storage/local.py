@@ -1,92 +1,24 @@
-"""Where files live: list, read, create-if-absent, compare-and-swap. The only place that knows a store.
-
-A commit needs one promise from a store: `create` makes the whole object or nothing, and of many
-callers exactly one is told True. The local file system gives it by linking a synced temporary file.
-"""
+"""The local file system: whole objects by linking and renaming synced temporary files."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
+import glob
 import os
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
-from batchinfer.errors import OutputError, StorageError, UserError
-
-TEMPORARY = ".writing-"
-"""Prefix of files that are being written; one left behind by a crash is not part of any result."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One object of a store. `tag` changes whenever the content does."""
-
-    uri: str
-    size: int
-    tag: str
-
-
-class Storage(Protocol):
-    """What batchinfer asks of a store. All calls raise StorageError, naming the URI."""
-
-    def list(self, uri: str) -> Iterator[Entry]:
-        """Every object under `uri`, in order of its URI; nothing when there is none."""
-
-    def names(self, uri: str) -> Sequence[str]:
-        """What lies directly in the folder `uri`; nothing when there is none."""
-
-    def stat(self, uri: str) -> Entry | None:
-        """The object at `uri`, None when there is none."""
-
-    def open(self, uri: str) -> BinaryIO:
-        """A seekable reader of the object at `uri`."""
-
-    def read(self, uri: str) -> bytes:
-        """The whole object at `uri`."""
-
-    def create(self, uri: str, data: bytes) -> bool:
-        """Make the object unless there is one: True for exactly one of all callers, ever."""
-
-    def replace(self, uri: str, data: bytes, tag: str) -> bool:
-        """Swap the object's content if its tag is still `tag`; False if it has changed."""
-
-    def put(self, uri: str, data: bytes) -> None:
-        """Write the object, whole or not at all; the last writer wins. May be lost in a power cut."""
-
-    def delete(self, uri: str) -> None:
-        """Remove the object if it is there."""
-
-    def remove_leftovers(self, uri: str) -> None:
-        """Delete what writers that were killed left half-written under `uri`."""
-
-    def require_writable(self, uri: str) -> None:
-        """Raise OutputError unless objects can be made under the folder `uri`."""
-
-    def lock(self, uri: str) -> contextlib.AbstractContextManager[None]:
-        """Hold `uri` alone; raises OutputError if another process does. Ends with the process."""
-
-
-def storage_for(uri: str) -> Storage:
-    """The store that `uri` lives in."""
-    scheme, separator, _ = uri.partition("://")
-    if separator and scheme != "file":
-        raise UserError(f"{uri}: {scheme}:// is not a store that this version reads or writes", "use a local path")
-    return LocalStorage()
+from batchinfer.errors import OutputError, StorageError
+from batchinfer.storage.base import TEMPORARY, Entry, input_changed
 
 
 def local_path(uri: str) -> str:
     """`uri` as an absolute path without `file://`, links resolved: one place has one name."""
     return os.path.realpath(os.path.expanduser(uri.removeprefix("file://")))
-
-
-def join(uri: str, *parts: str) -> str:
-    """A URI below `uri`."""
-    return "/".join((uri.rstrip("/"), *parts))
 
 
 class LocalStorage:
@@ -105,9 +37,10 @@ class LocalStorage:
                         with contextlib.suppress(FileNotFoundError):
                             yield self._entry(os.path.join(folder, name))
 
-    def _entry(self, path: str) -> Entry:
-        status = os.stat(path)
-        return Entry(path, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}")
+    def match(self, pattern: str) -> Iterator[Entry]:
+        for path in glob.iglob(local_path(pattern), recursive=True):
+            if os.path.isfile(path) and (entry := self.stat(path)):
+                yield entry
 
     def names(self, uri: str) -> Sequence[str]:
         with _naming(uri):
@@ -115,6 +48,10 @@ class LocalStorage:
                 return sorted(os.listdir(local_path(uri)))
             except (FileNotFoundError, NotADirectoryError):
                 return []
+
+    def _entry(self, path: str, handle: int | None = None) -> Entry:
+        status = os.stat(path if handle is None else handle)
+        return Entry(path, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}")
 
     def stat(self, uri: str) -> Entry | None:
         path = local_path(uri)
@@ -124,9 +61,19 @@ class LocalStorage:
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
-    def open(self, uri: str) -> BinaryIO:
+    def open(self, uri: str, tag: str | None = None) -> BinaryIO:
+        path = local_path(uri)
         with _naming(uri):
-            return open(local_path(uri), "rb")
+            try:
+                file = open(path, "rb")  # noqa: SIM115 # the caller closes it
+            except FileNotFoundError:
+                if tag is None:
+                    raise
+                raise input_changed(uri, gone=True) from None
+            if tag is not None and self._entry(path, file.fileno()).tag != tag:
+                file.close()
+                raise input_changed(uri, gone=False)
+            return file
 
     def read(self, uri: str) -> bytes:
         with self.open(uri) as file, _naming(uri):
@@ -207,7 +154,7 @@ class LocalStorage:
             ) from None
 
     @contextlib.contextmanager
-    def lock(self, uri: str) -> Iterator[None]:
+    def lock(self, uri: str) -> Iterator[Callable[[], None]]:
         path = local_path(uri)
         with _naming(uri):
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -223,9 +170,13 @@ class LocalStorage:
                 ) from None
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"{os.getpid()} on {os.uname().nodename}\n".encode(), 0)
-            yield
+            yield _held
         finally:
             os.close(handle)
+
+
+def _held() -> None:
+    """The system takes a lock from nobody but a process that ends."""
 
 
 @contextlib.contextmanager

@@ -1,0 +1,169 @@
+"""A lock for a store without locks: an object that its holder renews, and that others may take when he stops."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from batchinfer.errors import OutputError, StorageError
+
+RENEWALS_A_LEASE = 4
+LEAVE_SECONDS = 10.0
+
+_HELD: set[str] = set()
+"""The leases that this process holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The lock object as it is: `age` is seconds since it was written, by the store's clock."""
+
+    tag: str
+    data: bytes
+    age: float
+
+
+class Lease:
+    """Holds the lock at `uri` for as long as it can renew it, `seconds` at a time.
+
+    The object always stays; every change of it is made on condition that nobody else made one. `create`
+    and `replace` give the new tag, or None if another was first.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        seconds: float,
+        create: Callable[[bytes], str | None],
+        replace: Callable[[bytes, str], str | None],
+        look: Callable[[], Seen | None],
+    ) -> None:
+        self._uri = uri
+        self._seconds = seconds
+        self._create = create
+        self._replace = replace
+        self._look = look
+        self._lease = uuid.uuid4().hex
+        self._me = {"lease": self._lease, "place": _place(), "pid": os.getpid(), "started": _started(os.getpid())}
+        self._tag = ""
+        self._renewed_at = 0.0
+        self._taken = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+
+    def __enter__(self) -> Lease:
+        self._tag = self._take()
+        self._renewed_at = time.monotonic()
+        _HELD.add(self._lease)
+        self._thread.start()
+        return self
+
+    def _take(self) -> str:
+        """The tag of the lock, once it is ours. Waits for a holder that may be dead, refuses for one that lives."""
+        first: Seen | None = None
+        watched_since = time.monotonic()
+        while True:
+            tag = self._create(self._content())
+            if tag is not None:
+                return tag
+            seen = self._look()
+            if seen is None:
+                continue
+            holder = _parse(seen.data)
+            alive = self._lives(holder)
+            unchanged = time.monotonic() - watched_since if first is not None and first.tag == seen.tag else 0.0
+            if holder.get("released") or alive is False or max(seen.age, unchanged) >= self._seconds:
+                tag = self._replace(self._content(), seen.tag)
+                if tag is not None:
+                    return tag
+            elif alive or (first is not None and first.tag != seen.tag):
+                raise OutputError(
+                    f"another batchinfer is writing to this output (process {holder.get('holder', 'unknown')})",
+                    "wait for it to end, or stop it; then run the same command again",
+                )
+            first = first or seen
+            time.sleep(min(1.0, self._seconds / 10))
+
+    def _lives(self, holder: dict[str, Any]) -> bool | None:
+        """Does the holder live? None where that cannot be seen from here, and only the lease's end can tell."""
+        if self._me["place"] is None or holder.get("place") != self._me["place"]:
+            return None
+        if holder.get("pid") == os.getpid():
+            return holder.get("lease") in _HELD
+        started = holder.get("started")
+        return started is not None and _started(int(holder.get("pid", 0))) == started
+
+    def _content(self, released: bool = False) -> bytes:
+        name = f"{os.getpid()} on {socket.gethostname()}"
+        # The nonce gives every renewal a tag of its own.
+        return json.dumps({"holder": name, **self._me, "released": released, "nonce": uuid.uuid4().hex}).encode()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._seconds / RENEWALS_A_LEASE):
+            try:
+                tag = self._replace(self._content(), self._tag)
+            except StorageError:
+                # `require_held` finds out when the lease has ended over it.
+                continue
+            if tag is None:
+                self._taken = True
+                return
+            self._tag, self._renewed_at = tag, time.monotonic()
+
+    def require_held(self) -> None:
+        """Raise StorageError when another may hold the lock by now."""
+        if self._taken or time.monotonic() - self._renewed_at > self._seconds:
+            raise StorageError(
+                f"{self._uri}: this run could not renew its lock in time, and another may have taken it over",
+                "look whether another run writes there; if not, run the same command again: committed shards are kept",
+            )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _HELD.discard(self._lease)
+        self._stop.set()
+        self._thread.join(LEAVE_SECONDS)
+        # A store that fails, or hangs in a renewal, would only hold the end of the run up. Nothing is lost
+        # without a release: the lease ends by itself, and on this machine its holder is seen to be gone.
+        if self._taken or self._thread.is_alive() or (kind is not None and issubclass(kind, StorageError)):
+            return
+        with contextlib.suppress(StorageError):
+            self._replace(self._content(released=True), self._tag)
+
+
+def _place() -> str | None:
+    """What tells apart the sets of processes in which a process id means something; None if unknown."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _started(pid: int) -> str | None:
+    """When a process began, in ticks since the machine's start: no change of a clock moves it. None if it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            # After the name, which may hold anything: the state, and 19 fields on the start.
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

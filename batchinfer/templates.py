@@ -1,0 +1,234 @@
+"""The template language of prompts: Jinja2 in its sandbox, strict about nulls, with a bound for each row.
+
+The sandbox keeps a template from Python. What is added here keeps a row from its worker: a value of
+the data that is used as a width, a count or the end of a loop must not take the memory or the hours of all
+rows. A row that goes beyond `MAX_WORK` is a row with an error.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jinja2
+from jinja2 import meta, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+MAX_WORK = 2**26
+"""What one row may take: a character that an operator, a filter or the whole makes counts 1, a turn of
+a loop 64, a call 1024. That is 64 Mi characters, about a million turns, or 65,536 calls."""
+
+_TURN = 64
+_CALL = 1024
+_TAKES_NULL = {"default", "d", "tojson", "pprint", "safe", "list", "first", "last", "map", "select", "reject"}
+_NUMBERS_ARE_SIZES = {"center", "indent", "batch", "slice", "wordwrap", "truncate"}
+_HUGE_FIELD = re.compile(r"[%{][^a-zA-Z%}]*(\*|\d{8,})")
+
+
+class Missing(jinja2.Undefined):
+    """A null of the row: false in a test, filled by `default`, an error when it is used as a value."""
+
+    def __str__(self) -> str:
+        self._fail_with_undefined_error()
+
+    __iter__ = __len__ = jinja2.Undefined._fail_with_undefined_error
+
+
+def _null() -> Missing:
+    return Missing("a value inside the row is null")
+
+
+def _require_data(value: Any) -> Any:
+    """What is printed: never a null, which would read `None`, nor a function of the language."""
+    if value is None:
+        raise jinja2.UndefinedError("a value inside the row is null")
+    if callable(value) and not isinstance(value, jinja2.Undefined):
+        raise jinja2.UndefinedError(f"{getattr(value, '__name__', 'a function')!r} is a word of the template language")
+    return value
+
+
+class Environment(ImmutableSandboxedEnvironment):
+    """Compiles templates. Use through `compile_template`; one serves any number of threads."""
+
+    intercepted_binops = frozenset({"*", "**", "%", "+"})
+
+    def __init__(self) -> None:
+        super().__init__(undefined=Missing, finalize=_require_data, autoescape=False, keep_trailing_newline=True)
+        # It gives other text each time, and as much of it as it is told.
+        del self.globals["lipsum"]
+        self._spent = threading.local()
+        for name, function in self.filters.items():
+            self.filters[name] = self._guarded(name, function)
+        self.filters["counted turns"] = self._turns
+        self.filters["joined texts"] = self._joined_texts
+        self.concat = self._joined  # type: ignore[method-assign] # where compiled templates look for it
+
+    def begin_row(self) -> None:
+        """Give this thread's next row its whole allowance."""
+        self._spent.work = 0
+
+    def spend(self, work: int) -> None:
+        """Count what the row takes; raises SecurityError beyond MAX_WORK."""
+        self._spent.work = getattr(self._spent, "work", 0) + work
+        if self._spent.work > MAX_WORK:
+            raise SecurityError(f"it makes more than {MAX_WORK:,} characters, or too many turns and calls, for one row")
+
+    def _joined(self, pieces: Iterable[str]) -> str:
+        found = list(pieces)
+        self.spend(sum(map(len, found)))
+        return "".join(found)
+
+    def _joined_texts(self, values: list[Any]) -> str:
+        return self._joined([str(_null() if value is None else value) for value in values])
+
+    def _turns(self, values: Any) -> Any:
+        """What a loop goes over, paid for in advance: there is no way to leave a loop early."""
+        if not hasattr(values, "__len__") or isinstance(values, jinja2.Undefined):
+            values = list(values)
+        self.spend(_TURN * len(values))
+        if isinstance(values, list | tuple) and None in values:
+            return [_null() if value is None else value for value in values]
+        return values
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        value = super().getattr(obj, attribute)
+        return _null() if value is None else value
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        value = super().getitem(obj, argument)
+        return _null() if value is None else value
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 # as Jinja2 has it
+        __self.spend(_CALL)
+        text = getattr(__obj, "__self__", None)
+        if isinstance(text, str):
+            _require_sizes([*args, *kwargs.values()])
+            if __obj.__name__ == "replace" and len(args) > 1 and all(isinstance(arg, str) for arg in args[:2]):
+                __self.spend(text.count(args[0]) * len(args[1]))
+        value = super().call(__context, __obj, *args, **kwargs)
+        if isinstance(value, str):
+            __self.spend(len(value))
+        return value
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        for one, other in ((left, right), (right, left)):
+            if operator == "*" and isinstance(one, str | list | tuple | bytes) and isinstance(other, int):
+                self.spend(len(one) * max(0, other))
+        if operator == "**" and isinstance(left, int) and isinstance(right, int):
+            self.spend(left.bit_length() * max(0, right))
+        if operator == "*" and isinstance(left, int) and isinstance(right, int):
+            self.spend((left.bit_length() + right.bit_length()) // 64)
+        if operator == "%" and isinstance(left, str):
+            _require_sizes_in(left)
+        value = super().call_binop(context, operator, left, right)
+        if operator in "+%" and isinstance(value, str | list | tuple):
+            self.spend(len(value))
+        return value
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None:
+            _require_sizes_in(str(value.__self__))
+        return wrapped
+
+    def _guarded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The filter, refusing a null value and a huge width, and counting what it makes."""
+        first = 1 if hasattr(function, "jinja_pass_arg") else 0
+
+        # Jinja2's own marks (which argument a filter wants passed, that it has an asynchronous twin) go along.
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            value, rest = args[first], args[first + 1 :]
+            if value is None and name not in _TAKES_NULL:
+                raise jinja2.UndefinedError("a value inside the row is null")
+            if name in _NUMBERS_ARE_SIZES:
+                _require_sizes([*rest, *kwargs.values()])
+            elif name == "format":
+                _require_sizes_in(str(value))
+            elif name == "replace" and len(rest) > 1:
+                self.spend(str(value).count(str(rest[0])) * len(str(rest[1])))
+            elif name == "join" and isinstance(value, list | tuple) and None in value:
+                raise jinja2.UndefinedError("a value inside the row is null")
+            elif name == "join" and hasattr(value, "__len__"):
+                self.spend(len(value) * len(str(rest[0] if rest else kwargs.get("d", ""))))
+            made = function(*args, **kwargs)
+            if isinstance(made, str):
+                self.spend(len(made))
+            return made
+
+        return guarded
+
+
+def _require_sizes(numbers: Iterable[Any]) -> None:
+    if any(isinstance(number, int) and abs(number) > MAX_WORK for number in numbers):
+        raise SecurityError(f"it asks for a width or a count above {MAX_WORK:,}")
+
+
+def _require_sizes_in(text: str) -> None:
+    if _HUGE_FIELD.search(text):
+        raise SecurityError("it formats with a field of huge or computed width")
+
+
+class Template:
+    """A compiled template; the same one may be used by several threads at a time."""
+
+    def __init__(self, source: str) -> None:
+        self._environment = Environment()
+        tree = self._environment.parse(source)
+        self.columns = sorted(meta.find_undeclared_variables(tree))
+        _count_in(tree)
+        self._template = self._environment.from_string(tree)
+
+    def renderer(self) -> Callable[[Mapping[str, Any]], str]:
+        """Renders rows, one after the other; raises whatever the template raises on a row.
+
+        `jinja2.Template.render` makes a context and copies the globals for every row, which takes ten
+        times as long as filling in the template: here one context serves all rows of a shard.
+        """
+        shared = dict(self._template.globals)
+        context = self._template.new_context(shared, shared=True)
+
+        def render(row: Mapping[str, Any]) -> str:
+            self._environment.begin_row()
+            context.parent = {**shared, **{name: value for name, value in row.items() if value is not None}}
+            # What the template set for the row before.
+            context.vars.clear()
+            context.exported_vars.clear()
+            return self._environment._joined(self._template.root_render_func(context))
+
+        return render
+
+
+def _count_in(tree: nodes.Node) -> None:
+    """Have the loops and the `~` of the template go through the environment, as all else does."""
+    for loop in tree.find_all(nodes.For):
+        loop.iter = nodes.Filter(loop.iter, "counted turns", [], [], None, None, lineno=loop.lineno)
+    for parent in tree.find_all(nodes.Node):
+        for field, value in parent.iter_fields():
+            if isinstance(value, list):
+                value[:] = [_joined(item) for item in value]
+            else:
+                setattr(parent, field, _joined(value))
+
+
+def _joined(node: Any) -> Any:
+    if not isinstance(node, nodes.Concat):
+        return node
+    texts = nodes.List(node.nodes, lineno=node.lineno)
+    return nodes.Filter(texts, "joined texts", [], [], None, None, lineno=node.lineno)
+
+
+def compile_template(source: str) -> Template:
+    """Raises ValueError, in words, for what is no template."""
+    try:
+        return Template(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(f"is not a valid Jinja2 template: {error.message} (its line {error.lineno})") from None
+    except (RecursionError, SyntaxError, MemoryError):
+        # Python compiles what Jinja2 makes of it, and has bounds of its own.
+        raise ValueError("is nested too deeply for a Jinja2 template") from None
