@@ -8,7 +8,8 @@
     │   ├── OutputError                 the output location
     │   │   └── OutputBusy              another process is writing there
     │   ├── ModelError                  the model
-    │   └── ResourceError               the GPUs or the cluster
+    │   ├── ResourceError               the GPUs of the cluster
+    │   └── ClusterError                the cluster cannot be reached, or is not one to submit to
     ├── TooManyFailedRows      exit 3   the run ended, with more failed rows than allowed
     ├── Stopped                exit 4   stopped by a signal or a budget: resumable
     ├── EngineError            exit 1   the engine did not start, or died more often than allowed
@@ -72,6 +73,10 @@ class ModelError(UserError):
 
 class ResourceError(UserError):
     """The cluster cannot hold what the spec asks for."""
+
+
+class ClusterError(UserError):
+    """The cluster cannot be reached, does not let us in, or is not made for this job."""
 
 
 class TooManyFailedRows(BatchinferError):

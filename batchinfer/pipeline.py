@@ -16,15 +16,19 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask, TaskPoolStrategy
 from ray.data.block import BlockMetadata
+from ray.experimental.internal_kv import _internal_kv_get
 
 from batchinfer.commit import commit, commit_retry
 from batchinfer.engine.orphans import DRIVER, Guard
-from batchinfer.errors import BatchinferError, WorkersLost
+from batchinfer.errors import BatchinferError, ClusterError, WorkersLost
 from batchinfer.job import Job, Layout, lost_attempts, read_journals, seal, unseal
 from batchinfer.placement import replica_arguments
-from batchinfer.planner import Cluster
+from batchinfer.planner import Cluster, Plan, autoscaled, cluster_of, shortage
 from batchinfer.planner.host import CPU_REPLICA_CPUS, SMALL_TASK_CPUS
 from batchinfer.records import ShardRecord
 from batchinfer.replica import Replica
@@ -172,7 +176,9 @@ def _dataset(job: Job, source: ShardSource, arguments: dict[str, Any]) -> Any:
         max_concurrency=job.shards_in_flight,
         # Losses of processes and machines; an engine that dies is the replica's own business.
         max_restarts=job.spec.limits.max_lost_workers,
-        max_task_retries=job.spec.limits.max_lost_workers,
+        # Restarts are what is counted. Until Ray knows that a node is gone it tries a shard there again and again,
+        # and it has given up on a number of tries before it knows.
+        max_task_retries=-1,
         **arguments,
     )
     return results.map_batches(
@@ -247,7 +253,7 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     if address:
-        ray.init(address=address, log_to_driver=True)
+        _join(address)
         try:
             yield
         finally:
@@ -265,24 +271,46 @@ def connected(address: str | None) -> Iterator[None]:
         guard.end()
 
 
+def _join(address: str) -> None:
+    """Connect to the cluster at `address` (host:port of its GCS, or auto); raises ClusterError."""
+    if address.startswith(("http://", "https://")):
+        raise ClusterError(
+            f"{address} is where the cluster takes jobs, not where a driver joins it",
+            "`batchinfer submit` sends the job there; `run` on one of its nodes takes --address auto",
+        )
+    try:
+        ray.init(address=address, log_to_driver=True)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
+        told = str(error).strip().splitlines()
+        raise ClusterError(
+            f"cannot join the cluster at {address}: {told[0] if told else type(error).__name__}",
+            "check the address, that it runs Ray " + ray.__version__ + ", and RAY_AUTH_MODE and RAY_AUTH_TOKEN",
+        ) from error
+
+
 def describe_cluster() -> Cluster:
     """What the cluster that this process is connected to has."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    types = {
-        name.removeprefix("accelerator_type:")
-        for node in nodes
-        for name in node["Resources"]
-        if name.startswith("accelerator_type:")
-    }
-    gpus = [int(node["Resources"].get("GPU", 0)) for node in nodes]
-    return Cluster(
-        gpus=sum(gpus),
-        largest_node_gpus=max(gpus),
-        accelerator_type=types.pop() if len(types) == 1 else None,
-        memory_bytes=int(min(node["Resources"].get("memory", 0) for node in nodes)),
-        cpus=sum(node["Resources"].get("CPU", 0) for node in nodes),
-        avx512=len(nodes) > 1 or _has_avx512(),
-    )
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return cluster_of(nodes, autoscaled(_node_types()), avx512=len(nodes) > 1 or _has_avx512())
+
+
+def _node_types() -> list[str]:
+    # Ray has no public name for any of this; its own `ray status` reads the same two places.
+    if is_autoscaler_v2():
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        return [node.ray_node_type_name for node in status.active_nodes + status.idle_nodes]
+    found = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
+    return list(found.get("autoscaler_report", {}).get("node_type_mapping", {}).values())
+
+
+def waits_for(plan: Plan) -> dict[str, dict[str, float]] | None:
+    """What the smallest number of replicas needs and what of it is free, where that is not enough now."""
+    each = {"GPU": float(plan.num_gpus), "CPU": SMALL_TASK_CPUS} if plan.num_gpus else {"CPU": CPU_REPLICA_CPUS}
+    needs = {name: amount * plan.min_replicas for name, amount in each.items()}
+    # One reader and one committer run beside them.
+    needs["CPU"] = round(needs["CPU"] + 2 * SMALL_TASK_CPUS, 4)
+    free = shortage(needs, ray.available_resources())
+    return {"needs": {name: needs[name] for name in free}, "free": free} if free else None
 
 
 def _has_avx512() -> bool:

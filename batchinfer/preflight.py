@@ -24,7 +24,7 @@ from batchinfer.spec import JobSpec, ModelSpec
 from batchinfer.storage import join, local_path, normal_uri, storage_for
 from batchinfer.ticks import Tick
 
-_FREE_KEYS = ("name", "resources", "limits", "schedule", "storage")
+_FREE_KEYS = ("name", "resources", "limits", "schedule", "storage", "labels")
 """Keys that may change between the runs of one output: they shape no result."""
 
 _SHAPING_ENGINE_KEYS = ("max_model_len", "kv_cache_dtype", "tokenizer", "load_format", "seed", "scripted")
@@ -90,6 +90,7 @@ def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = N
     facts = require_model(spec, access)
     require_apart(spec)
     spec = absolute(spec)
+    require_lasting(spec)
     layout = Layout(spec.output.uri, spec.storage)
     columns = needed_columns(spec)
     old = find_manifest(layout)
@@ -196,6 +197,15 @@ def require_apart(spec: JobSpec) -> None:
     ):
         if join(inner, "").startswith(join(outer, "")):
             raise OutputError(f"{message}: {target} and {source}", "give the output a folder of its own")
+
+
+def require_lasting(spec: JobSpec) -> None:
+    """Ray unpacks a job's working_dir beside its own files, and deletes it after the job."""
+    if "/runtime_resources/working_dir_files/" in spec.output.uri:
+        raise OutputError(
+            f"output.uri lies in the job's working_dir, which Ray deletes after the job: {spec.output.uri}",
+            "give an absolute path on storage that every node has, or s3://bucket/...",
+        )
 
 
 def require_model(spec: JobSpec, access: bool = True) -> ModelFacts:

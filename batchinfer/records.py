@@ -38,6 +38,7 @@ class ShardRecord(_Record):
     covers the rows that it ran again. `errors` counts the rows that failed, `finish_reasons` the answers of
     those that did not; `evaluation` maps a
     group to [right, compared]. `meter` is the replica's reading when the shard was finished.
+    `labels` are the spec's; files of earlier versions have none.
     """
 
     run_id: str
@@ -67,6 +68,7 @@ class ShardRecord(_Record):
     finish_reasons: dict[str, int]
     evaluation: dict[str, tuple[int, int]]
     meter: MeterReading
+    labels: dict[str, str] = {}
 
     @property
     def wall_seconds(self) -> float:
@@ -134,10 +136,11 @@ ACCOUNTING_SCHEMA = pa.schema(
         ("finish_reasons", pa.string()),
         ("evaluation", pa.string()),
         ("meter", pa.string()),
+        ("labels", pa.string()),
     ]
 )
 
-_JSON_COLUMNS = ("errors", "finish_reasons", "evaluation", "meter")
+_JSON_COLUMNS = ("errors", "finish_reasons", "evaluation", "meter", "labels")
 
 
 def shard_table(records: Sequence[ShardRecord]) -> pa.Table:
@@ -161,7 +164,7 @@ def shard_records(table: pa.Table) -> list[ShardRecord]:
     times = {name: table.column(name).cast(pa.int64()).to_pylist() for name in ("started_at", "finished_at")}
     records = []
     for i, row in enumerate(table.drop_columns(list(derived)).to_pylist()):
-        row.update({name: json.loads(row[name]) for name in _JSON_COLUMNS})
+        row.update({name: json.loads(row[name]) for name in _JSON_COLUMNS if name in row})
         row["started_at_us"] = times["started_at"][i]
         row["finished_at_us"] = times["finished_at"][i]
         records.append(ShardRecord.model_validate(row))

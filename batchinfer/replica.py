@@ -217,6 +217,7 @@ class Replica:
             finish_reasons=dict(Counter(reason for c in completions if c.error is None for reason in c.finish_reasons)),
             evaluation=evaluate(spec, rows, completions),
             meter=outcome.reading,
+            labels=spec.labels,
         )
 
     def _leave(self) -> None:

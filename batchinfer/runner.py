@@ -25,6 +25,7 @@ from batchinfer.errors import (
 )
 from batchinfer.job import Job, Layout, read_journals
 from batchinfer.ledger import replica_accounts, replicas_table, totals
+from batchinfer.metrics import Metrics, labels_of
 from batchinfer.pipeline import Work
 from batchinfer.planner import Plan, assumed_cluster, shards_in_flight
 from batchinfer.planner.plan import DEFAULT_SLOTS
@@ -224,12 +225,16 @@ def _execute(job: Job, manifest: Manifest, work: Work, listener: Listener, requi
     layout, storage = job.layout, job.layout.storage
     storage.delete(layout.run("stop"))
     earlier = {journal.replica_id for journal in read_journals(layout)}
-    tally = Tally(job, manifest, work)
-    stopper = Stopper(lambda: storage.put(layout.run("stop"), b""), listener)
+    counting = Metrics(labels_of(job))
+    tally = Tally(job, manifest, work, counting.observed)
+    stopper = Stopper(lambda: storage.put(layout.run("stop"), b""), lambda: _begun(layout, earlier), listener)
     stopper.reason = tally.over_budget() or ""
     if stopper.reason:
         # Not even one more shard: nothing is loaded for it.
         raise _stopped(stopper, tally, work)
+    waiting = pipeline.waits_for(job.plan)
+    if waiting is not None:
+        listener.event("waiting", **waiting, hint="the job starts when the cluster has them free")
     listener.begin(tally.progress())
     try:
         with stopper, BudgetWatch(tally, stopper) as budget:
@@ -237,9 +242,11 @@ def _execute(job: Job, manifest: Manifest, work: Work, listener: Listener, requi
                 require_held()
                 tally.add(committed.record, committed.won)
                 if committed.won:
+                    counting.committed(committed.record)
                     listener.advance(tally.progress(), committed.record)
                 budget.check()
         _wait_for_journals(layout, earlier)
+        tally.look()
     except KeyboardInterrupt:
         stopper.reason = stopper.reason or "interrupted"
     except BatchinferError as error:
@@ -258,6 +265,11 @@ def _execute(job: Job, manifest: Manifest, work: Work, listener: Listener, requi
             f"{len(lost)} shards ran, but their results are not there: {layout.data(min(lost))}",
             "check what stands in their place, then run the same command again",
         )
+
+
+def _begun(layout: Layout, earlier: set[str]) -> bool:
+    """Has a replica of this session begun?"""
+    return any(journal.replica_id not in earlier for journal in read_journals(layout))
 
 
 def _stopped(stopper: Stopper, tally: Tally, work: Work) -> Stopped:
@@ -309,6 +321,7 @@ def _report(layout: Layout, spec: JobSpec, manifest: Manifest, records: list[Sha
         shards_in_input=len(manifest.shards),
         max_error_rate=spec.limits.max_error_rate,
         tick=manifest.fingerprint.get("tick"),
+        labels=spec.labels,
     )
 
 

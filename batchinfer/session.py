@@ -25,10 +25,17 @@ LOOK_SECONDS = 2.0
 
 
 class Tally:
-    """What this session has done, for the progress and the budgets. Thread-safe."""
+    """What this session has done, for the progress and the budgets. Thread-safe.
 
-    def __init__(self, job: Job, manifest: Manifest, work: Work) -> None:
+    `observe` is told of this session's replicas, those that live and those that left in peace, whenever their
+    journals were read.
+    """
+
+    def __init__(
+        self, job: Job, manifest: Manifest, work: Work, observe: Callable[[list[ReplicaRecord]], None]
+    ) -> None:
         self._job = job
+        self._observe = observe
         self._total = manifest
         self._lock = threading.Lock()
         self._waiting = {
@@ -41,6 +48,7 @@ class Tally:
         self._began = time.monotonic()
         self._looked_at = time.monotonic()
         self._journals: list[ReplicaRecord] = read_journals(job.layout)
+        self._earlier = {journal.replica_id for journal in self._journals}
         self._alive: set[str] = set()
         # Of this session's commits: device-seconds by replica, and how long they took in all.
         self._work: defaultdict[str, float] = defaultdict(float)
@@ -72,15 +80,24 @@ class Tally:
                 self._wall_seconds += record.wall_seconds
                 self._speed.add(record)
 
+    def look(self) -> None:
+        """Read the replicas' journals now. Raises StorageError."""
+        with self._lock:
+            self._read()
+
+    def _read(self) -> None:
+        before = {journal.replica_id: journal for journal in self._journals}
+        self._looked_at = time.monotonic()
+        self._journals = read_journals(self._job.layout)
+        # A replica that lives writes every second; nothing here asks what time it is elsewhere.
+        moving = [j for j in self._journals if j != before.get(j.replica_id)]
+        self._alive = {journal.replica_id for journal in moving if journal.finished_at_us is None}
+        ours = [j for j in self._journals if j.replica_id not in self._earlier]
+        self._observe([j for j in ours if j.finished_at_us is not None or j.replica_id in self._alive])
+
     def _look(self) -> list[ReplicaRecord]:
-        now = time.monotonic()
-        if now - self._looked_at >= LOOK_SECONDS:
-            before = {journal.replica_id: journal for journal in self._journals}
-            self._looked_at = now
-            self._journals = read_journals(self._job.layout)
-            # A replica that lives writes every second; nothing here asks what time it is elsewhere.
-            moving = [j for j in self._journals if j != before.get(j.replica_id)]
-            self._alive = {journal.replica_id for journal in moving if journal.finished_at_us is None}
+        if time.monotonic() - self._looked_at >= LOOK_SECONDS:
+            self._read()
         return self._journals
 
     def over_budget(self) -> str | None:
@@ -128,10 +145,11 @@ class Tally:
 
 class Stopper:
     """The first SIGINT or SIGTERM, or a budget, stops new shards and lets those in flight end; a second
-    signal stops at once."""
+    signal stops at once, and so does the first where no replica has begun: one may wait for a GPU for hours."""
 
-    def __init__(self, announce: Callable[[], None], listener: Listener) -> None:
+    def __init__(self, announce: Callable[[], None], begun: Callable[[], bool], listener: Listener) -> None:
         self._announce = announce
+        self._begun = begun
         self._listener = listener
         self._before: dict[signal.Signals, signal._HANDLER] = {}
         self.reason = ""
@@ -146,7 +164,11 @@ class Stopper:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.reason:
             raise KeyboardInterrupt
-        self.stop(f"stopped by {signal.Signals(number).name}")
+        reason = f"stopped by {signal.Signals(number).name}"
+        if not self._begun():
+            self.reason = reason
+            raise KeyboardInterrupt
+        self.stop(reason)
 
     def __enter__(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -92,6 +92,7 @@ def make_record(shard_id: int = 0, **values: Any) -> ShardRecord:
         "finish_reasons": {"stop": 4},
         "evaluation": {},
         "meter": make_reading(),
+        "labels": {"team": "search"},
     }
     return ShardRecord(**(known | values))
 

@@ -18,10 +18,13 @@ CLASSES = [c for c in vars(errors).values() if isinstance(c, type) and issubclas
         ("OutputError", 2),
         ("ModelError", 2),
         ("ResourceError", 2),
+        ("ClusterError", 2),
         ("TooManyFailedRows", 3),
         ("Stopped", 4),
         ("EngineError", 1),
+        ("WorkersLost", 1),
         ("StorageError", 1),
+        ("StoreRefused", 1),
     ],
 )
 def test_each_error_has_the_exit_code_of_the_contract(name, code):

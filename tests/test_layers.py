@@ -18,8 +18,8 @@ ORDER = [
     *("errors", "ticks", "templates", "variables", "spec", "schedule", "catalog", "planner", "storage", "model_folder"),
     *("model_source", "checkpoint", "records", "shards", "incremental", "source", "prompts", "survey", "meter"),
     *("engine", "job", "history", "replica", "commit", "ledger", "report", "budget", "progress", "placement"),
-    *("pipeline", "session", "retry", "preflight", "planning", "runner", "ticker", "serve", "console"),
-    *("cli_schedule", "cli"),
+    *("metrics", "pipeline", "session", "retry", "preflight", "planning", "render", "submit", "runner", "ticker"),
+    *("serve", "console", "cli"),
 ]
 
 LAZY = ("ray", "vllm", "torch", "transformers", "pyarrow.dataset", "pandas", "boto3", "huggingface_hub")
@@ -28,8 +28,8 @@ ONLY = {
     "boto3": {"storage"},
     "botocore": {"storage"},
     "vllm": {"engine/vllm.py"},
-    "ray": {"pipeline.py", "placement.py", "submit.py", "schedule.py"},
-    "typer": {"cli.py", "cli_schedule.py"},
+    "ray": {"pipeline.py", "placement.py", "metrics.py", "submit"},
+    "typer": {"cli"},
     "cronsim": {"ticks.py"},
 }
 

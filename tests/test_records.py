@@ -34,6 +34,7 @@ records = st.builds(
     errors=counts,
     finish_reasons=counts,
     evaluation=st.dictionaries(st.text(max_size=5), st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=3),
+    labels=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3),
     meter=st.builds(make_reading, st.integers(0, 4 * 10**15), seconds, seconds, seconds),
 )
 
@@ -87,3 +88,8 @@ def test_no_records_are_a_table_without_rows():
 def test_a_record_with_a_column_that_is_not_known_is_refused():
     with pytest.raises(ValidationError, match="novelty"):
         shard_records(shard_table([make_record()]).append_column("novelty", pa.array([1])))
+
+
+def test_accounting_of_a_version_without_labels_is_read():
+    old = shard_table([make_record()]).drop_columns("labels")
+    assert [record.labels for record in shard_records(old)] == [{}]

@@ -15,6 +15,7 @@ from batchinfer.catalog.models import (
     models,
     near_models,
 )
+from batchinfer.catalog.nodes import NodeLabels, node_labels
 from batchinfer.catalog.quantization import QUANTIZATIONS, Quantization, QuantizationName
 from batchinfer.catalog.shape import Experts, LatentAttention, ModelShape, ParameterCount
 
@@ -29,6 +30,7 @@ __all__ = [
     "Licence",
     "Model",
     "ModelShape",
+    "NodeLabels",
     "ParameterCount",
     "Price",
     "Quantization",
@@ -42,6 +44,7 @@ __all__ = [
     "list_price",
     "models",
     "near_models",
+    "node_labels",
     "quantization_of_config",
     "readable_architectures",
     "shape_from_config",

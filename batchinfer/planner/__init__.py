@@ -1,7 +1,7 @@
 """From the spec and what the cluster has to the layout that runs. Pure."""
 
 from batchinfer.planner.calibrate import Reading, calibration_from
-from batchinfer.planner.cluster import Cluster, assumed_cluster
+from batchinfer.planner.cluster import Cluster, assumed_cluster, autoscaled, cluster_of, shortage
 from batchinfer.planner.estimate import job_estimate, replica_speed
 from batchinfer.planner.memory import fit
 from batchinfer.planner.plan import Plan, engine_settings, make_plan, shards_in_flight
@@ -19,11 +19,14 @@ __all__ = [
     "Speed",
     "Workload",
     "assumed_cluster",
+    "autoscaled",
     "calibration_from",
+    "cluster_of",
     "engine_settings",
     "fit",
     "job_estimate",
     "make_plan",
     "replica_speed",
     "shards_in_flight",
+    "shortage",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+
 from pydantic import BaseModel, ConfigDict
 
 from batchinfer.catalog import accelerators, list_price
@@ -36,6 +38,37 @@ class Cluster(BaseModel):
     assumed: bool = False
     cpus: float = float("inf")
     avx512: bool = True
+
+
+def cluster_of(nodes: Sequence[Mapping[str, float]], may_grow: bool = False, avx512: bool = True) -> Cluster:
+    """The cluster whose nodes have these resources, by Ray's names for them: one at least."""
+    types = {
+        name.removeprefix("accelerator_type:")
+        for resources in nodes
+        for name in resources
+        if name.startswith("accelerator_type:")
+    }
+    gpus = [int(resources.get("GPU", 0)) for resources in nodes]
+    return Cluster(
+        gpus=sum(gpus),
+        largest_node_gpus=max(gpus),
+        accelerator_type=types.pop() if len(types) == 1 else None,
+        memory_bytes=int(min(resources.get("memory", 0) for resources in nodes)),
+        may_grow=may_grow,
+        cpus=sum(resources.get("CPU", 0) for resources in nodes),
+        avx512=avx512,
+    )
+
+
+def autoscaled(node_types: Iterable[str]) -> bool:
+    """Whether an autoscaler launched one of these nodes. Ray names the type of a node that was started
+    by hand `node_` and its id."""
+    return any(not name.startswith("node_") for name in node_types)
+
+
+def shortage(needs: Mapping[str, float], free: Mapping[str, float]) -> dict[str, float]:
+    """The free amount of each resource of which there is not enough; empty where nothing has to wait."""
+    return {name: free.get(name, 0.0) for name, amount in needs.items() if free.get(name, 0.0) < amount}
 
 
 def assumed_cluster(spec: JobSpec, memory_bytes: int) -> Cluster:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
@@ -37,7 +37,7 @@ class Report(BaseModel):
 
     tokens_per_second: input and output tokens over the seconds in which a replica was ready.
     cost_per_million_tokens: of input and output tokens together. hours: in which a replica was up, loading
-    included. planned: what the plan expected of the whole job, None where it could not say.
+    included. planned: what the plan expected of the whole job, None where it could not say. labels: the spec's.
     """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
@@ -76,6 +76,7 @@ class Report(BaseModel):
     replicas_killed: int
     hours: float
     planned: Estimate | None
+    labels: dict[str, str] = {}
 
     @property
     def error_rate(self) -> float:
@@ -95,6 +96,7 @@ def make_report(
     shards_in_input: int,
     max_error_rate: float,
     tick: str | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Report:
     """The report of a run whose accounts are `totals`."""
     tokens = totals.input_tokens + totals.output_tokens
@@ -116,11 +118,7 @@ def make_report(
         max_error_rate=max_error_rate,
         errors=totals.errors,
         finish_reasons=totals.finish_reasons,
-        accuracy={
-            group: Accuracy(right=right, compared=compared, accuracy=right / compared)
-            for group, (right, compared) in totals.evaluation.items()
-            if compared
-        },
+        accuracy=_accuracy(totals),
         input_tokens=totals.input_tokens,
         cached_tokens=totals.cached_tokens,
         output_tokens=totals.output_tokens,
@@ -140,4 +138,13 @@ def make_report(
         replicas_killed=sum(replica.killed for replica in replicas),
         hours=totals.up_seconds / 3600,
         planned=plan.estimate,
+        labels=dict(labels or {}),
     )
+
+
+def _accuracy(totals: Totals) -> dict[str, Accuracy]:
+    return {
+        group: Accuracy(right=right, compared=compared, accuracy=right / compared)
+        for group, (right, compared) in totals.evaluation.items()
+        if compared
+    }

@@ -53,6 +53,8 @@ def _lines(report: Report) -> list[tuple[str, str]]:
     if report.planned is not None:
         lines.append(("planned", _planned(report)))
     lines.append(("price", f"${report.price_per_gpu_hour:g} per device-hour ({report.price_source})"))
+    if report.labels:
+        lines.append(("labels", ", ".join(f"{key}={value}" for key, value in sorted(report.labels.items()))))
     lines.append(("results", f"{report.output}/data"))
     return lines
 

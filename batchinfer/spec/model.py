@@ -290,7 +290,10 @@ class EvaluateSpec(Keys):
 
 
 class JobSpec(Keys):
-    """One job: read `input`, make prompts, run `model`, write `output`."""
+    """One job: read `input`, make prompts, run `model`, write `output`.
+
+    `labels` (team, owner, any key) go into the accounting and the report as they are.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     model: ModelSpec
@@ -305,6 +308,7 @@ class JobSpec(Keys):
     schedule: ScheduleSpec | None = None
     evaluate: EvaluateSpec | None = None
     storage: StoresSpec = Field(default_factory=dict)
+    labels: dict[Text, Text] = Field(default_factory=dict)
 
     @property
     def id_column(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from datetime import UTC, date, datetime
 from itertools import islice
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 from zoneinfo import ZoneInfo
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from batchinfer.cli.app import Address, AsJson, Overrides, app, console, print_json
 from batchinfer.errors import BatchinferError, Stopped, UserError
 
 if TYPE_CHECKING:
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from batchinfer.ticker import Outcome
 
 schedule_app = typer.Typer(help="Run jobs at the times that their specs say.", no_args_is_help=True)
+app.add_typer(schedule_app, name="schedule")
 
 Date = Annotated[
     str | None,
@@ -33,15 +33,6 @@ From = Annotated[str | None, typer.Option("--from", metavar="DAY", help="Run eve
 To = Annotated[str | None, typer.Option("--to", metavar="DAY", help="The last day for --from; without it, today.")]
 
 Specs = Annotated[list[str], typer.Argument(metavar="SPEC...", help="Specs, or folders of them.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key in every spec. Repeatable."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
-Address = Annotated[
-    str | None,
-    typer.Option("--address", envvar="RAY_ADDRESS", help="A running Ray cluster; without it one is started here."),
-]
 Number = Annotated[int, typer.Option("-n", min=1, max=10_000, help="How many ticks.")]
 
 
@@ -134,11 +125,10 @@ def run_due(specs: Specs, overrides: Overrides = None, as_json: AsJson = False, 
             # The other jobs have their turn all the same.
             outcome.errors.append(error)
     if as_json:
-        print(json.dumps([report.model_dump(mode="json") for report in outcome.reports], indent=2))
+        print_json([report.model_dump(mode="json") for report in outcome.reports])
     else:
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
         for report in outcome.reports:
-            console.print(render(report))
+            console().print(render(report))
     for other in outcome.errors[1:]:
         print(f"error: {other.message}\n  -> {other.remedy}", file=sys.stderr)
     if outcome.errors:
@@ -167,11 +157,11 @@ def serve(specs: Specs, overrides: Overrides = None, address: Address = None) ->
 
 def _show(rows: list[dict[str, str]], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     table = Table(box=None, pad_edge=False)
     for name in rows[0]:
         table.add_column(name.replace("_", " "))
     for row in rows:
         table.add_row(*(value or "-" for value in row.values()))
-    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+    console().print(table)

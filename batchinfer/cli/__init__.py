@@ -1,0 +1,9 @@
+"""The command line: parse, call one use case, print, exit."""
+
+from batchinfer.cli import render as render
+from batchinfer.cli import run as run
+from batchinfer.cli import schedule as schedule
+from batchinfer.cli import submit as submit
+from batchinfer.cli.app import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,90 @@
+"""What every command shares: the app, the options, and how to listen, print and fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+from rich.console import Console
+
+from batchinfer import __version__
+from batchinfer.errors import BatchinferError
+
+if TYPE_CHECKING:
+    from batchinfer.progress import Listener
+    from batchinfer.storage import Stores
+
+# Both report usage to their makers unless told not to; set before either is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+Result = TypeVar("Result")
+
+app = typer.Typer(
+    help="Run a model over every row of a corpus, each row exactly once, and account for every cent.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"batchinfer {__version__}")
+        raise typer.Exit
+
+
+SpecPath = Annotated[str, typer.Argument(metavar="SPEC", help="The job spec, a YAML file.")]
+RunUri = Annotated[str, typer.Argument(metavar="RUN_URI", help="The output.uri of a job that was run.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as sampling.max_tokens=32. Repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Throw this run's earlier results away and begin anew.")]
+Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", envvar="RAY_ADDRESS", help="A running Ray cluster; without it one is started here."),
+]
+
+
+@app.callback()
+def _options(
+    version: Version = False,
+) -> None:
+    pass
+
+
+def listened(command: Callable[[Listener], Result], stores: Stores) -> Result:
+    """Run a command with a listener, and name the log if it fails."""
+    from batchinfer.console import attending
+
+    with attending(stores) as listener:
+        return command(listener)
+
+
+def print_json(document: object) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def console() -> Console:
+    """Where tables go; wide where nobody looks."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def main() -> None:
+    """Run the command; every BatchinferError becomes one message and its exit code."""
+    try:
+        app()
+    except BatchinferError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.remedy:
+            print(f"  -> {error.remedy}", file=sys.stderr)
+        sys.exit(error.exit_code)

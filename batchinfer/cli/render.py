@@ -1,0 +1,69 @@
+"""`batchinfer render`: the job as manifests for Kubernetes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from batchinfer.cli.app import Overrides, SpecPath, app
+
+Repeated = list[str] | None
+
+Target = Annotated[Literal["k8s"], typer.Option("--for", help="What to render for: k8s, a cluster with KubeRay.")]
+Image = Annotated[str, typer.Option(help="The image, with a fixed tag or digest. Else batchinfer:VERSION-gpu or -cpu.")]
+Namespace = Annotated[str, typer.Option(help="Where the objects go.")]
+Labelled = Annotated[
+    Literal["gpu-operator", "gke", "eks"], typer.Option("--nodes", help="Whose labels say which GPU a node has.")
+]
+Spot = Annotated[bool, typer.Option("--spot", help="Workers on spot capacity; the head stays off it.")]
+Account = Annotated[str, typer.Option(help="The ServiceAccount of the pods, which may read and write the bucket.")]
+Selector = Annotated[
+    Repeated, typer.Option("--node-selector", metavar="KEY=VALUE", help="Instead of the GPU's label. Repeatable.")
+]
+Label = Annotated[
+    Repeated, typer.Option("--label", metavar="KEY=VALUE", help="On the job and its pods: a queue, a team. Repeatable.")
+]
+Volume = Annotated[
+    Repeated, typer.Option("--mount", metavar="CLAIM=/FOLDER", help="A volume that every pod sees there. Repeatable.")
+]
+Secrets = Annotated[
+    Repeated, typer.Option("--env-secret", metavar="NAME", help="A Secret whose keys become variables. Repeatable.")
+]
+Sample = Annotated[
+    bool, typer.Option("--sample/--no-sample", help="Look at the input for the plan; without, it may be out of reach.")
+]
+
+
+@app.command()
+def render(
+    spec: SpecPath,
+    target: Target,
+    overrides: Overrides = None,
+    image: Image = "",
+    namespace: Namespace = "default",
+    nodes: Labelled = "gpu-operator",
+    spot: Spot = False,
+    service_account: Account = "batchinfer",
+    node_selector: Selector = None,
+    labels: Label = None,
+    mounts: Volume = None,
+    env_secrets: Secrets = None,
+    sample: Sample = True,
+) -> None:
+    """Print the job, as planned, as a RayJob, or as a RayCronJob where it has a schedule; start nothing."""
+    from batchinfer.render import Mount, Options, dump, pairs, render_job
+    from batchinfer.spec import load
+
+    options = Options(
+        image=image,
+        namespace=namespace,
+        nodes=nodes,
+        spot=spot,
+        service_account=service_account,
+        node_selector=pairs("--node-selector", node_selector or []),
+        labels=pairs("--label", labels or []),
+        mounts=tuple(Mount.parse(text) for text in mounts or []),
+        env_secrets=tuple(env_secrets or []),
+    )
+    print(dump(render_job(load(spec, overrides or []), options, sample)), end="")

@@ -1,0 +1,7 @@
+"""Manifests for Kubernetes: a job's plan as a RayJob, or as a RayCronJob where it has a schedule."""
+
+from batchinfer.render.job import dump, render_job
+from batchinfer.render.manifests import manifests
+from batchinfer.render.options import Mount, Options, pairs
+
+__all__ = ["Mount", "Options", "dump", "manifests", "pairs", "render_job"]
