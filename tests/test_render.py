@@ -26,7 +26,8 @@ from batchinfer.render.manifests import LONGEST_NAME, object_name, pin
 from batchinfer.spec import JobSpec, load, parse
 
 ROOT = Path(__file__).parent.parent
-REMOTE_JOBS = [path for path in sorted((ROOT / "jobs").glob("*.yaml")) if path.stem != "demo"]
+REMOTE_JOBS = [path for path in sorted((ROOT / "jobs").glob("*.yaml")) if path.stem not in ("demo", "nightly")]
+"""The others run on this machine."""
 REMOTE = {"input": {"uri": "s3://in/docs", "id_column": "id"}, "output": {"uri": "s3://out/docs"}}
 
 
