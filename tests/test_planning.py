@@ -58,12 +58,10 @@ def test_the_first_plan_is_the_estimators(spec):
 
 @pytest.mark.parametrize("accelerator", ["H100", "cpu"])
 def test_a_night_without_a_row_is_laid_out_all_the_same(spec, tmp_path, accelerator):
-    ran_before(tmp_path, model="scripted" if accelerator == "cpu" else "llama-3.1-8b", accelerator=accelerator)
+    ran_before(tmp_path, accelerator=accelerator, rows=1000, input_tokens=500_000, output_tokens=20_000)
     pq.write_table(pa.table({"id": [0], "text": [""]})[:0], tmp_path / "in" / "a.parquet")
-    model = {"source": "scripted"} if accelerator == "cpu" else {"source": "llama-3.1-8b"}
-    sections = spec.model_dump(mode="json") | {"model": model}
-    sections["resources"]["accelerator"] = accelerator
-    plan = planned(make_spec(**sections))
+    resources = make_spec(resources={"accelerator": accelerator, "replicas": 1}).resources
+    plan = planned(spec.model_copy(update={"resources": resources}))
     assert (plan.accelerator, plan.max_replicas, plan.workload, plan.estimate) == (accelerator, 1, None, None)
 
 
