@@ -242,8 +242,9 @@ def with_local_model(spec: JobSpec, plan: Plan) -> tuple[JobSpec, Plan]:
 def result_table(spec: JobSpec, rows: pa.Table, about: dict[str, Any], completions: Sequence[Completion]) -> pa.Table:
     """The rows of the result file: id, passed-through columns, output, and what became of the row.
 
-    With n > 1 the output, the finish reason and the logprobs are lists of n. A row that failed before
-    the engine has a null output; an answer of the wrong shape is kept, beside its error.
+    With n > 1 the output, the finish reason and the logprobs are lists of n; an embedding is a list of
+    float32. A row that failed before the engine has a null output; an answer of the wrong shape is kept, beside
+    its error.
     """
     columns: dict[str, pa.Array | pa.ChunkedArray] = {}
     if spec.input.id_column is None:
@@ -256,7 +257,10 @@ def result_table(spec: JobSpec, rows: pa.Table, about: dict[str, Any], completio
     many = spec.sampling.n > 1
     text = pa.list_(pa.string()) if many else pa.string()
     first = slice(None) if many else 0
-    columns[spec.output.column] = pa.array([c.texts[first] if c.texts else None for c in completions], text)
+    if spec.task == "embed":
+        columns[spec.output.column] = pa.array([c.embedding for c in completions], pa.list_(pa.float32()))
+    else:
+        columns[spec.output.column] = pa.array([c.texts[first] if c.texts else None for c in completions], text)
     columns["finish_reason"] = pa.array(
         [c.finish_reasons[first] if c.finish_reasons else None for c in completions], text
     )

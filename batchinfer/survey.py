@@ -114,7 +114,9 @@ def survey(
     answers are expected between a quarter of max_tokens and all of it, or to be one of the choices.
     Raises InputError when the input cannot be read.
     """
-    counting = counter(tokenizer_folder, spec.prompt.chat)
+    # An embedding is of the text itself: see the engine.
+    plain = spec.task == "embed" and spec.prompt.chat is None
+    counting = counter(tokenizer_folder, False if plain else spec.prompt.chat)
     lengths: list[int] = []
     maker = PromptMaker(spec.prompt)
     sampled = _sample(manifest.shards)
@@ -152,6 +154,8 @@ def _sample(shards: Sequence[Shard]) -> list[Shard]:
 def _answers(spec: JobSpec, counting: Counter, earlier: float | None) -> tuple[Interval, str]:
     """Output tokens of one answer, and where the figure comes from."""
     most = spec.sampling.max_tokens
+    if spec.task == "embed":
+        return Interval(low=0, mid=0, high=0), "a vector, no token"
     if earlier is not None:
         mean = earlier / spec.sampling.n
         return Interval(low=mean * 0.9, mid=mean, high=mean * 1.1), "as an earlier run of this job measured it"

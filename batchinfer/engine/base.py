@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from batchinfer.errors import RowError
 from batchinfer.prompts import Prompt
 
 
 @dataclass(slots=True)
 class Completion:
-    """The answer to one prompt: `n` texts with their finish reasons, or an error.
+    """The answer to one prompt: `n` texts with their finish reasons, or a vector, or an error.
 
     `logprobs`, where asked for, holds for each text a list over its tokens of lists of
     {token, token_id, logprob, rank}.
@@ -25,6 +28,7 @@ class Completion:
     output_tokens: int
     error: RowError | None = None
     logprobs: list[list[list[dict[str, Any]]]] | None = None
+    embedding: npt.NDArray[np.float32] | None = None
 
     @classmethod
     def failed(cls, error: RowError, input_tokens: int = 0) -> Completion:

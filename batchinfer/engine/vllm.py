@@ -52,6 +52,9 @@ def engine_arguments(spec: JobSpec, plan: Plan, adapter: Adapter | None = None) 
         arguments["enable_chunked_prefill"] = False
     if adapter is not None:
         arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": adapter.max_rank}
+    if spec.task == "embed":
+        # `convert`: a model that was trained to generate gives its last token's hidden state.
+        arguments |= {"runner": "pooling", "convert": "embed"}
     if spec.model.speculative is not None:
         arguments["speculative_config"] = spec.model.speculative.model_dump(exclude_none=True)
     arguments.update(spec.engine.model_dump(exclude={"scripted"}, exclude_none=True))
@@ -72,6 +75,28 @@ def sampling_arguments(sampling: SamplingSpec) -> dict[str, Any]:
     return arguments
 
 
+def _request_parameters(spec: JobSpec) -> Any:
+    """vLLM's parameters of every request of the job."""
+    from vllm.pooling_params import PoolingParams
+    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+    if spec.task == "embed":
+        return PoolingParams(task="embed")
+    output = spec.output
+    structured = None
+    if output.choices is not None:
+        structured = StructuredOutputsParams(choice=list(output.choices))
+    elif output.json_schema is not None:
+        structured = StructuredOutputsParams(json=output.json_schema)
+    elif output.regex is not None:
+        structured = StructuredOutputsParams(regex=output.regex)
+    return SamplingParams(
+        **sampling_arguments(spec.sampling),
+        structured_outputs=structured,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
 class VllmEngine:
     """See `engine.base.Engine`. Raises EngineError if the model cannot be loaded."""
 
@@ -79,24 +104,12 @@ class VllmEngine:
         _prepare_environment(plan)
         from vllm.engine.arg_utils import EngineArgs
         from vllm.lora.request import LoRARequest
-        from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
         from vllm.v1.engine.llm_engine import LLMEngine
         from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
         _require_kernels(spec, plan)
-        output = spec.output
-        structured = None
-        if output.choices is not None:
-            structured = StructuredOutputsParams(choice=list(output.choices))
-        elif output.json_schema is not None:
-            structured = StructuredOutputsParams(json=output.json_schema)
-        elif output.regex is not None:
-            structured = StructuredOutputsParams(regex=output.regex)
-        self._params = SamplingParams(
-            **sampling_arguments(spec.sampling),
-            structured_outputs=structured,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        self._embeds = spec.task == "embed"
+        self._params = _request_parameters(spec)
         self._fetched = tempfile.TemporaryDirectory(prefix="batchinfer-adapter-")
         adapter = (
             local_adapter(spec.model.lora, self._fetched.name, spec.storage) if spec.model.lora is not None else None
@@ -123,7 +136,8 @@ class VllmEngine:
         self._context: int = engine.model_config.max_model_len
         self.slots: int = engine.vllm_config.scheduler_config.max_num_seqs
         has_template = bool(getattr(self._tokenizer, "chat_template", None))
-        self._chat = has_template if spec.prompt.chat is None else spec.prompt.chat
+        # An embedding is of the text itself, unless the spec says otherwise.
+        self._chat = has_template and not self._embeds if spec.prompt.chat is None else spec.prompt.chat
         if self._chat and not has_template:
             raise EngineError(
                 f"{spec.model.source} has no chat template", "set prompt.chat: false, or take a chat model"
@@ -138,8 +152,9 @@ class VllmEngine:
         for i, ids in enumerate(self._token_ids(prompts)):
             if isinstance(ids, RowError):
                 completions[i] = Completion.failed(ids)
-            elif len(ids) >= self._context:
-                message = f"{len(ids)} tokens do not leave room for an answer in a context of {self._context}"
+            elif len(ids) + (not self._embeds) > self._context:
+                room = "fit into" if self._embeds else "leave room for an answer in"
+                message = f"{len(ids)} tokens do not {room} a context of {self._context}"
                 completions[i] = Completion.failed(RowError("prompt_too_long", message), len(ids))
             else:
                 requests.append(({"type": "token", "prompt_token_ids": ids}, self._params))
@@ -178,6 +193,10 @@ class VllmEngine:
     def _completion(self, result: Any) -> Completion:
         if isinstance(result, ValueError):
             return Completion.failed(RowError("engine_rejected", _brief(result)))
+        if self._embeds:
+            tokens, cached = len(result.prompt_token_ids), result.num_cached_tokens or 0
+            vector = result.outputs.data.float().flatten().numpy()
+            return Completion([], ["stop"], tokens, cached, 0, embedding=vector)
         outputs = sorted(result.outputs, key=lambda output: output.index)
         return Completion(
             texts=[output.text for output in outputs],

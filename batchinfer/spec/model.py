@@ -20,7 +20,7 @@ from referencing.jsonschema import DRAFT202012
 from batchinfer.spec.base import Keys, Place
 from batchinfer.spec.recurrence import IncrementalSpec, PlaceWithVariables, ScheduleSpec
 from batchinfer.spec.storage import StoresSpec
-from batchinfer.spec.weights import ModelSpec
+from batchinfer.spec.weights import SCRIPTED, ModelSpec
 from batchinfer.templates import compile_template
 from batchinfer.variables import has_variables
 
@@ -296,6 +296,7 @@ class JobSpec(Keys):
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    task: Literal["generate", "embed"] = "generate"
     model: ModelSpec
     input: InputSpec
     prompt: PromptSpec
@@ -347,6 +348,23 @@ class JobSpec(Keys):
         for name, value in given.items():
             if self.model.speculative is not None and value:
                 raise ValueError(f"sampling.{name} does not go with model.speculative: leave one of the two out")
+        return self
+
+    @model_validator(mode="after")
+    def _embeds_plainly(self) -> Self:
+        """What only makes sense of a text is a mistake beside `task: embed`."""
+        given = {
+            "sampling": self.sampling != SamplingSpec(),
+            "output.choices": self.output.choices,
+            "output.json_schema": self.output.json_schema,
+            "output.regex": self.output.regex,
+            "evaluate": self.evaluate,
+            "model.speculative": self.model.speculative,
+            "model.source: scripted": self.model.source == SCRIPTED,
+        }
+        wrong = [key for key, value in given.items() if value]
+        if self.task == "embed" and wrong:
+            raise ValueError(f"task embed gives a vector, not a text: leave {wrong[0]} out")
         return self
 
     @model_validator(mode="after")

@@ -76,7 +76,8 @@ def answers(spec: Any, texts: Sequence[str], **planned: Any) -> dict[str, Any]:
         engine = start_engine(JobSpec.model_validate(spec), plan)
         completions = engine.generate([Prompt(text=text) for text in texts], lambda _: None, lambda _: None)
         return {
-            "texts": [completion.texts[0] for completion in completions],
+            "texts": [text for completion in completions for text in completion.texts[:1]],
+            "vectors": [c.embedding.tolist() for c in completions if c.embedding is not None],
             "tokens": [
                 [position[0]["token_id"] for position in completion.logprobs[0]]
                 for completion in completions

@@ -23,6 +23,7 @@ from docstrings import module_docstrings, parse_module, stdlib_modules
 from engine_process import answers
 from quantized import FORMS, quantize
 from tiny_models import TEXTS, make_adapter, make_checkpoint, reference
+from transformers import AutoModel, AutoTokenizer
 
 folder = Path(given["folder"])
 base, merged = folder / "base", folder / "merged"
@@ -34,7 +35,12 @@ for form in FORMS:
 modules = list(stdlib_modules(Path(sysconfig.get_path("stdlib"))))[::4]
 rows = (row for name, path in modules if (tree := parse_module(path)) for row in module_docstrings(name, tree))
 heldout = list(islice((row for row in rows if row.split == "heldout"), given["rows"]))
+embedder = AutoModel.from_pretrained(base, dtype=torch.float32).eval()
+tokenizer = AutoTokenizer.from_pretrained(base)
+with torch.no_grad():
+    last = [embedder(**tokenizer(text, return_tensors="pt")).last_hidden_state[0, -1] for text in TEXTS]
 found = {
+    "vectors": [torch.nn.functional.normalize(vector, dim=0).tolist() for vector in last],
     "base": reference("LlamaForCausalLM", base),
     "merged": reference("LlamaForCausalLM", merged),
     "areas": [row.area for row in heldout],
@@ -67,6 +73,11 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "lora": random_llama(lora={"path": str(folder / "adapter")}),
         "own draft": random_llama(speculative=draft | {"model": str(folder / "base")}),
         "other draft": random_llama(speculative=draft | {"model": str(folder / "draft")}),
+        "embed": {
+            "spec": spec_values({"source": str(folder / "base")}, {}) | {"task": "embed"},
+            "heldout": False,
+            "plan": {},
+        },
         "none": demo(MODEL),
         "w8a8": demo(folder / "w8a8", "w8a8"),
         # The engine takes these in 16 bits only.
@@ -91,6 +102,14 @@ def test_speculation_changes_no_greedy_token(name: str, found: Any) -> None:
     assert found[name].get("error") is None
     assert found[name]["tokens"] == found["base"]["tokens"]
     assert len(found[name]["tokens"]) == len(TEXTS)
+
+
+def test_an_embedding_is_the_last_hidden_state_of_length_one(found: Any) -> None:
+    assert found["embed"].get("error") is None
+    assert len(found["embed"]["vectors"]) == len(TEXTS)
+    for ours, theirs in zip(found["embed"]["vectors"], found["vectors"], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    assert found["vectors"][0] != pytest.approx(found["vectors"][1], abs=1e-2)
 
 
 def accuracy(found: Any, name: str) -> float:

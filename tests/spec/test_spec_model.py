@@ -119,3 +119,17 @@ def test_without_an_id_column_rows_are_numbered():
 def test_comparing_needs_one_output_a_row():
     message = refusal(evaluate={"expected": "area"}, sampling={"n": 2, "temperature": 1})
     assert "evaluate compares one output with one column" in message
+
+
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"sampling": {"max_tokens": 5}}, "sampling"),
+        ({"output": {"uri": "/out", "choices": ["a"]}}, "output.choices"),
+        ({"evaluate": {"expected": "topic"}}, "evaluate"),
+        ({"model": {"source": "scripted"}}, "scripted"),
+    ],
+)
+def test_what_makes_sense_of_a_text_only_is_refused_beside_embed(sections, key):
+    with pytest.raises(SpecError, match=rf"a vector, not a text: leave .*{key} out"):
+        make_spec(**({"model": {"source": "/m"}, "task": "embed"} | sections))
