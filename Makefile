@@ -5,7 +5,7 @@ BATCHINFER_EXTRA ?= cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: run test check format schemas clean
+.PHONY: run test soak check format schemas clean
 
 run: .venv/.ready
 	$(BIN)/python jobs/demo/docstrings.py runs/demo-input
@@ -14,6 +14,11 @@ run: .venv/.ready
 # A file of tests stays on one worker; the slowest files are begun first (tests/conftest.py).
 test: .venv/.ready-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# What would take the suite over a quarter of an hour.
+soak: .venv/.ready-test
+	$(BIN)/python -m pytest -m soak
+	$(BIN)/python benchmarks/chaos.py --kills 100 --shards 200
 
 check: .venv/.ready-dev
 	$(BIN)/ruff check .

@@ -82,6 +82,7 @@ def resources(state: Path, environment: dict[str, str]) -> Any:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.soak
 def test_a_local_cluster_of_two_nodes_comes_loses_one_and_ends_without_a_trace(tmp_path):
     state = tmp_path / "cluster"
     try:

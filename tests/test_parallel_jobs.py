@@ -67,7 +67,9 @@ def real_spec(model: Path, source: Path, output: Path, /, **sections: Any) -> Jo
     return JobSpec.model_validate(values | sections)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture", ["MixtralForCausalLM", pytest.param("LlamaForCausalLM", marks=pytest.mark.soak)]
+)
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_tensor_parallel_ranks_give_the_tokens_of_transformers(
     architecture: str, made: Path, tmp_path: Path, listener: KeepingListener

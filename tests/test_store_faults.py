@@ -43,7 +43,12 @@ def test_a_store_that_fails_for_good_ends_the_run_in_time_and_resumable(
     output = f"{bucket}/out"
     with FaultyStore(s3_url, seed=1, hang=2) as faulty:
         spec = spec_on(
-            faulty.url, remote_corpus, output, HASTY, shards={"rows": 25}, engine={"scripted": {"seconds_per_batch": 1}}
+            faulty.url,
+            remote_corpus,
+            output,
+            HASTY,
+            shards={"rows": 25},
+            engine={"scripted": {"seconds_per_batch": 0.3}},
         )
         (tmp_path / "job.yaml").write_text(to_yaml(spec))
         command = [sys.executable, "-m", "batchinfer", "run", str(tmp_path / "job.yaml")]

@@ -12,14 +12,16 @@ GPU_NODE = {"CPU": 16.0, "GPU": 8.0, "memory": 2e11, "accelerator_type:H100": 1.
 def test_a_cluster_is_what_its_nodes_have():
     nodes = [GPU_NODE, {"CPU": 4.0, "memory": 1e10}, GPU_NODE | {"GPU": 4.0}]
     assert cluster_of(nodes, may_grow=True) == Cluster(
-        gpus=12, largest_node_gpus=8, accelerator_type="H100", memory_bytes=10**10, may_grow=True
+        gpus=12, largest_node_gpus=8, accelerator_type="H100", memory_bytes=10**10, may_grow=True, cpus=36
     )
 
 
 def test_gpus_of_two_kinds_have_no_kind():
     other = {"GPU": 4.0, "memory": 1e11, "accelerator_type:L4": 1.0}
     assert cluster_of([GPU_NODE, other]).accelerator_type is None
-    assert cluster_of([{"CPU": 2.0}]) == Cluster(gpus=0, largest_node_gpus=0, accelerator_type=None, memory_bytes=0)
+    assert cluster_of([{"CPU": 2.0}]) == Cluster(
+        gpus=0, largest_node_gpus=0, accelerator_type=None, memory_bytes=0, cpus=2
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def root(request, tmp_path):
 
 @pytest.fixture
 def store(root, s3_url):
-    return storage_for(root, {"s3://": StoreSpec(endpoint_url=s3_url, lease_seconds=1)})
+    return storage_for(root, {"s3://": StoreSpec(endpoint_url=s3_url, lease_seconds=10)})
 
 
 def in_threads(count, work):
