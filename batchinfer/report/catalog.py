@@ -30,11 +30,10 @@ def models_document(models: Iterable[Model]) -> list[dict[str, Any]]:
 def models_table(models: Iterable[Model]) -> Table:
     """A line a model; active parameters only where they are fewer than all."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (
-        ("name", "left"), ("repository", "left"), ("parameters", "right"), ("active", "right"), ("context", "right"),
-        ("licence", "left"), ("quantized as", "left"), ("engine", "left"),
-    ):  # fmt: skip
-        table.add_column(name, justify=justify, no_wrap=name in ("name", "repository", "parameters"))  # type: ignore[arg-type]
+    figures = ("parameters", "active", "context")
+    for name in ("name", "repository", *figures, "licence", "quantized as", "engine"):
+        whole = name in ("name", "repository", "parameters")
+        table.add_column(name, justify="right" if name in figures else "left", no_wrap=whole)
     for model in models:
         count = model.shape.parameters()
         mixture = model.shape.experts is not None
