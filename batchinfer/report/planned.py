@@ -50,7 +50,8 @@ def _summary(plan: Plan) -> Table:
         table.add_row("", work.source)
     if plan.estimate is not None:
         made = plan.estimate
-        table.add_row("time", f"{_range(made.hours, '.3g')} hours")
+        unit, factor = ("hours", 1) if made.hours.mid >= 1 else ("minutes", 60)
+        table.add_row("time", f"{_range(made.hours.scaled(factor), '.3g')} {unit}")
         table.add_row("cost", f"{_money(made.cost_usd)}; {_money(made.usd_per_million_tokens)} per million tokens")
         table.add_row("speed", f"{_range(made.tokens_per_second, ',.0f')} tokens/s")
     else:
