@@ -302,6 +302,8 @@ def _account_for(layout: Layout) -> list[ShardRecord]:
     """Complete the accounting and write `replicas.parquet`."""
     records = list(read_accounting(layout))
     records += repair(layout, committed_shards(layout), records, noted_retry(layout))
+    # As they are read the next time: the same report to the last bit of its sums.
+    records.sort(key=lambda record: (record.shard_id, record.generation))
     sink = pa.BufferOutputStream()
     pq.write_table(replicas_table(replica_accounts(records, read_journals(layout))), sink)
     layout.storage.put(layout.run("replicas.parquet"), sink.getvalue().to_pybytes())
