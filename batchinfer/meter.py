@@ -1,10 +1,10 @@
 """Where a replica's device-seconds go: to which shard, and which are load or idle.
 
-How a second is shared. vLLM serves requests first come, first served, and has at most `max_num_seqs` of
-them running. So at any moment the running rows are the oldest unfinished ones, up to that many. The
-time between two events is divided among the shards by how many of those rows are theirs: a shard that
-waits behind another pays nothing, two that run side by side pay by their rows. While the engine has no
-row at all, the time is idle, whatever else the replica does (making prompts, writing results).
+How a second is shared. The time between two events is divided among the shards by how many of their rows
+are in the engine: a shard whose rows all wait behind another's pays nothing, two that run side by side pay by
+their rows. The engine is handed rows as it gets through them (`engine.pump`), so that those in it are those that
+run, and a few that are next. While it has no row at all, the time is idle, whatever else the replica does (making
+prompts, writing results).
 
 The shares of an interval add up to the interval, so the ledger's law holds by construction up to
 floating point: load + busy + idle = lifetime x devices, and busy is the sum of all shards' shares.
@@ -29,22 +29,17 @@ class Meter:
     """Device-seconds of one replica. Thread-safe.
 
     `devices` is the number of devices that pass a second each second (a CPU replica counts as one),
-    `slots` how many rows the engine runs at a time, `clock` gives microseconds and never goes back.
+    `clock` gives microseconds and never goes back.
     """
 
-    def __init__(self, devices: int, slots: int, clock: Callable[[], int]) -> None:
+    def __init__(self, devices: int, clock: Callable[[], int]) -> None:
         self._devices = devices
-        self._slots = slots
         self._clock = clock
         self._lock = threading.Lock()
         self._shards: dict[object, _InFlight] = {}
         self._last_us = self.started_at_us = clock()
         self._ready = False
         self._load = self._busy = self._idle = 0.0
-
-    def set_slots(self, slots: int) -> None:
-        """The engine's own number, known once it has started."""
-        self._slots = slots
 
     def ready(self) -> int:
         """The engine can take rows: ends the load time. Returns the moment in microseconds."""
@@ -60,11 +55,17 @@ class Meter:
             self._ready = False
 
     def begin(self, key: object, rows: int) -> int:
-        """Rows of a shard enter the engine. Returns the moment in microseconds."""
+        """A shard's first rows enter the engine. Returns the moment in microseconds."""
         with self._lock:
             self._pass()
             self._shards[key] = _InFlight(rows)
             return self._last_us
+
+    def entered(self, key: object, rows: int) -> None:
+        """Further rows of the shard entered the engine."""
+        with self._lock:
+            self._pass()
+            self._shards[key].unfinished += rows
 
     def finished(self, key: object, rows: int) -> None:
         """Rows of the shard left the engine."""
@@ -96,22 +97,10 @@ class Meter:
         if not self._ready:
             self._load += seconds
             return
-        shares = running(self._slots, {key: shard.unfinished for key, shard in self._shards.items()})
-        total = sum(shares.values())
-        if not total:
+        rows = sum(shard.unfinished for shard in self._shards.values())
+        if not rows:
             self._idle += seconds
             return
         self._busy += seconds
-        for key, rows in shares.items():
-            self._shards[key].gpu_seconds += seconds * rows / total
-
-
-def running(slots: int, unfinished: dict[object, int]) -> dict[object, int]:
-    """How many rows of each shard the engine runs: the oldest unfinished rows fill its slots."""
-    shares: dict[object, int] = {}
-    for key, rows in unfinished.items():
-        taken = min(rows, slots)
-        if taken > 0:
-            shares[key] = taken
-            slots -= taken
-    return shares
+        for shard in self._shards.values():
+            shard.gpu_seconds += seconds * shard.unfinished / rows

@@ -21,7 +21,6 @@ from batchinfer.job import Job, seal, unseal
 from batchinfer.meter import Meter
 from batchinfer.model_folder import is_remote, local_model
 from batchinfer.planner import Plan
-from batchinfer.planner.plan import DEFAULT_SLOTS
 from batchinfer.prompts import OutputCheck, PromptMaker, python_values
 from batchinfer.records import ReplicaRecord, ShardRecord
 from batchinfer.spec import JobSpec
@@ -121,7 +120,7 @@ class Replica:
         clock = Clock()
         self._clock = clock
         self._job = job
-        self._meter = Meter(job.plan.devices, job.spec.engine.max_num_seqs or DEFAULT_SLOTS, clock)
+        self._meter = Meter(job.plan.devices, clock)
         self._lost = lost
         self._attempts = attempts
         self._journal = Journal(job, self._meter)

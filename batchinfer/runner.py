@@ -178,7 +178,8 @@ def _open_run(uri: str) -> tuple[Layout, Manifest, JobSpec]:
 
 def _job(spec: JobSpec, plan: Plan, layout: Layout, manifest: Manifest) -> Job:
     rows = max((shard.rows for shard in manifest.shards), default=1)
-    in_flight = shards_in_flight(spec.engine.max_num_seqs or DEFAULT_SLOTS, rows)
+    sharing = plan.workload is not None and plan.workload.shares_apart
+    in_flight = shards_in_flight(spec.engine.max_num_seqs or DEFAULT_SLOTS, rows, sharing)
     return Job(manifest.fingerprint["run_id"], spec, plan, layout, in_flight)
 
 

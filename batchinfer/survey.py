@@ -19,6 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from batchinfer.errors import RowError
 from batchinfer.planner import Interval, Workload
+from batchinfer.prefixes import scattered
 from batchinfer.prompts import Prompt, PromptMaker
 from batchinfer.shards import Manifest, Shard
 from batchinfer.source import read_shards
@@ -34,7 +35,7 @@ SHORTEST_ANSWER = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Counter:
+class TokenCounter:
     """Counts the tokens of prompts; `source` says with what."""
 
     tokens: Callable[[Sequence[Prompt]], list[int]]
@@ -42,11 +43,11 @@ class Counter:
     source: str
 
 
-def counter(folder: str | None, chat: bool | None) -> Counter:
+def counter(folder: str | None, chat: bool | None) -> TokenCounter:
     """The counter for the tokenizer in `folder`; characters over four where there is none."""
     path = os.path.join(folder, "tokenizer.json") if folder else ""
     if not os.path.isfile(path):
-        return Counter(
+        return TokenCounter(
             lambda prompts: [_by_characters(prompt.as_text()) for prompt in prompts],
             _by_characters,
             "at four characters a token: the model's tokenizer is not at hand",
@@ -61,7 +62,9 @@ def counter(folder: str | None, chat: bool | None) -> Counter:
         texts = [_rendered(template, prompt) for prompt in prompts]
         return [len(found.ids) for found in tokenizer.encode_batch(texts, add_special_tokens=template is None)]
 
-    return Counter(count, lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), "the model's own")
+    return TokenCounter(
+        count, lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), "the model's own"
+    )
 
 
 def _by_characters(text: str) -> int:
@@ -118,20 +121,25 @@ def survey(
     plain = spec.task == "embed" and spec.prompt.chat is None
     counting = counter(tokenizer_folder, False if plain else spec.prompt.chat)
     lengths: list[int] = []
+    beginnings: list[list[str]] = []
     maker = PromptMaker(spec.prompt)
     sampled = _sample(manifest.shards)
     source = (spec.input.uri, spec.input.format, spec.storage)
     for _, rows in read_shards(sampled, manifest.schema, manifest.partitions, *source):
         prompts = [prompt for prompt in maker.prompts(rows) if not isinstance(prompt, RowError)]
         lengths += counting.tokens(prompts) if prompts else []
+        beginnings.append(["\n".join(m["content"] for m in prompt.as_messages()) for prompt in prompts])
     output, why = _answers(spec, counting, earlier_output_tokens)
+    apart = scattered(beginnings)
+    shared = f"; {apart:.0%} of them begin as rows elsewhere in the input do" if apart else ""
     return Workload(
         rows=manifest.rows,
         input_tokens=sum(lengths) / len(lengths) if lengths else 0.0,
         longest_input_tokens=max(lengths, default=0),
         output_tokens=output.scaled(spec.sampling.n),
         sampled_rows=len(lengths),
-        source=f"input: {len(lengths):,} rows sampled, counted {_with(counting.source)}; output: {why}",
+        source=f"input: {len(lengths):,} rows sampled, counted {_with(counting.source)}{shared}; output: {why}",
+        scattered=apart,
     )
 
 
@@ -151,7 +159,7 @@ def _sample(shards: Sequence[Shard]) -> list[Shard]:
     ]
 
 
-def _answers(spec: JobSpec, counting: Counter, earlier: float | None) -> tuple[Interval, str]:
+def _answers(spec: JobSpec, counting: TokenCounter, earlier: float | None) -> tuple[Interval, str]:
     """Output tokens of one answer, and where the figure comes from."""
     most = spec.sampling.max_tokens
     if spec.task == "embed":

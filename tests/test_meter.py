@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchinfer.meter import Meter, running
+from batchinfer.meter import Meter
 
 START = 1_700_000_000_000_000
 
@@ -24,16 +24,16 @@ class FakeClock:
         self.now += round(seconds * 1e6)
 
 
-def ready_meter(devices=1, slots=10):
+def ready_meter(devices=1):
     clock = FakeClock()
-    meter = Meter(devices, slots, clock)
+    meter = Meter(devices, clock)
     meter.ready()
     return meter, clock
 
 
 def test_time_before_the_engine_is_ready_is_load():
     clock = FakeClock()
-    meter = Meter(4, 10, clock)
+    meter = Meter(4, clock)
     clock.advance(3)
     assert meter.ready() == START + 3_000_000
     clock.advance(2)
@@ -54,11 +54,12 @@ def test_a_shard_alone_pays_all_devices_for_as_long_as_it_has_rows_in_the_engine
 
 
 def test_a_shard_that_waits_behind_another_pays_nothing():
-    meter, clock = ready_meter(slots=10)
+    meter, clock = ready_meter()
     meter.begin("first", 10)
-    meter.begin("second", 10)
+    meter.begin("second", 0)
     clock.advance(5)
     meter.finished("first", 10)
+    meter.entered("second", 10)
     clock.advance(2)
     meter.finished("second", 10)
     assert meter.end("first")[0] == 5
@@ -66,7 +67,7 @@ def test_a_shard_that_waits_behind_another_pays_nothing():
 
 
 def test_shards_that_run_side_by_side_pay_by_their_rows():
-    meter, clock = ready_meter(slots=100)
+    meter, clock = ready_meter()
     meter.begin("small", 10)
     meter.begin("large", 30)
     clock.advance(4)
@@ -76,17 +77,24 @@ def test_shards_that_run_side_by_side_pay_by_their_rows():
     assert meter.end("large")[0] == pytest.approx(3)
 
 
-def test_a_younger_shard_pays_for_the_slots_that_the_older_leaves_free():
-    meter, clock = ready_meter(slots=10)
+def test_rows_that_enter_one_by_one_pay_from_then_on():
+    meter, clock = ready_meter()
     meter.begin("old", 8)
-    meter.begin("young", 100)
+    meter.begin("young", 2)
     clock.advance(10)
     meter.finished("old", 6)
+    meter.entered("young", 6)
     clock.advance(10)
-    meter.finished("old", 2)
-    meter.finished("young", 100)
     assert meter.end("old")[0] == pytest.approx(8 + 2)
     assert meter.end("young")[0] == pytest.approx(2 + 8)
+
+
+def test_a_row_cannot_enter_for_a_shard_that_has_ended():
+    meter, _ = ready_meter()
+    meter.begin("a", 1)
+    meter.end("a")
+    with pytest.raises(KeyError):
+        meter.entered("a", 1)
 
 
 def test_a_shard_without_a_row_for_the_engine_pays_nothing():
@@ -95,17 +103,6 @@ def test_a_shard_without_a_row_for_the_engine_pays_nothing():
     clock.advance(3)
     gpu_seconds, reading = meter.end("empty")
     assert (gpu_seconds, reading.idle_seconds) == (0, 3)
-
-
-def test_the_engines_own_number_of_slots_counts_once_it_is_known():
-    clock = FakeClock()
-    meter = Meter(1, 1, clock)
-    meter.set_slots(2)
-    meter.ready()
-    meter.begin("a", 1)
-    meter.begin("b", 1)
-    clock.advance(2)
-    assert (meter.end("a")[0], meter.end("b")[0]) == (1, 1)
 
 
 def test_two_attempts_of_one_shard_are_told_apart_by_their_keys():
@@ -119,21 +116,11 @@ def test_two_attempts_of_one_shard_are_told_apart_by_their_keys():
     assert meter.end(one)[0] + meter.end(two)[0] == 4
 
 
-@settings(deadline=None)
-@given(slots=st.integers(0, 20), rows=st.lists(st.integers(0, 15), max_size=6))
-def test_the_oldest_rows_fill_the_slots(slots, rows):
-    shares = running(slots, dict(enumerate(rows)))
-    assert sum(shares.values()) == min(slots, sum(rows))
-    assert all(count <= rows[key] for key, count in shares.items())
-    for key, count in enumerate(rows):
-        if shares.get(key, 0) < count:
-            assert not shares.keys() & set(range(key + 1, len(rows)))
-
-
 events = st.lists(
     st.one_of(
         st.tuples(st.just("advance"), st.floats(0, 1000)),
         st.tuples(st.just("begin"), st.integers(0, 50)),
+        st.tuples(st.just("entered"), st.integers(0, 50)),
         st.tuples(st.just("finished"), st.integers(1, 50)),
         st.tuples(st.just("end"), st.integers(0, 5)),
         st.tuples(st.just("reading"), st.none()),
@@ -144,10 +131,10 @@ events = st.lists(
 
 
 @settings(deadline=None, max_examples=150)
-@given(events=events, devices=st.integers(1, 8), slots=st.integers(1, 30))
-def test_every_device_second_is_load_busy_or_idle_and_busy_is_what_the_shards_pay(events, devices, slots):
+@given(events=events, devices=st.integers(1, 8))
+def test_every_device_second_is_load_busy_or_idle_and_busy_is_what_the_shards_pay(events, devices):
     clock = FakeClock()
-    meter = Meter(devices, slots, clock)
+    meter = Meter(devices, clock)
     unfinished: dict[int, int] = {}
     paid = 0.0
     for number, (name, value) in enumerate(events):
@@ -156,6 +143,10 @@ def test_every_device_second_is_load_busy_or_idle_and_busy_is_what_the_shards_pa
         elif name == "begin":
             meter.begin(number, value)
             unfinished[number] = value
+        elif name == "entered" and unfinished:
+            key = list(unfinished)[value % len(unfinished)]
+            unfinished[key] += value
+            meter.entered(key, value)
         elif name == "finished" and unfinished:
             key = list(unfinished)[value % len(unfinished)]
             rows = min(value, unfinished[key])
@@ -177,7 +168,7 @@ def test_every_device_second_is_load_busy_or_idle_and_busy_is_what_the_shards_pa
 
 def test_threads_that_use_it_at_once_lose_no_second():
     clock, tick = FakeClock(), threading.Lock()
-    meter = Meter(2, 8, clock)
+    meter = Meter(2, clock)
     meter.ready()
     paid = []
 

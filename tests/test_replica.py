@@ -9,7 +9,7 @@ from batchinfer.replica import Clock
 def test_a_clock_that_is_set_while_a_replica_runs_moves_none_of_its_seconds(monkeypatch):
     real = time.time_ns
     clock = Clock()
-    meter = Meter(2, 4, clock)
+    meter = Meter(2, clock)
     meter.ready()
     meter.begin("a", 4)
     readings = [clock()]

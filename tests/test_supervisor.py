@@ -25,6 +25,7 @@ class Machine:
         self.poison = poison
         self.accidents = list(accidents)
         self.started = 0
+        self.asked = []
 
     def start(self):
         self.started += 1
@@ -45,15 +46,17 @@ class FragileEngine:
         self.steps = 0
 
     def generate(self, prompts, begun, finished):
-        begun(len(prompts))
+        self._machine.asked.append([prompt.text for prompt in prompts])
         done = []
         if self._calls is not None:
             self._calls -= 1
         for start in range(0, len(prompts), self.slots):
             rows = [prompt.text for prompt in prompts[start : start + self.slots]]
+            begun(len(rows))
             if self._dead or self._calls == 0 or self._machine.poison & set(rows):
                 self._dead = True
-                raise EngineDied("dead", [*done, *[None] * (len(prompts) - len(done))])
+                missing = [None] * (len(prompts) - len(done))
+                raise EngineDied("dead", [*done, *missing], range(start, start + len(rows)))
             self.steps += 1
             done += [Completion([row], ["stop"], 1, 0, 1) for row in rows]
             finished(len(rows))
@@ -64,7 +67,7 @@ class FragileEngine:
 
 
 def supervised(machine, max_restarts=10_000):
-    meter = Meter(1, machine.slots, lambda: time.monotonic_ns() // 1000)
+    meter = Meter(1, lambda: time.monotonic_ns() // 1000)
     supervisor = Supervisor(machine.start, machine.kill, meter, max_restarts, timeout_seconds=600)
     meter.ready()
     return supervisor, meter
@@ -142,13 +145,13 @@ def test_a_model_that_does_not_load_the_first_time_is_not_tried_again():
         raise EngineError("no such model")
 
     with pytest.raises(EngineError, match="no such model"):
-        Supervisor(start, lambda: None, Meter(1, 1, lambda: 0), 5, 600)
+        Supervisor(start, lambda: None, Meter(1, lambda: 0), 5, 600)
     assert len(tries) == 1
 
 
 def test_time_in_a_dead_engine_is_waste_and_starting_again_is_load():
     now = [0]
-    meter = Meter(2, 4, lambda: now[0])
+    meter = Meter(2, lambda: now[0])
     machine = Machine(slots=4, poison=set(), accidents=[1])
 
     def start():
@@ -183,7 +186,7 @@ def test_an_engine_that_stands_still_is_killed_and_its_rows_are_run_again():
         engines.append(start_engine(spec, make_plan()))
         return engines[-1]
 
-    meter = Meter(1, 4, lambda: time.monotonic_ns() // 1000)
+    meter = Meter(1, lambda: time.monotonic_ns() // 1000)
     supervisor = Supervisor(start, lambda: engines[-1].close(), meter, 20, timeout_seconds=0.2)
     meter.ready()
     outcome = supervisor.run(prompts_of(f"row-{i}" for i in range(10)))
@@ -204,9 +207,19 @@ def test_only_standing_still_with_rows_counts_as_a_stall():
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(), min_size=2, max_size=500, unique=True), st.integers(1, 600))
-def test_a_cut_loses_no_row_and_quarters_at_least(places, slots):
-    parts = cut(places, slots)
+@given(st.lists(st.integers(), min_size=2, max_size=500, unique=True))
+def test_a_cut_loses_no_row_and_quarters_at_least(places):
+    parts = cut(places)
     assert [place for part in parts for place in part] == places
     assert max(map(len, parts)) <= math.ceil(len(places) / PARTS)
-    assert len(parts) <= 2 * PARTS
+    assert len(parts) <= PARTS
+
+
+def test_rows_that_waited_when_the_engine_died_are_no_suspects():
+    machine = Machine(slots=4, poison={"1"})
+    supervisor, _ = supervised(machine)
+    outcome = supervisor.run(prompts_of(f"{i}" for i in range(12)))
+    supervisor.close()
+    assert [i for i, c in enumerate(outcome.completed()) if c.error] == [1]
+    innocent = [f"{i}" for i in range(4, 12)]
+    assert [rows for rows in machine.asked[1:] if set(rows) & set(innocent)] == [innocent], "asked once more, together"

@@ -90,3 +90,16 @@ def test_answers_are_at_most_max_tokens_and_the_choices_length(tmp_path):
     assert (exact.low, exact.mid, exact.high) == (200, 200, 200)
     chosen = surveyed(tmp_path, ["x"], MODEL, output={"uri": "/out", "choices": ["gui", "concurrency"]}).output_tokens
     assert 2 <= chosen.low <= chosen.high <= 10
+
+
+def test_rows_far_apart_that_share_a_document_are_noticed(tmp_path):
+    documents = [f"{i}" * 600 for i in range(4)]
+    work = surveyed(tmp_path, [documents[i % 4] + f" question {i}" for i in range(2000)])
+    assert work.scattered == 1.0
+    assert work.shares_apart
+    assert "100% of them begin as rows elsewhere in the input do" in work.source
+
+
+def test_rows_beside_one_another_that_share_a_document_need_no_more_shards_at_once(tmp_path):
+    work = surveyed(tmp_path, [f"{i // 500}" * 600 + f" question {i}" for i in range(2000)], shards={"rows": 500})
+    assert not work.shares_apart

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,18 +38,17 @@ class Completion:
 
 class EngineDied(Exception):
     """The engine is gone and will not answer again. `completions` are what it had finished of the prompts
-    that it was asked for, in their order, None for the others."""
+    that it was asked for, in their order, None for the others; `running` are the places of those that were in
+    it when it died."""
 
-    def __init__(self, message: str, completions: Sequence[Completion | None] = ()) -> None:
+    def __init__(self, message: str, completions: Sequence[Completion | None], running: Collection[int]) -> None:
         super().__init__(message)
         self.completions = completions
+        self.running = running
 
 
 class Engine(Protocol):
     """A loaded model that any number of threads may ask at once."""
-
-    slots: int
-    """How many rows it runs at a time."""
 
     @property
     def steps(self) -> int:
@@ -58,9 +57,8 @@ class Engine(Protocol):
     def generate(
         self, prompts: Sequence[Prompt], begun: Callable[[int], None], finished: Callable[[int], None]
     ) -> list[Completion]:
-        """The completions, in order. Calls `begun(rows)` once, when that many rows enter the engine, and
-        `finished(rows)` as they leave it; rows refused before they enter count in neither. Raises
-        EngineDied.
+        """The completions, in order. Calls `begun(rows)` as rows enter the engine and `finished(rows)` as they
+        leave it; rows refused before they enter count in neither. Raises EngineDied.
         """
 
     def close(self) -> None:

@@ -7,51 +7,82 @@ hands finished requests to whoever waits for them.
 
 from __future__ import annotations
 
-import collections
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from batchinfer.prefixes import PrefixOrder
 
 _ADDED_PER_STEP = 256
 """Adding a request takes about 0.1 ms: more at once would leave finished ones waiting."""
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One row for vLLM: its input (token ids), the sampling parameters, and the text that it is ordered by."""
+
+    prompt: Any
+    params: Any
+    text: str
+
+
 class Batch:
     """Requests of one caller. `results` holds vLLM's output, or the exception that refused a request."""
 
-    def __init__(self, requests: Sequence[tuple[Any, Any]], finished: Callable[[int], None]) -> None:
+    def __init__(
+        self, requests: Sequence[Request], begun: Callable[[int], None], finished: Callable[[int], None]
+    ) -> None:
         self.requests = requests
         self.results: list[Any] = [None] * len(requests)
+        self.entered = bytearray(len(requests))
+        self.begun = begun
         self.finished = finished
         self.remaining = len(requests)
         self.done = threading.Event()
 
+    def running(self) -> list[int]:
+        """The requests that are in the engine."""
+        return [i for i, entered in enumerate(self.entered) if entered and self.results[i] is None]
+
 
 class Pump:
-    """Owns `engine` (a vLLM LLMEngine) from now on; every request goes through `lora`, a LoRARequest."""
+    """Owns `engine` (a vLLM LLMEngine) from now on; every request goes through `lora`, a LoRARequest.
 
-    def __init__(self, engine: Any, lora: Any = None) -> None:
+    The engine is given what its slots and its KV cache hold, and as much again to follow; the others wait here,
+    where those of a shard that comes later can still be put beside them (`prefixes`). For `linger` seconds
+    an engine without work waits for further shards after one came: what is fed at once cannot be ordered.
+    """
+
+    def __init__(self, engine: Any, lora: Any = None, linger: float = 0.0) -> None:
         self._engine = engine
         self._lora = lora
         self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
-        self._waiting: collections.deque[tuple[Batch, int]] = collections.deque()
-        self._running: dict[str, tuple[Batch, int]] = {}
+        self._linger = linger
+        config = engine.vllm_config
+        self._waiting: PrefixOrder[Batch] = PrefixOrder(config.cache_config.block_size)
+        self._most_rows: int = 2 * config.scheduler_config.max_num_seqs + _ADDED_PER_STEP
+        # Unknown of a model without a KV cache.
+        self._most_tokens = 2 * (config.cache_config.num_gpu_blocks or 2**31) * config.cache_config.block_size
+        self._running: dict[str, tuple[Batch, int, int]] = {}
+        self._tokens = 0
         self._numbers = iter(range(2**63))
         self._death: BaseException | None = None
         self.steps = 0
         self._thread = threading.Thread(target=self._run, name="engine-pump", daemon=True)
         self._thread.start()
 
-    def run(self, requests: Sequence[tuple[Any, Any]], finished: Callable[[int], None]) -> list[Any]:
-        """The results of (engine input, sampling parameters) pairs, in order. None for what the engine
-        died under: `death` then says of what."""
-        batch = Batch(requests, finished)
+    def run(self, requests: Sequence[Request], begun: Callable[[int], None], finished: Callable[[int], None]) -> Batch:
+        """The requests with their results. Where a result is None the engine died before it was there: `death`
+        then says of what. Calls `begun(rows)` as rows enter the engine and `finished(rows)` as they leave it."""
+        batch = Batch(requests, begun, finished)
         if requests:
             self._queue.put(batch)
             while self._death is None and not batch.done.wait(timeout=1.0):
                 self._notice_death()
-        return list(batch.results)
+        return batch
 
     @property
     def death(self) -> str | None:
@@ -90,51 +121,63 @@ class Pump:
         except BaseException as error:
             # Whatever the engine raises, it cannot be trusted with a request again.
             self._death = error
-            for batch, _ in [*self._running.values(), *self._waiting]:
+            for batch in [*(batch for batch, _, _ in self._running.values()), *self._waiting.rest()]:
                 batch.done.set()
 
     def _take(self) -> bool:
         """Move new batches to the waiting requests; blocks when there is nothing to do. False: stop."""
-        block = not self._waiting and not self._running
+        idle = not self._waiting and not self._running
+        wait = None if idle else 0.0
         while True:
             try:
-                batch = self._queue.get(block=block)
+                batch = self._queue.get(block=wait != 0, timeout=wait)
             except queue.Empty:
                 return True
             if batch is None:
                 return False
-            self._waiting.extend((batch, i) for i in range(len(batch.requests)))
-            block = False
+            self._waiting.add(batch, [request.text for request in batch.requests])
+            wait = self._linger if idle else 0.0
 
     def _add(self) -> None:
-        refused: dict[int, tuple[Batch, int]] = {}
-        for _ in range(min(_ADDED_PER_STEP, len(self._waiting))):
-            batch, i = self._waiting.popleft()
-            prompt, params = batch.requests[i]
+        entered: Counter[Batch] = Counter()
+        refused: Counter[Batch] = Counter()
+        while self._waiting and self._has_room() and entered.total() < _ADDED_PER_STEP:
+            batch, i, shared = self._waiting.pop()
+            request = batch.requests[i]
             request_id = str(next(self._numbers))
+            batch.entered[i] = True
+            entered[batch] += 1
             try:
-                self._engine.add_request(request_id, prompt, params, lora_request=self._lora)
+                self._engine.add_request(request_id, request.prompt, request.params, lora_request=self._lora)
             except ValueError as error:
                 # vLLM's word for a request that it will not run; the others are not affected.
                 batch.results[i] = error
-                count = refused.get(id(batch), (batch, 0))[1]
-                refused[id(batch)] = (batch, count + 1)
+                refused[batch] += 1
             else:
-                self._running[request_id] = (batch, i)
+                # What it has in common with the request before it is in the cache already.
+                tokens = round(len(request.prompt["prompt_token_ids"]) * (1 - shared))
+                self._running[request_id] = (batch, i, tokens)
+                self._tokens += tokens
+        for batch, rows in entered.items():
+            batch.begun(rows)
         self._count(refused)
 
+    def _has_room(self) -> bool:
+        return len(self._running) < self._most_rows and self._tokens < self._most_tokens
+
     def _dispatch(self, outputs: Sequence[Any]) -> None:
-        counts: dict[int, tuple[Batch, int]] = {}
+        done: Counter[Batch] = Counter()
         for output in outputs:
             if output.finished:
-                batch, i = self._running.pop(output.request_id)
+                batch, i, tokens = self._running.pop(output.request_id)
+                self._tokens -= tokens
                 batch.results[i] = output
-                counts[id(batch)] = (batch, counts.get(id(batch), (batch, 0))[1] + 1)
-        self._count(counts)
+                done[batch] += 1
+        self._count(done)
 
-    def _count(self, counts: dict[int, tuple[Batch, int]]) -> None:
-        for batch, number in counts.values():
-            batch.finished(number)
-            batch.remaining -= number
+    def _count(self, done: Counter[Batch]) -> None:
+        for batch, rows in done.items():
+            batch.finished(rows)
+            batch.remaining -= rows
             if batch.remaining == 0:
                 batch.done.set()

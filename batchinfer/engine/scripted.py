@@ -25,7 +25,7 @@ PROCESS_NAME = "scripted-engine"
 
 
 class ScriptedEngine:
-    """See `engine.base.Engine` and the keys of `engine.scripted`. Rows run `slots` at a time."""
+    """See `engine.base.Engine` and the keys of `engine.scripted`. Rows of a call run `max_num_seqs` at a time."""
 
     def __init__(self, spec: JobSpec) -> None:
         self._script = spec.engine.scripted
@@ -33,7 +33,7 @@ class ScriptedEngine:
         self._n = spec.sampling.n
         self._max_characters = spec.sampling.max_tokens * TOKEN_CHARACTERS
         self._context = (spec.engine.max_model_len or 2**31) * TOKEN_CHARACTERS
-        self.slots = spec.engine.max_num_seqs or 256
+        self._slots = spec.engine.max_num_seqs or 256
         self.steps = 0
         self._hangs = False
         self._process = subprocess.Popen(
@@ -44,14 +44,15 @@ class ScriptedEngine:
     def generate(
         self, prompts: Sequence[Prompt], begun: Callable[[int], None], finished: Callable[[int], None]
     ) -> list[Completion]:
-        begun(len(prompts))
         completions: list[Completion] = []
         while len(completions) < len(prompts):
-            running = prompts[len(completions) : len(completions) + self.slots]
+            running = prompts[len(completions) : len(completions) + self._slots]
+            begun(len(running))
             new = [self._complete(prompt) for prompt in running]
             if not self._lives_through(self._seconds(new, len(running) / len(prompts))):
-                missing = len(prompts) - len(completions)
-                raise EngineDied("the engine's process is gone", [*completions, *([None] * missing)])
+                missing = [None] * (len(prompts) - len(completions))
+                places = range(len(completions), len(completions) + len(running))
+                raise EngineDied("the engine's process is gone", [*completions, *missing], places)
             self.steps += 1
             completions += new
             finished(len(new))

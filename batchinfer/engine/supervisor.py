@@ -4,10 +4,10 @@ The engine is a process of its own and its death loses no more than the rows in 
 inside the replica: what is known about its rows stays in memory, and losses of machines, which are
 Ray's business, have a budget of their own.
 
-Who is to blame. When an engine dies, every call that was in it is suspect. Each of these gets the next
-engine to itself: an innocent one passes whole, one that kills it again is cut into parts, which run one
-after another, down to the single row. A row that was the only one left when the engine died twice is
-set aside as `engine_killed`. Rows that had been finished are kept. One such row among n costs at most
+Who is to blame. When an engine dies, the rows that were in it are suspect, those that waited are not. The suspects
+of each call get the next engine to themselves: innocent ones pass whole, those that kill it again are cut into
+parts, which run one after another, down to the single row. A row that was the only one left when the engine died
+twice is set aside as `engine_killed`. Rows that had been finished are kept. One such row among n costs at most
 4 + log_4 n engines, since parts are quarters: a part takes the time of an answer, an engine minutes to load.
 """
 
@@ -66,17 +66,10 @@ class Outcome:
         return [completion for completion in self.completions if completion is not None]
 
 
-def cut(places: list[int], slots: int) -> list[list[int]]:
-    """The rows of a call that killed the engine, in parts of at most a quarter.
-
-    Engines serve first come, first served: those that fit its slots were running, the others waited most
-    likely, so that the two are cut apart.
-    """
-    parts = []
-    for rows in (places[:slots], places[slots:]):
-        size = max(1, -(-len(rows) // PARTS))
-        parts += [rows[i : i + size] for i in range(0, len(rows), size)]
-    return parts
+def cut(places: list[int]) -> list[list[int]]:
+    """The rows of a call that killed the engine, in parts of at most a quarter."""
+    size = max(1, -(-len(places) // PARTS))
+    return [places[i : i + size] for i in range(0, len(places), size)]
 
 
 class Supervisor:
@@ -111,16 +104,17 @@ class Supervisor:
         self._taken = False
         self._unfinished: dict[object, int] = {}
         self._ended = threading.Event()
-        meter.set_slots(self._engine.slots)
         threading.Thread(target=self._watch, name="engine-watch", daemon=True).start()
 
     def run(self, prompts: Sequence[Prompt]) -> Outcome:
         """The completions of all prompts. Raises EngineError once the engine has died too often."""
         outcome = Outcome([None] * len(prompts), 0.0, 0, self._meter.reading())
-        left = self._among_others(prompts, outcome)
-        if left is not None:
-            with self._alone():
-                self._isolate(prompts, left, outcome)
+        suspects, waiting = self._among_others(prompts, list(range(len(prompts))), outcome)
+        while suspects or waiting:
+            if suspects:
+                with self._alone():
+                    self._isolate(prompts, suspects, outcome)
+            suspects, waiting = self._among_others(prompts, waiting, outcome) if waiting else ([], [])
         return outcome
 
     def close(self) -> None:
@@ -129,21 +123,23 @@ class Supervisor:
         self._ended.set()
         self._engine.close()
 
-    def _among_others(self, prompts: Sequence[Prompt], outcome: Outcome) -> list[int] | None:
+    def _among_others(
+        self, prompts: Sequence[Prompt], places: list[int], outcome: Outcome
+    ) -> tuple[list[int], list[int]]:
         """Ask an engine that others ask too, once it has no suspects. As `_attempt`."""
         with self._changed:
             self._changed.wait_for(lambda: self._suspects == 0)
             self._sharing += 1
-        left = None
+        suspects: list[int] = []
         try:
-            left = self._attempt(prompts, list(range(len(prompts))), outcome)
+            suspects, waiting = self._attempt(prompts, places, outcome)
         finally:
             with self._changed:
                 self._sharing -= 1
                 # At once: until the suspects are through, nobody else comes in.
-                self._suspects += left is not None
+                self._suspects += bool(suspects)
                 self._changed.notify_all()
-        return left
+        return suspects, waiting
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -160,11 +156,12 @@ class Supervisor:
 
     def _isolate(self, prompts: Sequence[Prompt], places: list[int], outcome: Outcome, deaths: int = 0) -> None:
         """Run rows of a call that has the engine to itself, cut up as far as it takes."""
-        left = self._attempt(prompts, places, outcome) if places else None
+        suspects, waiting = self._attempt(prompts, places, outcome)
+        left = sorted(suspects + waiting)
         if not left:
             return
         if len(left) > 1:
-            for part in cut(left, self._engine.slots):
+            for part in cut(left):
                 self._isolate(prompts, part, outcome)
         elif deaths + 1 < DEATHS_OF_A_ROW:
             self._isolate(prompts, left, outcome, deaths + 1)
@@ -172,18 +169,22 @@ class Supervisor:
             error = RowError("engine_killed", f"the engine died {DEATHS_OF_A_ROW} times while it ran this row alone")
             outcome.completions[left[0]] = Completion.failed(error)
 
-    def _attempt(self, prompts: Sequence[Prompt], places: list[int], outcome: Outcome) -> list[int] | None:
-        """Ask the engine for the rows at `places`. None if it lives, else the places still to be done."""
+    def _attempt(self, prompts: Sequence[Prompt], places: list[int], outcome: Outcome) -> tuple[list[int], list[int]]:
+        """Ask the engine for the rows at `places`. If it dies: the places that were in it, and those that waited."""
         self._revive()
-        engine, key, entered = self._engine, object(), 0
+        engine, key = self._engine, object()
+        entered = left = 0
+        self._meter.begin(key, 0)
+        self._unfinished[key] = len(places)
 
         def begun(rows: int) -> None:
             nonlocal entered
-            entered = rows
-            self._meter.begin(key, rows)
-            self._unfinished[key] = rows
+            entered += rows
+            self._meter.entered(key, rows)
 
         def finished(rows: int) -> None:
+            nonlocal left
+            left += rows
             self._meter.finished(key, rows)
             self._unfinished[key] -= rows
 
@@ -193,17 +194,19 @@ class Supervisor:
             completions = engine.generate([prompts[place] for place in places], begun, finished)
         except EngineDied as death:
             died, completions = death, death.completions
-        for place, completion in zip(places, completions, strict=False):
+        for place, completion in zip(places, completions, strict=True):
             outcome.completions[place] = completion
         seconds, outcome.reading = self._meter.end(key)
+        del self._unfinished[key]
         # What the engine finished before it died is kept; the time of the rest is waste, in no shard's account.
-        kept = 1 - self._unfinished.pop(key) / entered if entered else 1.0
-        outcome.gpu_seconds += seconds * kept
+        outcome.gpu_seconds += seconds * (left / entered if entered else 1.0)
         if died is None:
-            return None
+            return [], []
         outcome.deaths += 1
         self._note_death(engine, died)
-        return [place for place in places if outcome.completions[place] is None]
+        running = {places[i] for i in died.running}
+        missing = [place for place in places if outcome.completions[place] is None]
+        return [p for p in missing if p in running], [p for p in missing if p not in running]
 
     def _note_death(self, engine: Engine, death: EngineDied) -> None:
         with self._changed:

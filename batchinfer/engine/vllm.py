@@ -11,11 +11,14 @@ import jinja2
 
 from batchinfer.checkpoint import SAFE_FORMAT, Adapter, local_adapter
 from batchinfer.engine.base import Completion, EngineDied
-from batchinfer.engine.pump import Pump
+from batchinfer.engine.pump import Pump, Request
 from batchinfer.errors import EngineError, ResourceError, RowError
 from batchinfer.planner import Plan
 from batchinfer.prompts import Prompt
 from batchinfer.spec import JobSpec, SamplingSpec
+
+LINGER_SECONDS = 0.25
+"""Shards of a job whose rows share prefixes arrive at a replica within this time of one another."""
 
 _FOUR_BITS = ("w4a16", "awq", "gptq")
 
@@ -134,7 +137,6 @@ class VllmEngine:
         self._logprobs = spec.sampling.logprobs is not None
         self._tokenizer = engine.get_tokenizer()
         self._context: int = engine.model_config.max_model_len
-        self.slots: int = engine.vllm_config.scheduler_config.max_num_seqs
         has_template = bool(getattr(self._tokenizer, "chat_template", None))
         # An embedding is of the text itself, unless the spec says otherwise.
         self._chat = has_template and not self._embeds if spec.prompt.chat is None else spec.prompt.chat
@@ -142,14 +144,16 @@ class VllmEngine:
             raise EngineError(
                 f"{spec.model.source} has no chat template", "set prompt.chat: false, or take a chat model"
             )
-        self._pump = Pump(engine, lora)
+        sharing = plan.workload is not None and plan.workload.shares_apart
+        self._pump = Pump(engine, lora, LINGER_SECONDS if sharing else 0.0)
 
     def generate(
         self, prompts: Sequence[Prompt], begun: Callable[[int], None], finished: Callable[[int], None]
     ) -> list[Completion]:
         completions: list[Completion | None] = [None] * len(prompts)
         requests, places = [], []
-        for i, ids in enumerate(self._token_ids(prompts)):
+        texts = [self._text(prompt) for prompt in prompts]
+        for i, ids in enumerate(self._token_ids(texts)):
             if isinstance(ids, RowError):
                 completions[i] = Completion.failed(ids)
             elif len(ids) + (not self._embeds) > self._context:
@@ -157,22 +161,22 @@ class VllmEngine:
                 message = f"{len(ids)} tokens do not {room} a context of {self._context}"
                 completions[i] = Completion.failed(RowError("prompt_too_long", message), len(ids))
             else:
-                requests.append(({"type": "token", "prompt_token_ids": ids}, self._params))
+                requests.append(Request({"type": "token", "prompt_token_ids": ids}, self._params, str(texts[i])))
                 places.append(i)
-        begun(len(requests))
-        for i, result in zip(places, self._pump.run(requests, finished), strict=True):
+        batch = self._pump.run(requests, begun, finished)
+        for i, result in zip(places, batch.results, strict=True):
             completions[i] = None if result is None else self._completion(result)
         if None in completions:
-            raise EngineDied(self._pump.death or "the engine gave no answer", completions)
+            running = [places[i] for i in batch.running()]
+            raise EngineDied(self._pump.death or "the engine gave no answer", completions, running)
         return [completion for completion in completions if completion is not None]
 
     @property
     def steps(self) -> int:
         return self._pump.steps
 
-    def _token_ids(self, prompts: Sequence[Prompt]) -> list[list[int] | RowError]:
+    def _token_ids(self, texts: Sequence[str | RowError]) -> list[list[int] | RowError]:
         """All prompts of a shard at once: a fast tokenizer then uses all cores, and lets go of the GIL."""
-        texts = [self._text(prompt) for prompt in prompts]
         good = [text for text in texts if isinstance(text, str)]
         # A chat template writes its own special tokens.
         ids = iter(self._tokenizer(good, add_special_tokens=not self._chat)["input_ids"] if good else [])

@@ -308,10 +308,11 @@ def _as_asked(spec: JobSpec, cluster: Cluster, model: str, accelerator: str) -> 
     )
 
 
-def shards_in_flight(slots: int, rows_per_shard: int) -> int:
+def shards_in_flight(slots: int, rows_per_shard: int, sharing: bool) -> int:
     """How many shards a replica holds so that its engine never drains between two.
 
     While one shard ends, the others must fill the engine's slots, with as many rows again waiting to
-    take over: 1 + 2 x slots / rows, between 3 and 16.
+    take over: 1 + 2 x slots / rows, between 3 and 16. Where rows that lie apart share a prefix, all 16: rows
+    meet in the cache only if one replica holds them at the same time.
     """
-    return max(3, min(16, 1 + -(-2 * slots // max(1, rows_per_shard))))
+    return 16 if sharing else max(3, min(16, 1 + -(-2 * slots // max(1, rows_per_shard))))

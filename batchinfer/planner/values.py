@@ -23,7 +23,8 @@ class Interval(_Value):
 class Workload(_Value):
     """What a job asks of an engine. Tokens are for each row; `output_tokens` is what a row is expected to
     produce over all its n answers. `sampled_rows`: rows whose prompts were looked at; `source`: how the
-    lengths came about, for a person to read."""
+    lengths came about, for a person to read. `scattered`: the share of the sampled rows whose prompt begins as
+    that of a row from another part of the input does, beyond what all of them begin with."""
 
     rows: int
     input_tokens: float
@@ -31,6 +32,12 @@ class Workload(_Value):
     output_tokens: Interval
     sampled_rows: int
     source: str
+    scattered: float = 0.0
+
+    @property
+    def shares_apart(self) -> bool:
+        """Do rows that lie apart in the input share a prefix?"""
+        return self.scattered > 0
 
 
 class EngineSettings(_Value):

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -40,8 +41,9 @@ for name, case in cases.items():
 
     with ThreadPoolExecutor(4) as pool:
         batches = list(pool.map(run, case["batches"]))
-    found[name] = {"events": events, "slots": engine.slots, "batches": [[
-        {"texts": c.texts, "reasons": c.finish_reasons, "in": c.input_tokens, "out": c.output_tokens,
+    found[name] = {"events": events, "batches": [[
+        {"texts": c.texts, "reasons": c.finish_reasons, "in": c.input_tokens, "cached": c.cached_tokens,
+         "out": c.output_tokens,
          "error": c.error.code if c.error else None, "logprobs": c.logprobs} for c in batch] for batch in batches]}
     engine.close()
     del engine
@@ -83,6 +85,19 @@ def spec(sampling: dict[str, Any], output: dict[str, Any] | None = None, **promp
     }
 
 
+DOCUMENTS, QUESTIONS = 24, 8
+
+
+def asked_of_documents() -> list[str]:
+    """Prompts in no order: every document of about 140 tokens with every question."""
+    words = ["socket", "file", "widget", "thread", "parser", "path", "buffer", "signal"]
+    random = Random(7)
+    documents = [" ".join(random.choice(words) for _ in range(130)) for _ in range(DOCUMENTS)]
+    prompts = [f"{document}\nQuestion {i}?" for document in documents for i in range(QUESTIONS)]
+    random.shuffle(prompts)
+    return prompts
+
+
 def run_script(script: str, given: object, folder: Path) -> Any:
     target = folder / "found.json"
     done = subprocess.run(
@@ -109,11 +124,15 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Any:
     quarters = [TEXTS[i::4] for i in range(4)]
     odd = ["fine", "word " * 600, "also fine"]
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    # A cache for six prompts at a time.
+    small_cache = spec({"max_tokens": 1})
+    small_cache["engine"] |= {"num_gpu_blocks_override": 13, "enable_prefix_caching": True}
     cases = {
         "greedy": {"spec": spec(SAMPLING["greedy"]), "batches": quarters},
         "seeded": {"spec": spec(SAMPLING["seeded"]), "batches": quarters},
         "choices": {"spec": spec(SAMPLING["choices"], {"choices": AREAS}), "batches": quarters},
         "odd": {"spec": spec({"max_tokens": 3, "ignore_eos": True, "logprobs": 2}), "batches": [odd]},
+        "shared": {"spec": small_cache, "batches": [asked_of_documents()]},
         "plain": {"spec": spec({"max_tokens": 3}, chat=False), "batches": [["fine"]]},
         "regex": {"spec": spec({"max_tokens": 8}, {"regex": "[0-9]{3}"}), "batches": [["fine"]]},
         "schema": {"spec": spec({"max_tokens": 40}, {"json_schema": schema}), "batches": [["fine"]]},
@@ -191,3 +210,11 @@ def test_regex_and_schema_shape_the_answer(answers: Any) -> None:
     assert len(number) == 3
     (text,) = answers["schema"]["batches"][0][0]["texts"]
     assert text.lstrip().startswith("{")
+
+
+def test_rows_that_share_a_document_find_it_in_the_cache_however_far_apart_they_lie(answers: Any) -> None:
+    rows = [row for batch in answers["shared"]["batches"] for row in batch]
+    assert len(rows) == DOCUMENTS * QUESTIONS
+    # Blocks of 128 tokens: all of a document's whole ones, for every question but the first.
+    most = sum(row["in"] // 128 * 128 for row in rows) * (QUESTIONS - 1) / QUESTIONS
+    assert sum(row["cached"] for row in rows) >= 0.95 * most

@@ -130,7 +130,8 @@ def test_on_a_gpu_the_cache_is_left_to_vllm():
 @settings(deadline=None, max_examples=50)
 @given(slots=st.integers(1, 4096), rows=st.integers(1, 100_000))
 def test_enough_shards_are_in_flight_to_fill_the_engine_and_never_too_many(slots, rows):
-    held = shards_in_flight(slots, rows)
+    held = shards_in_flight(slots, rows, sharing=False)
+    assert shards_in_flight(slots, rows, sharing=True) == 16
     assert 3 <= held <= 16
     assert held == 16 or (held - 1) * rows >= 2 * slots
 
