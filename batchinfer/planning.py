@@ -102,9 +102,9 @@ def _tokens(report: Report) -> int:
 
 def _readings(reports: Sequence[Report], shape: ModelShape, spec: JobSpec) -> Iterator[Reading]:
     """Each report's speed beside the estimator's, for the lengths that the rows turned out to have."""
-    settings = engine_settings(spec.engine)
     for report in reports:
         facts, quantization = accelerators()[report.accelerator], QUANTIZATIONS[report.quantization]
+        settings = engine_settings(spec.engine, facts)
         layout = (shape, quantization, facts, report.tensor_parallel, report.pipeline_parallel, False)
         output = report.output_tokens / report.rows
         work = Workload(

@@ -107,6 +107,7 @@ class VllmEngine:
         _prepare_environment(plan)
         from vllm.engine.arg_utils import EngineArgs
         from vllm.lora.request import LoRARequest
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.llm_engine import LLMEngine
         from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
@@ -124,7 +125,8 @@ class VllmEngine:
             # by the environment. Ours is set already, and another process imports vLLM for 12 seconds more.
             arguments["distributed_executor_backend"] = UniProcExecutor
         try:
-            engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+            # vLLM's batch sizes for offline work: without this they are those of a server, half as large or less.
+            engine = LLMEngine.from_engine_args(EngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
             if lora is not None:
                 # Now, not with the first request: an adapter that does not fit then kills the engine.
                 engine.add_lora(lora)

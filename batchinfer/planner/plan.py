@@ -141,10 +141,21 @@ def _needed_tokens(spec: JobSpec, known: Known) -> int:
     return min(context, prompt + (0 if spec.task == "embed" else spec.sampling.max_tokens))
 
 
-def engine_settings(engine: EngineSpec) -> EngineSettings:
-    """The spec's engine arguments that decide about memory, the planner's defaults where it has none."""
+def engine_settings(engine: EngineSpec, facts: Accelerator | None = None) -> EngineSettings:
+    """The spec's engine arguments that decide about memory and time, on the accelerator of `facts`; where it has
+    none, those that vLLM takes for offline work."""
     given = engine.model_dump(include=set(EngineSettings.model_fields), exclude_none=True)
-    return EngineSettings(**given)
+    return EngineSettings(**(_large_batches(facts) | given))
+
+
+def _large_batches(facts: Accelerator | None) -> dict[str, int]:
+    """What vLLM 0.32 makes of a GPU of 70 GiB and more that is no A100, and of any of 160 GiB and more
+    (EngineArgs, the defaults of `LLM`)."""
+    memory = facts.memory_bytes or 0 if facts else 0
+    ampere = facts is not None and facts.capability == 80
+    if memory >= 160 * 2**30 or (memory >= 70 * 2**30 and not ampere):
+        return {"max_num_seqs": 1024, "max_num_batched_tokens": 16384}
+    return {}
 
 
 def _on_gpus(spec: JobSpec, cluster: Cluster, known: Known, needed: int, model: str, accelerator: str) -> Plan:
@@ -159,7 +170,7 @@ def _on_gpus(spec: JobSpec, cluster: Cluster, known: Known, needed: int, model: 
         accelerator=facts,
         accelerator_name=accelerator,
         nodes=_nodes(cluster, facts),
-        settings=engine_settings(spec.engine),
+        settings=engine_settings(spec.engine, facts),
         needed_tokens=needed,
         workload=known.workload,
         calibration=known.calibration,

@@ -75,7 +75,7 @@ def chosen(made):
         ("qwen2.5-7b", "L4", 8, "none", {(1, 1), (2, 1), (4, 1)}, 1),
         ("yi-34b", "A100-80GB", 8, "none", {(1, 1), (2, 1), (4, 1), (8, 1)}, 1),
         ("deepseek-r1", "H200", 8, "auto", {(8, 1)}, 1),
-        ("gpt-oss-120b", "H100", 8, "auto", {(1, 1)}, 1),
+        ("gpt-oss-120b", "H100", 8, "auto", {(1, 1), (2, 1)}, 1),
     ],
 )
 def test_golden_layouts(name, gpu, gpus, quantization, layouts, nodes, work):

@@ -3,9 +3,10 @@ from builders import make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchinfer.catalog import find_model
+from batchinfer.catalog import accelerators, find_model
 from batchinfer.errors import ResourceError
 from batchinfer.planner import Cluster, make_plan, shards_in_flight
+from batchinfer.planner.plan import engine_settings
 
 GIB = 2**30
 
@@ -121,6 +122,16 @@ def test_the_cpu_cache_leaves_room_on_a_small_machine_and_is_shared_by_the_repli
 @pytest.mark.parametrize("engine", [{"gpu_memory_utilization": 0.5}, {"kv_cache_memory_bytes": 1000}])
 def test_a_cache_that_the_user_sized_is_left_alone(engine):
     assert plan(cluster(), engine=engine).kv_cache_memory_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("gpu", "rows"),
+    [("H100", 1024), ("H200", 1024), ("B200", 1024), ("MI300X", 1024), ("A100-80GB", 256), ("L40S", 256)],
+)
+def test_batches_are_as_large_as_vllm_makes_them_offline_and_as_the_user_says(gpu, rows):
+    facts = accelerators()[gpu]
+    assert engine_settings(make_spec().engine, facts).max_num_seqs == rows
+    assert engine_settings(make_spec(engine={"max_num_seqs": 7}).engine, facts).max_num_seqs == 7
 
 
 def test_on_a_gpu_the_cache_is_left_to_vllm():
