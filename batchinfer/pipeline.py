@@ -38,6 +38,8 @@ from batchinfer.source import read_shards
 _DEATHS_WHILE_LOADING = 3
 """In a row, in a whole run: a process that is killed each time it loads (by the system, for its memory) ends it."""
 
+_STARTS = 3
+
 _LOSSES = (
     ray.exceptions.RayActorError,
     ray.exceptions.WorkerCrashedError,
@@ -263,12 +265,29 @@ def connected(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     guard = Guard(DRIVER, uuid.uuid4().hex)
     try:
-        # Else Ray joins a cluster that it finds running on this machine, whosever that is.
-        ray.init(address="local", include_dashboard=False, log_to_driver=True)
+        _start_local()
         yield
     finally:
         ray.shutdown()
         guard.end()
+
+
+def _start_local() -> None:
+    """Start a cluster on this machine; raises ClusterError."""
+    for _ in range(_STARTS):
+        try:
+            # Else Ray joins a cluster that it finds running on this machine, whosever that is.
+            ray.init(address="local", include_dashboard=False, log_to_driver=True)
+            return
+        except Exception as error:
+            # Ray gives its first node 30 seconds, which a busy machine exceeds, and has no error of its own for it.
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+    raise ClusterError(
+        f"Ray did not start on this machine within 30 seconds, {_STARTS} times",
+        "the machine is very busy: run the same command again when it is less so",
+    )
 
 
 def _join(address: str) -> None:

@@ -85,10 +85,14 @@ class PromptMaker:
             one = self._from_messages if self._chat else self._from_text
             values = python_values(rows.column(self._columns[0]))
             return [value if isinstance(value, RowError) else one(value) for value in values]
+        columns = {name: python_values(rows.column(name)) for name in self._columns}
+        filled = self._template.fill(columns, rows.num_rows)
         render = self._template.renderer()
-        columns = [python_values(rows.column(name)) for name in self._columns]
         made: list[Prompt | RowError] = []
-        for row in zip(*columns, strict=True):
+        for text, *row in zip(filled, *columns.values(), strict=True):
+            if text is not None:
+                made.append(self._from_text(text))
+                continue
             bad = next((value for value in row if isinstance(value, RowError)), None)
             made.append(bad or self._from_template(render, dict(zip(self._columns, row, strict=True))))
         return made
@@ -111,7 +115,7 @@ class PromptMaker:
         text = value if isinstance(value, str) else "" if value is None else str(value)
         if not text.strip():
             return RowError("prompt_empty", "the prompt is null" if value is None else "the prompt has no text")
-        if not _is_unicode(text):
+        if not (text.isascii() or _is_unicode(text)):
             return RowError("prompt_invalid", "the prompt holds half of a surrogate pair, which is no character")
         return Prompt(text, self._system)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import socket
 import threading
 import time
@@ -21,11 +22,16 @@ from batchinfer.job import Job, seal, unseal
 from batchinfer.meter import Meter
 from batchinfer.model_folder import is_remote, local_model
 from batchinfer.planner import Plan
-from batchinfer.prompts import OutputCheck, PromptMaker, python_values
+from batchinfer.prompts import OutputCheck, PromptMaker
 from batchinfer.records import ReplicaRecord, ShardRecord
+from batchinfer.results import counts, evaluate, result_table
 from batchinfer.spec import JobSpec
 
 JOURNAL_SECONDS = 1.0
+
+COLLECTED_AFTER = 50_000
+"""Python looks for garbage in cycles after so many new objects instead of 700: a shard's rows are a few times
+as many, live together and are no cycles."""
 
 
 class Clock:
@@ -130,6 +136,9 @@ class Replica:
         self._engine: Supervisor | BatchinferError
         try:
             self._engine = self._supervisor()
+            # What is loaded by now stays: the collector need not go through all of it again and again.
+            gc.freeze()
+            gc.set_threshold(COLLECTED_AFTER)
             self._journal.ready()
         except BatchinferError as error:
             # Kept for the first shard: Ray cannot tell an actor that fails to start from one that was killed
@@ -158,7 +167,7 @@ class Replica:
             for prompt in prompts
         ]
         results = result_table(self._job.spec, rows, about, completions)
-        record = self._record(about, rows, completions, started_at_us, outcome)
+        record = self._record(about, rows, completions, results, started_at_us, outcome)
         return seal(results, {**about, "record": record.model_dump(mode="json")})
 
     def _supervisor(self) -> Supervisor:
@@ -183,11 +192,11 @@ class Replica:
         about: dict[str, Any],
         rows: pa.Table,
         completions: Sequence[Completion],
+        results: pa.Table,
         started_at_us: int,
         outcome: Outcome,
     ) -> ShardRecord:
         spec, plan = self._job.spec, self._job.plan
-        errors = Counter(c.error.code for c in completions if c.error is not None)
         return ShardRecord(
             run_id=self._job.run_id,
             job_name=spec.name,
@@ -204,16 +213,11 @@ class Replica:
             tensor_parallel=plan.tensor_parallel,
             pipeline_parallel=plan.pipeline_parallel,
             rows=rows.num_rows,
-            rows_failed=errors.total(),
-            input_tokens=sum(c.input_tokens for c in completions),
-            cached_tokens=sum(c.cached_tokens for c in completions),
-            output_tokens=sum(c.output_tokens for c in completions),
             started_at_us=started_at_us,
             finished_at_us=outcome.reading.at_us,
             gpu_seconds=outcome.gpu_seconds,
             price_per_gpu_hour=plan.price_per_gpu_hour,
-            errors=dict(errors),
-            finish_reasons=dict(Counter(reason for c in completions if c.error is None for reason in c.finish_reasons)),
+            **counts(results),
             evaluation=evaluate(spec, rows, completions),
             meter=outcome.reading,
             labels=spec.labels,
@@ -236,62 +240,3 @@ def with_local_model(spec: JobSpec, plan: Plan) -> tuple[JobSpec, Plan]:
         spec.model_copy(update={"model": spec.model.model_copy(update={"source": folder})}),
         plan.model_copy(update={"checkpoint": folder}),
     )
-
-
-def result_table(spec: JobSpec, rows: pa.Table, about: dict[str, Any], completions: Sequence[Completion]) -> pa.Table:
-    """The rows of the result file: id, passed-through columns, output, and what became of the row.
-
-    With n > 1 the output, the finish reason and the logprobs are lists of n; an embedding is a list of
-    float32. A row that failed before the engine has a null output; an answer of the wrong shape is kept, beside
-    its error.
-    """
-    columns: dict[str, pa.Array | pa.ChunkedArray] = {}
-    if spec.input.id_column is None:
-        places = about["retried"] if about["retried"] is not None else range(rows.num_rows)
-        columns[spec.id_column] = pa.array([about["first_row"] + place for place in places], pa.int64())
-    else:
-        columns[spec.id_column] = rows.column(spec.input.id_column)
-    for name in spec.input.columns:
-        columns[name] = rows.column(name)
-    many = spec.sampling.n > 1
-    text = pa.list_(pa.string()) if many else pa.string()
-    first = slice(None) if many else 0
-    if spec.task == "embed":
-        columns[spec.output.column] = pa.array([c.embedding for c in completions], pa.list_(pa.float32()))
-    else:
-        columns[spec.output.column] = pa.array([c.texts[first] if c.texts else None for c in completions], text)
-    columns["finish_reason"] = pa.array(
-        [c.finish_reasons[first] if c.finish_reasons else None for c in completions], text
-    )
-    for name in ("input_tokens", "cached_tokens", "output_tokens"):
-        columns[name] = pa.array([getattr(c, name) for c in completions], pa.int32())
-    columns["error_code"] = pa.array([c.error.code if c.error else None for c in completions], pa.string())
-    columns["error_message"] = pa.array([c.error.message if c.error else None for c in completions], pa.string())
-    if spec.sampling.logprobs is not None:
-        columns["logprobs"] = pa.array(
-            [c.logprobs[first] if c.logprobs else None for c in completions], _logprobs_type(many)
-        )
-    return pa.table(columns)
-
-
-def _logprobs_type(many: bool) -> pa.DataType:
-    """A list over tokens of lists of alternatives; with n > 1 one level more."""
-    fields = [("token", pa.string()), ("token_id", pa.int32()), ("logprob", pa.float32()), ("rank", pa.int32())]
-    tokens = pa.list_(pa.list_(pa.struct(fields)))
-    return pa.list_(tokens) if many else tokens
-
-
-def evaluate(spec: JobSpec, rows: pa.Table, completions: Sequence[Completion]) -> dict[str, tuple[int, int]]:
-    """For each group, how many outputs equal the expected value, of how many rows that have one."""
-    wanted = spec.evaluate
-    if wanted is None:
-        return {}
-    expected = python_values(rows.column(wanted.expected))
-    groups = python_values(rows.column(wanted.by)) if wanted.by is not None else ["all"] * rows.num_rows
-    counts: dict[str, tuple[int, int]] = {}
-    for value, group, completion in zip(expected, groups, completions, strict=True):
-        if value is not None:
-            right, compared = counts.get(str(group), (0, 0))
-            answer = completion.texts[0] if completion.texts and completion.error is None else None
-            counts[str(group)] = (right + (answer == str(value)), compared + 1)
-    return counts

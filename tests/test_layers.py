@@ -16,21 +16,10 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = [
     *("errors", "ticks", "templates", "variables", "spec", "schedule", "catalog", "planner", "storage", "model_folder"),
-    *(
-        "model_source",
-        "checkpoint",
-        "records",
-        "shards",
-        "incremental",
-        "source",
-        "prompts",
-        "prefixes",
-        "survey",
-        "meter",
-    ),
-    *("engine", "job", "history", "replica", "commit", "ledger", "report", "budget", "progress", "placement"),
-    *("metrics", "pipeline", "session", "retry", "preflight", "planning", "render", "submit", "runner", "ticker"),
-    *("serve", "console", "cli"),
+    *("model_source", "checkpoint", "records", "shards", "incremental", "source", "prompts", "prefixes", "survey"),
+    *("meter", "engine", "results", "job", "history", "replica", "commit", "ledger", "report", "budget", "progress"),
+    *("placement", "metrics", "pipeline", "session", "retry", "preflight", "planning", "render", "submit", "runner"),
+    *("ticker", "serve", "console", "cli"),
 ]
 
 LAZY = ("ray", "vllm", "torch", "transformers", "pyarrow.dataset", "pandas", "boto3", "huggingface_hub")

@@ -7,6 +7,8 @@ import time
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from batchinfer.prompts import Prompt, PromptMaker
 from batchinfer.spec import PromptSpec
@@ -193,3 +195,34 @@ def test_half_a_surrogate_pair_is_this_rows_error():
     made = PromptMaker(PromptSpec(messages_column="chat")).prompts(pa.table({"chat": chat}))
     assert made[0].code == "prompt_invalid"
     assert isinstance(made[1], Prompt)
+
+
+VALUES = st.one_of(
+    st.text(max_size=8), st.none(), st.integers(), st.booleans(), st.lists(st.text(max_size=2), max_size=2)
+)
+PIECES = st.lists(
+    st.sampled_from(["{{ a }}", "{{ b }}", "{{range}}", " text ", "{# note #}", "ü\n"]), min_size=1, max_size=6
+)
+
+
+@given(PIECES.map("".join), st.lists(st.tuples(VALUES, VALUES, VALUES), max_size=5))
+def test_a_template_of_texts_and_names_gives_what_the_whole_language_gives(source, rows):
+    template = compile_template(source)
+    columns = dict(zip(("a", "b", "range"), map(list, zip(*rows, strict=True)), strict=True)) if rows else {}
+    filled = template.fill({name: columns.get(name, []) for name in ("a", "b", "range")}, len(rows))
+    assert len(filled) == len(rows)
+    for text, (a, b, c) in zip(filled, rows, strict=True):
+        if text is not None:
+            assert text == rendered(source, a=a, b=b, range=c)
+
+
+def test_rows_of_texts_are_filled_without_the_language_and_no_others():
+    assert compile_template("<{{ a }}|{{ b }}>").fill({"a": ["x", "", None, 1], "b": ["y"] * 4}, 4) == [
+        "<x|y>",
+        "<|y>",
+        None,
+        None,
+    ]
+    for source in ("{{ a | upper }}", "{{ a.b }}", "{% if a %}{{ a }}{% endif %}", "{{ a }}{{ self }}"):
+        assert compile_template(source).fill({"a": ["x"]}, 1) == [None]
+    assert compile_template("{{ a }}{{ a }}").fill({"a": ["x" * (MAX_WORK // 2 + 1)]}, 1) == [None]

@@ -28,7 +28,9 @@ class ScriptedEngine:
     """See `engine.base.Engine` and the keys of `engine.scripted`. Rows of a call run `max_num_seqs` at a time."""
 
     def __init__(self, spec: JobSpec) -> None:
-        self._script = spec.engine.scripted
+        self._script = script = spec.engine.scripted
+        self._answer = script.answer
+        self._has_faults = any(mark is not None for mark in (script.kill_on, script.hang_on, script.reject_on))
         self._choices = spec.output.choices
         self._n = spec.sampling.n
         self._max_characters = spec.sampling.max_tokens * TOKEN_CHARACTERS
@@ -70,31 +72,33 @@ class ScriptedEngine:
 
     def _complete(self, prompt: Prompt) -> Completion:
         text = prompt.text if prompt.messages is None else prompt.messages[-1]["content"]
+        tokens = -(-len(text) // TOKEN_CHARACTERS)
+        if self._has_faults and self._meets_fault(text):
+            return Completion.failed(RowError("engine_rejected", "refused by the script"), tokens)
+        if len(text) >= self._context:
+            return Completion.failed(RowError("prompt_too_long", f"{tokens} tokens do not fit"), tokens)
+        if self._answer is not None:
+            answer = self._answer
+        elif self._choices is not None:
+            answer = self._choices[zlib.crc32(text.encode()) % len(self._choices)]
+        else:
+            answer = text
+        reason = "stop"
+        if len(answer) > self._max_characters:
+            answer, reason = answer[: self._max_characters], "length"
+        n = self._n
+        return Completion([answer] * n, [reason] * n, tokens, 0, -(-len(answer) // TOKEN_CHARACTERS) * n)
+
+    def _meets_fault(self, text: str) -> bool:
+        """Do what the script says of this text, up to death; is it to be refused?"""
         script = self._script
         if script.kill_on is not None and script.kill_on in text:
             self._process.kill()
             self._process.wait()
         if script.hang_on is not None and script.hang_on in text:
             self._hangs = True
-        if script.reject_on is not None and script.reject_on in text:
-            return Completion.failed(RowError("engine_rejected", "refused by the script"), _tokens(text))
-        if len(text) >= self._context:
-            return Completion.failed(RowError("prompt_too_long", f"{_tokens(text)} tokens do not fit"), _tokens(text))
-        if script.answer is not None:
-            answer = script.answer
-        elif self._choices is not None:
-            answer = self._choices[zlib.crc32(text.encode()) % len(self._choices)]
-        else:
-            answer = text
-        reason = "length" if len(answer) > self._max_characters else "stop"
-        answer = answer[: self._max_characters]
-        n = self._n
-        return Completion([answer] * n, [reason] * n, _tokens(text), 0, _tokens(answer) * n)
+        return script.reject_on is not None and script.reject_on in text
 
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
-
-
-def _tokens(text: str) -> int:
-    return -(-len(text) // TOKEN_CHARACTERS)

@@ -23,7 +23,7 @@ from batchinfer.engine import Completion
 from batchinfer.errors import BatchinferError, InputError, RowError
 from batchinfer.job import Layout, seal, unseal
 from batchinfer.prompts import PromptMaker, needed_columns
-from batchinfer.replica import result_table
+from batchinfer.results import result_table
 from batchinfer.shards import from_parquet, read_together, to_parquet
 from batchinfer.source import build_manifest, read_shards
 from batchinfer.source.formats import inspect_parquet
