@@ -2,8 +2,8 @@
 
 Why it is not the replica itself. vLLM takes 13 seconds of CPU to import, and its engine is one more process. A Ray
 worker must not be forked (it shares its sockets and has dozens of threads), so an engine that a replica starts
-imports everything a second time. The host is started afresh, with one thread, and may be forked: what it has
-imported its engine has too. Nor does Ray's own work share an interpreter with tokenizing and detokenizing.
+imports everything a second time. The host is started afresh, runs no other thread of Python's while it loads, and may
+be forked: what it has imported its engine has too. Nor does Ray's own work share an interpreter with the tokenizer.
 
 The two talk over a pair of sockets. The replica sends the spec and the plan, then (number, prompts) for each call; it
 closes its end when it leaves. The host sends how many rows run at a time, or the exception that loading raised; then

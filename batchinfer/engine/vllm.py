@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def _request_parameters(spec: JobSpec) -> Any:
 
 class VllmEngine:
     """See `engine.base.Engine`. Raises EngineError if the model cannot be loaded. With `fork` vLLM's engine process is
-    forked from this one, which must have no other thread then, instead of importing everything again."""
+    forked from this one instead of importing everything again, unless other threads of Python run by then."""
 
     def __init__(self, spec: JobSpec, plan: Plan, fork: bool = False) -> None:
         fork = fork and "VLLM_WORKER_MULTIPROC_METHOD" not in os.environ
@@ -250,8 +251,12 @@ def _fork_engines() -> None:
     import vllm.v1.engine.utils
     import vllm.v1.worker.cpu_worker
 
+    def context() -> multiprocessing.context.BaseContext:
+        # ZeroMQ's threads are there by now, as where vLLM forks of its own accord; OpenMP's and others' are not.
+        return multiprocessing.get_context("fork" if threading.active_count() == 1 else "spawn")
+
     # Only for the engine: workers of a tensor-parallel one are started by an engine that has threads.
-    vllm.v1.engine.utils.get_mp_context = lambda: multiprocessing.get_context("fork")
+    vllm.v1.engine.utils.get_mp_context = context
 
 
 def _import_model(source: str) -> None:
