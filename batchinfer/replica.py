@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchinfer.engine import Completion, start_engine
+from batchinfer.engine import Completion, host_processes, start_engine
 from batchinfer.engine.orphans import REPLICA, Guard, kill_marked
 from batchinfer.engine.supervisor import Outcome, Supervisor
 from batchinfer.errors import BatchinferError, RowError, StorageError
@@ -174,7 +174,7 @@ class Replica:
         job, limits = self._job, self._job.spec.limits
         return Supervisor(
             start=lambda: start_engine(*with_local_model(job.spec, job.plan)),
-            kill=lambda: kill_marked(REPLICA, self._journal.replica_id),
+            kill=lambda: kill_marked(REPLICA, self._journal.replica_id, host_processes()),
             meter=self._meter,
             max_restarts=limits.max_engine_restarts,
             timeout_seconds=limits.engine_timeout_seconds,

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 
 import psutil
 
@@ -64,11 +65,11 @@ def marked(variable: str, mark: str) -> list[psutil.Process]:
     return found
 
 
-def kill_marked(variable: str, mark: str) -> None:
-    """Kill until none is left: a dying process may just have started another."""
+def kill_marked(variable: str, mark: str, spared: Collection[int] = ()) -> None:
+    """Kill until none is left, but for process ids that are `spared`: a dying process may just have started another."""
     quiet = 0
     while quiet < _QUIET_SCANS:
-        processes = marked(variable, mark)
+        processes = [process for process in marked(variable, mark) if process.pid not in spared]
         quiet = 0 if processes else quiet + 1
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):

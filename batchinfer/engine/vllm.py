@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -101,9 +105,11 @@ def _request_parameters(spec: JobSpec) -> Any:
 
 
 class VllmEngine:
-    """See `engine.base.Engine`. Raises EngineError if the model cannot be loaded."""
+    """See `engine.base.Engine`. Raises EngineError if the model cannot be loaded. With `fork` vLLM's engine process is
+    forked from this one instead of importing everything again, unless other threads of Python run by then."""
 
-    def __init__(self, spec: JobSpec, plan: Plan) -> None:
+    def __init__(self, spec: JobSpec, plan: Plan, fork: bool = False) -> None:
+        fork = fork and "VLLM_WORKER_MULTIPROC_METHOD" not in os.environ
         _prepare_environment(plan)
         from vllm.engine.arg_utils import EngineArgs
         from vllm.lora.request import LoRARequest
@@ -124,6 +130,9 @@ class VllmEngine:
             # The worker in the engine's own process: vLLM gives it one of its own on a CPU, to set its threads
             # by the environment. Ours is set already, and another process imports vLLM for 12 seconds more.
             arguments["distributed_executor_backend"] = UniProcExecutor
+        if fork:
+            _fork_engines()
+            _import_model(arguments["model"])
         try:
             # vLLM's batch sizes for offline work: without this they are those of a server, half as large or less.
             engine = LLMEngine.from_engine_args(EngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
@@ -239,6 +248,37 @@ def _logprobs(output: Any) -> list[list[dict[str, Any]]]:
         ]
         for position in output.logprobs or []
     ]
+
+
+def _fork_engines() -> None:
+    """Have vLLM fork its engine process. Its own variable says spawn or fork, but on a CPU it overwrites the user's
+    choice with spawn, since a child that was forked after OpenMP had started threads hangs in its first loop."""
+    # What the engine would import first of all: here for both.
+    import vllm.v1.engine.utils
+    import vllm.v1.worker.cpu_worker
+
+    def context() -> multiprocessing.context.BaseContext:
+        # ZeroMQ's threads are there by now, as where vLLM forks of its own accord; OpenMP's and others' are not.
+        return multiprocessing.get_context("fork" if threading.active_count() == 1 else "spawn")
+
+    # Only for the engine: workers of a tensor-parallel one are started by an engine that has threads.
+    vllm.v1.engine.utils.get_mp_context = context
+
+
+def _import_model(source: str) -> None:
+    """Import the classes of the model in a folder. vLLM looks at a class that it meets for the first time on a machine
+    in a process of its own, which imports everything once more, to keep CUDA out of the process that asks."""
+    from vllm import ModelRegistry
+
+    try:
+        config = json.loads(Path(source, "config.json").read_text())
+    except (OSError, ValueError):
+        # A model of the hub, or none: vLLM says what is wrong with it.
+        return
+    for name in config.get("architectures") or []:
+        known = ModelRegistry.models.get(name)
+        if known is not None:
+            ModelRegistry.register_model(name, known.load_model_cls())
 
 
 def _prepare_environment(plan: Plan) -> None:
