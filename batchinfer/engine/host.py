@@ -6,7 +6,7 @@ imports everything a second time. The host is started afresh, runs no other thre
 be forked: what it has imported its engine has too. Nor does Ray's own work share an interpreter with the tokenizer.
 
 The two talk over a pair of sockets. The replica sends the spec and the plan, then (number, prompts) for each call; it
-closes its end when it leaves. The host sends how many rows run at a time, or the exception that loading raised; then
+closes its end when it leaves. The host sends that it is ready, or the exception that loading raised; then
 (number, what, value) of each call, and number 0 for the engine's steps.
 """
 
@@ -96,7 +96,6 @@ class HostedEngine:
         if isinstance(started, Exception):
             self.close()
             raise started
-        self.slots: int = started
         threading.Thread(target=self._listen, name="engine-host", daemon=True).start()
 
     def generate(
@@ -110,15 +109,14 @@ class HostedEngine:
                 with contextlib.suppress(OSError):
                     self._pipe.send((number, list(prompts)))
             else:
-                call.answer = EngineDied(self._death)
                 call.done.set()
         call.done.wait()
         answer = call.answer
-        if isinstance(answer, EngineDied) and not answer.completions:
-            answer.completions = [None] * len(prompts)
+        if answer is None:
+            # With its host go all of the call's rows, also those that were finished, and what says which were running.
+            raise EngineDied(self._death or "", [None] * len(prompts), range(len(prompts)))
         if isinstance(answer, Exception):
             raise answer
-        assert answer is not None
         return answer
 
     @property
@@ -155,7 +153,7 @@ class HostedEngine:
             self._death = "the process of the engine ended"
             left, self._calls = self._calls, {}
             for call in left.values():
-                self._answer(call, EngineDied(self._death))
+                call.done.set()
         self._pipe.close()
 
     @staticmethod
@@ -191,7 +189,7 @@ class _Host:
         except Exception as error:
             self._send(_known(error))
             return None
-        self._send(engine.slots)
+        self._send(None)
         return engine
 
     def _call(self, engine: Engine, number: int, prompts: list[Prompt]) -> None:
@@ -202,7 +200,7 @@ class _Host:
                 lambda rows: self._send((number, "finished", rows)),
             )
         except EngineDied as death:
-            found = (str(death), list(death.completions))
+            found = (str(death), list(death.completions), list(death.running))
         except Exception as error:
             found = _known(error)
         self._send((number, "answer", found))

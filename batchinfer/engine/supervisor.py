@@ -199,7 +199,8 @@ class Supervisor:
         seconds, outcome.reading = self._meter.end(key)
         del self._unfinished[key]
         # What the engine finished before it died is kept; the time of the rest is waste, in no shard's account.
-        outcome.gpu_seconds += seconds * (left / entered if entered else 1.0)
+        kept = min(left, sum(completion is not None for completion in completions))
+        outcome.gpu_seconds += seconds * (kept / entered if entered else 1.0)
         if died is None:
             return [], []
         outcome.deaths += 1

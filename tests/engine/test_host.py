@@ -64,7 +64,6 @@ def test_calls_side_by_side_are_answered_as_the_engine_itself_answers(hosted):
     batches = [prompts_of(*(f"call {i} row {j} {'refused' * (j % 3)}" for j in range(17))) for i in range(20)]
     here = start_engine(spec_of(reject_on="refused"), make_plan())
     there = hosted(reject_on="refused")
-    assert there.slots == here.slots
 
     def ask(prompts):
         counted = Counted()
