@@ -16,7 +16,18 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = [
     *("errors", "ticks", "templates", "variables", "spec", "schedule", "catalog", "planner", "storage", "model_folder"),
-    *("model_source", "checkpoint", "records", "shards", "incremental", "source", "prompts", "survey", "meter"),
+    *(
+        "model_source",
+        "checkpoint",
+        "records",
+        "shards",
+        "cutting",
+        "incremental",
+        "source",
+        "prompts",
+        "survey",
+        "meter",
+    ),
     *("engine", "job", "history", "replica", "commit", "ledger", "report", "budget", "progress", "placement"),
     *("metrics", "pipeline", "session", "retry", "preflight", "planning", "render", "submit", "runner", "ticker"),
     *("serve", "console", "cli"),
