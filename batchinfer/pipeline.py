@@ -24,6 +24,7 @@ from ray.data.block import BlockMetadata
 from ray.experimental.internal_kv import _internal_kv_get
 
 from batchinfer.commit import commit, commit_retry
+from batchinfer.cutting import in_order, readers, shards_held
 from batchinfer.engine.orphans import DRIVER, Guard
 from batchinfer.errors import BatchinferError, ClusterError, WorkersLost
 from batchinfer.job import Job, Layout, lost_attempts, read_journals, seal, unseal
@@ -32,7 +33,7 @@ from batchinfer.planner import Cluster, Plan, autoscaled, cluster_of, shortage
 from batchinfer.planner.host import CPU_REPLICA_CPUS, SMALL_TASK_CPUS
 from batchinfer.records import ShardRecord
 from batchinfer.replica import Replica
-from batchinfer.shards import Manifest, Shard, read_together
+from batchinfer.shards import Manifest, Shard
 from batchinfer.source import read_shards
 
 _DEATHS_WHILE_LOADING = 3
@@ -68,11 +69,11 @@ class Committed:
 
 
 class ShardSource(Datasource):  # type: ignore[misc] # Ray ships no types
-    """Shards as blocks: a read task for each run of shards that should be read together."""
+    """Shards as blocks: a read task for each run of shards that should be read together, longest work first."""
 
     def __init__(self, job: Job, manifest: Manifest, work: Work) -> None:
         super().__init__()
-        self._groups = list(read_together(work.shards))
+        self._groups = in_order(work.shards, job.spec.sampling.max_tokens, work.positions)
         self._read = _Read(job, manifest.schema, manifest.partitions, work)
 
     def estimate_inmemory_data_size(self) -> int | None:
@@ -160,9 +161,9 @@ def _dataset(job: Job, source: ShardSource, arguments: dict[str, Any]) -> Any:
         source,
         override_num_blocks=len(source.get_read_tasks(1)),
         num_cpus=SMALL_TASK_CPUS,
-        # One reader and one committer for each replica keep up with any model, and a worker process
+        # So many readers, and one committer for each replica, keep up with any model, and a worker process
         # takes seconds to start: without a limit Ray would start as many as the CPUs divide into.
-        concurrency=plan.max_replicas,
+        concurrency=readers(plan.max_replicas),
     )
     results = rows.map_batches(
         Replica,
@@ -172,7 +173,8 @@ def _dataset(job: Job, source: ShardSource, arguments: dict[str, Any]) -> Any:
         zero_copy_batch=True,
         compute=ActorPoolStrategy(
             **pool,
-            max_tasks_in_flight_per_actor=job.shards_in_flight + 2,
+            # What a slow replica holds nobody else can take: no more than it works on, but for the few large shards.
+            max_tasks_in_flight_per_actor=shards_held(job.shards_in_flight),
             enable_true_multi_threading=True,
         ),
         max_concurrency=job.shards_in_flight,

@@ -52,6 +52,8 @@ def needed_columns(spec: JobSpec) -> dict[str, str]:
         needed.setdefault(name, "input.columns")
     for name, key in _prompt_columns(spec.prompt):
         needed.setdefault(name, key)
+    if spec.input.group_by is not None:
+        needed.setdefault(spec.input.group_by, "input.group_by")
     if spec.evaluate is not None:
         needed.setdefault(spec.evaluate.expected, "evaluate.expected")
         if spec.evaluate.by is not None:

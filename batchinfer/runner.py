@@ -69,6 +69,8 @@ def plan(spec: JobSpec, listener: Listener, cluster: str | None = None, at: date
     """
     rendered, tick = _resolved(spec, at)
     checked = check(rendered, _new_run_id(), tick=tick, access=False)
+    if checked.manifest.hint is not None:
+        listener.event("hint", text=checked.manifest.hint)
     if cluster is None and spec.resources.accelerator not in ("auto", "cpu"):
         return plan_job(checked, assumed_cluster(spec, psutil.virtual_memory().total))
     with _connected(cluster, listener):
@@ -178,8 +180,9 @@ def _open_run(uri: str) -> tuple[Layout, Manifest, JobSpec]:
 
 def _job(spec: JobSpec, plan: Plan, layout: Layout, manifest: Manifest) -> Job:
     rows = max((shard.rows for shard in manifest.shards), default=1)
+    slots = spec.engine.max_num_seqs or (DEFAULT_SLOTS if plan.engine is None else plan.engine.max_num_seqs)
     sharing = plan.workload is not None and plan.workload.shares_apart
-    in_flight = shards_in_flight(spec.engine.max_num_seqs or DEFAULT_SLOTS, rows, sharing)
+    in_flight = shards_in_flight(slots, rows, sharing)
     return Job(manifest.fingerprint["run_id"], spec, plan, layout, in_flight)
 
 

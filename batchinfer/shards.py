@@ -7,19 +7,14 @@ of files, small enough by rows and by bytes. Its number never changes, and its o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.storage import Entry
-
-MIN_AUTO_ROWS = 256
-MAX_AUTO_ROWS = 8192
-AUTO_SHARDS = 100
-AUTO_OUTPUT_TOKENS = 2**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +46,8 @@ class Segment:
     """`rows` rows of the file `entry` from row `start` on; `start` lies in row group `group`.
 
     `skip` counts the rows of that group before `start`; `offset` to `end` are the bytes to read of a
-    file of lines.
+    file of lines; `size` counts the bytes of the rows by the mean of their row group, 0 where a manifest does
+    not say.
     """
 
     entry: Entry
@@ -61,6 +57,7 @@ class Segment:
     rows: int
     offset: int
     end: int
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +72,19 @@ class Shard:
     def rows(self) -> int:
         return sum(segment.rows for segment in self.segments)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the columns to be read, about; 0 where it is not known."""
+        return sum(segment.size for segment in self.segments)
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """All shards of a run, what the rows look like, and what they were cut from.
 
     `fingerprint` holds whatever must be the same for a resume (see `difference`); `schema` is that of
-    the rows as read, `partitions` the columns among them that come from the path.
+    the rows as read, `partitions` the columns among them that come from the path. `hint` is what the cutting
+    has to say to a person; it is not written.
     """
 
     shards: tuple[Shard, ...]
@@ -89,6 +92,7 @@ class Manifest:
     partitions: tuple[str, ...]
     empty_files: tuple[str, ...]
     fingerprint: Mapping[str, Any]
+    hint: str | None = field(default=None, compare=False)
 
     @property
     def rows(self) -> int:
@@ -100,59 +104,93 @@ class Manifest:
         return {segment.entry.uri: segment.entry.tag for shard in self.shards for segment in shard.segments}
 
 
-def rows_per_shard(total_rows: int, asked: int | Literal["auto"], max_tokens: int) -> int:
-    """`shards.rows`, where `auto` aims at 100 shards of 256 to 8192 rows, fewer where answers are long.
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A row group with its place: `first_row` in the whole input, `start` in its file."""
 
-    Enough shards that progress shows and a crash loses little (at most 2**18 output tokens a shard, a
-    minute or so of a GPU), rows enough that the price of a shard (two Ray tasks and two files, about
-    40 ms) does not show.
+    file: InputFile
+    number: int
+    first_row: int
+    start: int
+
+    @property
+    def group(self) -> RowGroup:
+        return self.file.groups[self.number]
+
+    @property
+    def end(self) -> int:
+        return self.first_row + self.group.rows
+
+    @property
+    def row_bytes(self) -> int:
+        return max(1, -(-self.group.size // self.group.rows))
+
+
+def cut(
+    files: Iterable[InputFile],
+    sizes: Callable[[int], int],
+    max_bytes: int,
+    settle: Callable[[int, int], int] | None = None,
+) -> list[Shard]:
+    """Shards in input order, each of at most `sizes(first row)` rows and `max_bytes` bytes, one row at least.
+
+    `settle(first row, rows)` may take rows off the end of a shard, so that it ends where a group ends.
     """
-    if asked != "auto":
-        return asked
-    most = max(MIN_AUTO_ROWS, min(MAX_AUTO_ROWS, AUTO_OUTPUT_TOKENS // max_tokens))
-    return max(MIN_AUTO_ROWS, min(most, -(-total_rows // AUTO_SHARDS)))
-
-
-def cut(files: Iterable[InputFile], rows: int, max_bytes: int) -> list[Shard]:
-    """Shards of at most `rows` rows and `max_bytes` bytes (one row at least), in input order."""
+    pieces = _pieces(files)
+    total = pieces[-1].end if pieces else 0
     shards: list[Shard] = []
-    segments: list[Segment] = []
-    room_rows, room_bytes, first_row = rows, max_bytes, 0
-
-    def close() -> None:
-        nonlocal segments, room_rows, room_bytes, first_row
-        if segments:
-            shards.append(Shard(len(shards), first_row, tuple(segments)))
-            first_row += shards[-1].rows
-        segments, room_rows, room_bytes = [], rows, max_bytes
-
-    for file in files:
-        start = 0
-        for number, group in enumerate(file.groups):
-            row_bytes = max(1, -(-group.size // max(1, group.rows)))
-            taken = 0
-            while taken < group.rows:
-                if segments and (room_rows == 0 or room_bytes < row_bytes):
-                    close()
-                take = min(group.rows - taken, room_rows, max(1, room_bytes // row_bytes))
-                _append(segments, file, number, start, taken, take)
-                room_rows -= take
-                room_bytes -= take * row_bytes
-                taken += take
-            start += group.rows
-    close()
+    first_row = at = 0
+    while first_row < total:
+        rows = _fitting(pieces, at, first_row, sizes(first_row), max_bytes)
+        rows = rows if settle is None else settle(first_row, rows)
+        segments: list[Segment] = []
+        end = first_row + rows
+        while first_row < end:
+            piece = pieces[at]
+            take = min(end, piece.end) - first_row
+            _append(segments, piece, first_row - piece.first_row, take)
+            first_row += take
+            at += first_row == piece.end
+        shards.append(Shard(len(shards), end - rows, tuple(segments)))
     return shards
 
 
-def _append(segments: list[Segment], file: InputFile, number: int, start: int, taken: int, take: int) -> None:
-    """Add rows of a row group to the shard, growing its last segment where they follow on it."""
-    group = file.groups[number]
-    end = group.offset + group.size
+def _pieces(files: Iterable[InputFile]) -> list[_Piece]:
+    pieces, first_row = [], 0
+    for file in files:
+        start = 0
+        for number, group in enumerate(file.groups):
+            if group.rows:
+                pieces.append(_Piece(file, number, first_row + start, start))
+            start += group.rows
+        first_row += start
+    return pieces
+
+
+def _fitting(pieces: Sequence[_Piece], at: int, first_row: int, most: int, max_bytes: int) -> int:
+    """How many rows from `first_row` on, which lies in the piece `at`, keep within both limits."""
+    rows, room = 0, max_bytes
+    while at < len(pieces):
+        piece = pieces[at]
+        there = piece.end - first_row - rows
+        take = min(there, most - rows, room // piece.row_bytes)
+        rows += take
+        room -= take * piece.row_bytes
+        if take < there:
+            break
+        at += 1
+    return max(1, rows)
+
+
+def _append(segments: list[Segment], piece: _Piece, taken: int, take: int) -> None:
+    """Add `take` rows of a row group, after the first `taken`, growing the last segment where they follow on it."""
+    group, entry = piece.group, piece.file.entry
+    start, end, size = piece.start + taken, group.offset + group.size, take * group.size // group.rows
     last = segments[-1] if segments else None
-    if last is not None and last.entry == file.entry and last.start + last.rows == start + taken:
-        segments[-1] = Segment(last.entry, last.group, last.start, last.skip, last.rows + take, last.offset, end)
+    if last is not None and last.entry == entry and last.start + last.rows == start:
+        segments[-1] = replace(last, rows=last.rows + take, end=end, size=last.size + size)
     else:
-        segments.append(Segment(file.entry, number, start + taken, taken, take, group.offset, end))
+        segments.append(Segment(entry, piece.number, start, taken, take, group.offset, end, size))
 
 
 def read_together(shards: Sequence[Shard]) -> Iterator[list[Shard]]:
@@ -187,6 +225,7 @@ _COLUMNS = pa.schema(
         ("rows", pa.int64()),
         ("offset", pa.int64()),
         ("end", pa.int64()),
+        ("bytes", pa.int64()),
     ]
 )
 
@@ -203,6 +242,7 @@ def to_parquet(manifest: Manifest) -> bytes:
     }
     for name in ("group", "start", "skip", "rows", "offset", "end"):
         columns[name] = [getattr(segment, name) for _, segment in pairs]
+    columns["bytes"] = [segment.size for _, segment in pairs]
     footer = {
         b"batchinfer.schema": manifest.schema.serialize().to_pybytes(),
         b"batchinfer.manifest": json.dumps(
@@ -219,16 +259,16 @@ def to_parquet(manifest: Manifest) -> bytes:
 
 
 def from_parquet(data: bytes) -> Manifest:
-    """The inverse of `to_parquet`."""
+    """The inverse of `to_parquet`; what earlier versions wrote has no `bytes`."""
     table = pq.read_table(pa.BufferReader(data))
     footer = table.schema.metadata
     about = json.loads(footer[b"batchinfer.manifest"])
     entries: dict[tuple[str, str], Entry] = {}
     found: dict[int, tuple[int, list[Segment]]] = {}
     for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
-        shard_id, first_row, uri, size, tag, group, start, skip, rows, offset, end = row
+        shard_id, first_row, uri, size, tag, *place = row
         entry = entries.setdefault((uri, tag), Entry(uri, size, tag))
-        found.setdefault(shard_id, (first_row, []))[1].append(Segment(entry, group, start, skip, rows, offset, end))
+        found.setdefault(shard_id, (first_row, []))[1].append(Segment(entry, *place))
     return Manifest(
         shards=tuple(Shard(i, first_row, tuple(segments)) for i, (first_row, segments) in found.items()),
         schema=pa.ipc.read_schema(pa.py_buffer(footer[b"batchinfer.schema"])),

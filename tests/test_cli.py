@@ -137,6 +137,17 @@ def test_validate_says_what_would_run_and_writes_nothing(corpus: Path, tmp_path:
     assert snapshot(tmp_path) == before
 
 
+def test_validate_and_plan_say_that_groups_lie_scattered(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"doc": list("ab" * 30), "text": ["x"] * 60}), tmp_path / "in" / "a.parquet")
+    told = "the rows of 2 groups lie in 60 separate runs of rows; an input sorted by 'doc' would let more rows share"
+    spec = write_spec(tmp_path, tmp_path / "in", input={"uri": str(tmp_path / "in"), "group_by": "doc"})
+    assert told in batchinfer("validate", str(spec)).stdout
+    planned = batchinfer("plan", str(spec), "--json", "--set", "resources.accelerator=H100")
+    assert json.loads(planned.stdout)["candidates"] is not None
+    assert told in planned.stderr
+
+
 def test_an_output_beside_an_input_file_is_fine(corpus: Path, tmp_path: Path) -> None:
     spec = write_spec(tmp_path, corpus, input={"uri": str(corpus / "part-0.parquet")})
     done = batchinfer("validate", str(spec), "--set", f"output.uri={corpus / 'out'}")

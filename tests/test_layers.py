@@ -16,8 +16,21 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = [
     *("errors", "ticks", "templates", "variables", "spec", "schedule", "catalog", "planner", "storage", "model_folder"),
-    *("model_source", "checkpoint", "records", "shards", "incremental", "source", "prompts", "prefixes", "survey"),
-    *("meter", "engine", "results", "job", "history", "replica", "commit", "ledger", "report", "budget", "progress"),
+    *("model_source", "checkpoint", "records", "shards", "cutting", "incremental", "source", "prompts", "prefixes"),
+    *(
+        "survey",
+        "meter",
+        "engine",
+        "results",
+        "job",
+        "history",
+        "replica",
+        "commit",
+        "ledger",
+        "report",
+        "budget",
+        "progress",
+    ),
     *("placement", "metrics", "pipeline", "session", "retry", "preflight", "planning", "render", "submit", "runner"),
     *("ticker", "serve", "console", "cli"),
 ]

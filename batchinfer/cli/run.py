@@ -25,6 +25,8 @@ def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at:
     manifest = checked.manifest
     done = f", {len(checked.committed)} of them done already" if checked.resumed else ""
     print(f"{spec} is valid: {manifest.rows:,} rows in {len(manifest.shards):,} shards{done}")
+    if manifest.hint is not None:
+        print(manifest.hint)
 
 
 @app.command()

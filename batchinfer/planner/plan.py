@@ -20,6 +20,10 @@ from batchinfer.spec import EngineSpec, JobSpec, ReplicaRange
 
 DEFAULT_SLOTS = 256
 
+LENGTH_SPREAD = 3
+"""A shard keeps its place on a replica until its longest answer is done, which where answers have a long tail takes
+several times as long as the mean: the others in flight must fill the engine for so long, not only for one answer."""
+
 CONTEXT_MARGIN = 1.15
 """A context that the plan sets itself leaves this much of the cache: the fit is an estimate, and vLLM refuses to
 start where one sequence of `max_model_len` does not fit."""
@@ -322,8 +326,9 @@ def _as_asked(spec: JobSpec, cluster: Cluster, model: str, accelerator: str) -> 
 def shards_in_flight(slots: int, rows_per_shard: int, sharing: bool) -> int:
     """How many shards a replica holds so that its engine never drains between two.
 
-    While one shard ends, the others must fill the engine's slots, with as many rows again waiting to
-    take over: 1 + 2 x slots / rows, between 3 and 16. Where rows that lie apart share a prefix, all 16: rows
-    meet in the cache only if one replica holds them at the same time.
+    While one shard ends, the others must fill the engine's slots, with as many rows again waiting to take over,
+    for LENGTH_SPREAD times as long as a mean answer takes: 1 + 2 x LENGTH_SPREAD x slots / rows, between 3 and 16.
+    Where rows that lie apart share a prefix (`sharing`), all 16: they meet in the cache only if one replica holds
+    them at the same time.
     """
-    return 16 if sharing else max(3, min(16, 1 + -(-2 * slots // max(1, rows_per_shard))))
+    return 16 if sharing else max(3, min(16, 1 + -(-2 * LENGTH_SPREAD * slots // max(1, rows_per_shard))))

@@ -1,4 +1,4 @@
-"""From an input URI to the manifest: look at every file, check the columns and the ids, cut."""
+"""From an input URI to the manifest: look at every file, check the columns and the ids, find the groups, cut."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchinfer.cutting import at_groups, shard_sizes
 from batchinfer.errors import InputError
-from batchinfer.shards import InputFile, Manifest, cut, rows_per_shard
-from batchinfer.source.files import input_entries, partition_schema
+from batchinfer.shards import InputFile, Manifest, Shard, cut
+from batchinfer.source.files import input_entries, partition_schema, partition_values
 from batchinfer.source.formats import (
     first_line,
     inspect_jsonl,
@@ -20,6 +21,7 @@ from batchinfer.source.formats import (
     jsonl_column,
     parquet_column,
 )
+from batchinfer.source.groups import Groups, find_groups
 from batchinfer.source.ids import require_unique
 from batchinfer.spec import JobSpec
 from batchinfer.storage import Entry, Stores
@@ -57,16 +59,26 @@ def build_manifest(
         fingerprint = {**fingerprint, "empty": {f.entry.uri: f.entry.tag for f in files if not f.rows}}
     if spec.input.id_column is not None:
         _require_unique_ids(spec, [f.entry for f in files if f.rows], schema, partitions)
-    rows = rows_per_shard(sum(file.rows for file in files), spec.shards.rows, spec.sampling.max_tokens)
+    groups = None
+    if spec.input.group_by is not None:
+        groups = _groups(spec, [(file, names) for file, _, names in found if file.rows], partitions)
     whole = pa.schema([_field(name, schema, partitions) for name in columns])
     _require_storable(whole, spec.input.columns)
     return Manifest(
-        shards=tuple(cut(files, rows, spec.shards.max_bytes)),
+        shards=tuple(_cut(spec, files, groups)),
         schema=whole,
         partitions=tuple(name for name in columns if name in partitions.names),
         empty_files=tuple(file.entry.uri for file in files if not file.rows),
         fingerprint=fingerprint,
+        hint=groups.scattered(str(spec.input.group_by)) if groups is not None else None,
     )
+
+
+def _cut(spec: JobSpec, files: Sequence[InputFile], groups: Groups | None) -> list[Shard]:
+    rows = sum(file.rows for file in files)
+    size = sum(group.size for file in files for group in file.groups)
+    sizes = shard_sizes(rows, size, spec.shards.rows, spec.sampling.max_tokens, spec.resources.replicas)
+    return cut(files, sizes, spec.shards.max_bytes, None if groups is None else at_groups(groups.begins, rows))
 
 
 def _field(name: str, schema: pa.Schema, partitions: pa.Schema) -> pa.Field:
@@ -175,3 +187,22 @@ def _require_unique_ids(spec: JobSpec, entries: Sequence[Entry], schema: pa.Sche
                 yield entry.uri, ids
 
     require_unique(column, scan)
+
+
+def _groups(spec: JobSpec, files: Sequence[tuple[InputFile, set[str]]], partitions: pa.Schema) -> Groups:
+    """The groups of `input.group_by`. `files` have rows, and the names of the columns that each has."""
+    column = str(spec.input.group_by)
+    read = parquet_column if spec.input.format == "parquet" else jsonl_column
+
+    def scan() -> Iterator[tuple[str, pa.Array]]:
+        for file, names in files:
+            uri = file.entry.uri
+            if column in partitions.names:
+                yield uri, pa.repeat(pa.scalar(partition_values(spec.input.uri, uri)[column], pa.string()), file.rows)
+            elif column in names:
+                for values in read(file.entry, column, spec.storage):
+                    yield uri, values
+            else:
+                yield uri, pa.nulls(file.rows)
+
+    return find_groups(column, scan())

@@ -54,12 +54,14 @@ Text = Annotated[str, BeforeValidator(_text_only)]
 
 
 class InputSpec(Keys):
-    """Where the rows come from. `columns` are passed through to the results."""
+    """Where the rows come from. `columns` are passed through to the results; rows with the same value of
+    `group_by` that lie together are kept together."""
 
     uri: PlaceWithVariables
     format: Literal["parquet", "jsonl"] = "parquet"
     id_column: str | None = None
     columns: tuple[str, ...] = ()
+    group_by: str | None = None
     incremental: IncrementalSpec | None = None
 
     @field_validator("columns")

@@ -1,0 +1,95 @@
+"""Where the groups of `input.group_by` begin, for any number of rows: a bit a row is kept, no value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd  # for its vectorised hash of texts
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchinfer.errors import InputError
+
+_KEPT = 4096
+"""Distinct groups are counted exactly up to here, beyond to about 1.6% (one over the root of it)."""
+
+_SCATTERED = 2.0
+"""Runs of rows for each group from which on sorting is worth a word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The groups of an input. A row without a value is a group of its own, and in none of the two counts.
+
+    `begins` has a bit for each row, as np.packbits packs them: 1 where a group begins. `runs` counts the
+    runs of neighbouring rows of one group, `groups` the groups (about, where they are many).
+    """
+
+    begins: npt.NDArray[np.uint8]
+    runs: int
+    groups: int
+
+    def scattered(self, column: str) -> str | None:
+        """One line for a person if sorting would bring rows together, else None."""
+        if self.runs < _SCATTERED * self.groups:
+            return None
+        return (
+            f"input.group_by: the rows of {self.groups:,} groups lie in {self.runs:,} separate runs of rows; "
+            f"an input sorted by {column!r} would let more rows share a prefix"
+        )
+
+
+def find_groups(column: str, chunks: Iterable[tuple[str, pa.Array]]) -> Groups:
+    """Look at the values of `column`, given as (file, values) in input order.
+
+    Raises InputError for values that are neither texts nor numbers. Values are the same where their 64-bit
+    hashes are.
+    """
+    packed: list[npt.NDArray[np.uint8]] = []
+    open_bits = np.zeros(0, dtype=np.uint8)
+    before: np.uint64 | None = None
+    runs, least = 0, np.zeros(0, dtype=np.uint64)
+    for uri, values in chunks:
+        if not len(values):
+            continue
+        hashes, null = _hashes(column, uri, values)
+        differs = np.ones(len(values), dtype=bool)
+        differs[1:] = (hashes[1:] != hashes[:-1]) | null[1:] | null[:-1]
+        differs[0] = before is None or bool(null[0]) or hashes[0] != before
+        before = None if null[-1] else hashes[-1]
+        runs += int((differs & ~null).sum())
+        # The smallest hashes of all tell how many different ones there are (`_distinct`).
+        least = np.unique(np.concatenate([least, hashes[differs & ~null]]))[:_KEPT]
+        bits = np.concatenate([open_bits, differs.astype(np.uint8)])
+        whole = len(bits) // 8 * 8
+        packed.append(np.packbits(bits[:whole]))
+        open_bits = bits[whole:]
+    packed.append(np.packbits(open_bits))
+    return Groups(np.concatenate(packed), runs, _distinct(least))
+
+
+def _distinct(least: npt.NDArray[np.uint64]) -> int:
+    """How many different hashes there are, of which these are the smallest (Bar-Yossef et al., RANDOM 2002)."""
+    if len(least) < _KEPT:
+        return len(least)
+    return round((_KEPT - 1) / (float(least[-1]) / 2.0**64))
+
+
+def _hashes(column: str, uri: str, values: pa.Array) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.bool_]]:
+    """A hash for each value, and which are null."""
+    try:
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        text = pc.cast(values, pa.large_string())
+        text.validate(full=True)
+    except pa.ArrowException:
+        raise InputError(
+            f"{uri}: input.group_by column {column!r} has type {values.type}",
+            "rows are grouped by a text or a number: choose another column, or leave input.group_by out",
+        ) from None
+    null = np.asarray(values.is_null().to_numpy(zero_copy_only=False), dtype=bool)
+    filled = pc.fill_null(text, "").to_numpy(zero_copy_only=False)
+    return pd.util.hash_array(filled, categorize=False), null
