@@ -11,13 +11,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import yaml
+from commands import forked
 from conftest import results
 
 
 def batchinfer(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "batchinfer", *arguments], capture_output=True, text=True, timeout=120, cwd=cwd
+        [sys.executable, "-m", "batchinfer", *arguments], capture_output=True, text=True, timeout=240, cwd=cwd
     )
 
 
@@ -104,7 +106,7 @@ def test_a_mistake_is_one_message_with_exit_2_and_nothing_written(mistake: str, 
     changes, message = cases[mistake]
     spec = write_spec(tmp_path, corpus, **changes)
     before = snapshot(tmp_path)
-    done = batchinfer("run", str(spec))
+    done = forked("run", str(spec))
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -124,7 +126,7 @@ def test_bad_calls_are_exit_2(tmp_path: Path, corpus: Path) -> None:
         (["runn", spec], "No such command"),
         (["run", spec, "--frehs"], "No such option"),
     ]:
-        done = batchinfer(*arguments)
+        done = forked(*arguments)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
         assert message in done.stderr
 
@@ -150,7 +152,7 @@ def test_validate_and_plan_say_that_groups_lie_scattered(tmp_path: Path) -> None
 
 def test_an_output_beside_an_input_file_is_fine(corpus: Path, tmp_path: Path) -> None:
     spec = write_spec(tmp_path, corpus, input={"uri": str(corpus / "part-0.parquet")})
-    done = batchinfer("validate", str(spec), "--set", f"output.uri={corpus / 'out'}")
+    done = forked("validate", str(spec), "--set", f"output.uri={corpus / 'out'}")
     assert done.returncode == 0, done.stderr
 
 
@@ -170,30 +172,32 @@ def test_run_report_and_json_agree(corpus: Path, tmp_path: Path) -> None:
     assert {"event", "level", "timestamp"} <= events[0].keys()
     assert sum(e["rows"] for e in events if e["event"] == "shard committed") == 1000
 
-    again = batchinfer("report", str(tmp_path / "out"), "--json")
+    again = forked("report", str(tmp_path / "out"), "--json")
     assert json.loads(again.stdout) == document
-    shown = batchinfer("report", str(tmp_path / "out"))
+    shown = forked("report", str(tmp_path / "out"))
     assert "1,000 of 1,000" in shown.stdout
     assert "per million tokens" in shown.stdout
     assert results(tmp_path / "out").num_rows == 1000
     assert (tmp_path / "out" / "_run" / "run.log").stat().st_size > 0
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_too_many_failures_print_the_report_and_exit_3(corpus: Path, tmp_path: Path) -> None:
     spec = write_spec(tmp_path, corpus, engine={"scripted": {"reject_on": "5"}})
-    done = batchinfer("run", str(spec))
+    done = batchinfer("run", str(spec), "--address", ray.get_runtime_context().gcs_address)
     assert done.returncode == 3, done.stderr
     assert "engine_rejected" in done.stdout
     assert "batchinfer retry" in done.stderr
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_an_engine_that_does_not_start_names_the_log(corpus: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text('{"architectures": ["NoSuchModel"], "model_type": "llama"}')
     (model / "model.safetensors").write_bytes(b"not weights")
     spec = write_spec(tmp_path, corpus, model={"source": str(model)})
-    done = batchinfer("run", str(spec))
+    done = batchinfer("run", str(spec), "--address", ray.get_runtime_context().gcs_address)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     log = tmp_path / "out" / "_run" / "run.log"

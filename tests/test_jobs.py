@@ -102,6 +102,8 @@ def test_every_job_goes_through_the_pipeline(name, tmp_path, ray_cluster, listen
     assert_ledger_adds_up(Path(made.output))
 
 
+# The demo job of test_kills.py is the same kind of job on the same engine and model.
+@pytest.mark.soak
 def test_the_tickets_are_sorted_by_the_real_engine_with_a_model_that_a_cpu_holds(tmp_path, ray_cluster, listener):
     spec = local_job(
         "tickets",

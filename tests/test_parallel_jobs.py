@@ -95,6 +95,9 @@ def test_two_tensor_parallel_ranks_give_the_tokens_of_transformers(
     assert_ledger_adds_up(tmp_path / "out")
 
 
+# The checkpoint's accuracy is test_model_keys.py's too; two replicas run in test_chaos.py and test_submit.py,
+# several processes of the real engine above.
+@pytest.mark.soak
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_replicas_run_an_eight_bit_checkpoint_about_as_well_as_the_whole(
     made: Path, tmp_path: Path, listener: KeepingListener

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from builders import make_plan, make_spec
+from commands import forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kubernetes_schemas import CRDS, pod_templates, require_core, require_custom
@@ -360,8 +360,7 @@ def test_every_example_job_renders_for_each_cloud_that_has_its_gpus(path):
 
 def test_the_command_prints_the_yaml_and_nothing_else(tmp_path):
     def render(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "batchinfer", "render", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+        return forked("render", *arguments, cwd=ROOT)
 
     done = render("jobs/review-70b.yaml", "--for", "k8s", "--no-sample", "--label", "team=legal", "--nodes", "gke")
     assert (done.returncode, done.stderr) == (0, "")

@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,46 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from conftest import KeepingListener, assert_ledger_adds_up, results, scripted_spec
+from conftest import KeepingListener, assert_ledger_adds_up, results, scripted_spec, write_corpus
 
 from batchinfer import runner
 from batchinfer.errors import EngineError, InputError, OutputError, Stopped, TooManyFailedRows, WorkersLost
+from batchinfer.report import Report
+from batchinfer.spec import JobSpec
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def test_every_row_comes_out_once_in_input_order(corpus: Path, tmp_path: Path, listener: KeepingListener) -> None:
-    output = tmp_path / "out"
-    report = runner.run(scripted_spec(corpus, output), listener)
+@dataclass(frozen=True)
+class Ran:
+    """A job that was run to its end without a fault."""
 
+    spec: JobSpec
+    report: Report
+    corpus: Path
+    output: Path
+
+
+@pytest.fixture(scope="module")
+def ran_once(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    folder = tmp_path_factory.mktemp("ran")
+    corpus, output = write_corpus(folder / "corpus"), folder / "out"
+    spec = scripted_spec(corpus, output, resources={"price_per_gpu_hour": 3.6})
+    made = Ran(spec, runner.run(spec, KeepingListener()), corpus, output)
+    shutil.copytree(output, folder / "kept")
+    return made
+
+
+@pytest.fixture
+def ran(ran_once: Ran) -> Ran:
+    """Its output as the run left it; the corpus is not to be changed."""
+    shutil.rmtree(ran_once.output)
+    shutil.copytree(ran_once.output.parent / "kept", ran_once.output)
+    return ran_once
+
+
+def test_every_row_comes_out_once_in_input_order(ran: Ran) -> None:
+    output, report = ran.output, ran.report
     rows = results(output)
     assert rows.column("id").to_pylist() == [f"row-{i:04d}" for i in range(1000)]
     assert rows.column("output").to_pylist() == [f"the text of row-{i:04d}" for i in range(1000)]
@@ -41,11 +70,8 @@ def test_every_row_comes_out_once_in_input_order(corpus: Path, tmp_path: Path, l
     assert_ledger_adds_up(output)
 
 
-def test_the_files_of_a_run_hold_what_the_report_says(corpus: Path, tmp_path: Path, listener: KeepingListener) -> None:
-    output = tmp_path / "out"
-    spec = scripted_spec(corpus, output, resources={"price_per_gpu_hour": 3.6})
-    report = runner.run(spec, listener)
-
+def test_the_files_of_a_run_hold_what_the_report_says(ran: Ran) -> None:
+    output, report = ran.output, ran.report
     accounting = pq.read_table(output / "accounting")
     assert accounting.num_rows == 10
     for row in accounting.to_pylist():
@@ -62,21 +88,15 @@ def test_the_files_of_a_run_hold_what_the_report_says(corpus: Path, tmp_path: Pa
         assert (output / "_run" / name).exists()
 
 
-def test_running_again_does_nothing_and_says_so(corpus: Path, tmp_path: Path, listener: KeepingListener) -> None:
-    spec = scripted_spec(corpus, tmp_path / "out")
-    first = runner.run(spec, listener)
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "data").iterdir()}
-    again = KeepingListener()
-
-    assert runner.run(spec, again) == first
-    assert [name for name, _ in again.events] == ["nothing to do"]
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "data").iterdir()} == before
+def test_running_again_does_nothing_and_says_so(ran: Ran, listener: KeepingListener) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (ran.output / "data").iterdir()}
+    assert runner.run(ran.spec, listener) == ran.report
+    assert [name for name, _ in listener.events] == ["nothing to do"]
+    assert {p: p.stat().st_mtime_ns for p in (ran.output / "data").iterdir()} == before
 
 
-def test_a_resume_runs_only_what_is_missing(corpus: Path, tmp_path: Path, listener: KeepingListener) -> None:
-    output = tmp_path / "out"
-    spec = scripted_spec(corpus, output)
-    runner.run(spec, listener)
+def test_a_resume_runs_only_what_is_missing(ran: Ran) -> None:
+    output = ran.output
     whole = results(output)
     for shard in (2, 7):
         (output / "data" / f"shard-{shard:06d}.parquet").unlink()
@@ -85,7 +105,7 @@ def test_a_resume_runs_only_what_is_missing(corpus: Path, tmp_path: Path, listen
     (output / "accounting" / "shard-000005.parquet").unlink()
 
     again = KeepingListener()
-    report = runner.run(spec, again)
+    report = runner.run(ran.spec, again)
     assert {record.shard_id for record in again.records} == {2, 7}
     assert results(output).equals(whole)
     assert pq.read_table(output / "accounting").num_rows == 10
@@ -377,22 +397,18 @@ def test_a_cost_limit_stops_and_a_higher_one_goes_on(corpus: Path, tmp_path: Pat
     assert_ledger_adds_up(output)
 
 
-def test_another_spec_is_refused_with_the_difference(corpus: Path, tmp_path: Path, listener: KeepingListener) -> None:
-    output = tmp_path / "out"
-    runner.run(scripted_spec(corpus, output), listener)
+def test_another_spec_is_refused_with_the_difference(ran: Ran, listener: KeepingListener) -> None:
     for fresh in (False, True):
         with pytest.raises(OutputError, match=r"sampling.max_tokens: 64 then, 65 now"):
-            runner.run(scripted_spec(corpus, output, sampling={"max_tokens": 65}), listener, fresh=fresh)
+            runner.run(scripted_spec(ran.corpus, ran.output, sampling={"max_tokens": 65}), listener, fresh=fresh)
     # What shapes no result may change.
-    assert runner.run(scripted_spec(corpus, output, limits={"max_error_rate": 0.5}), listener).complete
+    assert runner.run(scripted_spec(ran.corpus, ran.output, limits={"max_error_rate": 0.5}), listener).complete
 
 
-def test_fresh_begins_anew(corpus: Path, tmp_path: Path, listener: KeepingListener) -> None:
-    output = tmp_path / "out"
-    spec = scripted_spec(corpus, output)
-    first = runner.run(spec, listener)
-    second = runner.run(spec, listener, fresh=True)
-    assert first.run_id != second.run_id
+def test_fresh_begins_anew(ran: Ran, listener: KeepingListener) -> None:
+    second = runner.run(ran.spec, listener, fresh=True)
+    assert len(listener.records) == 10
+    assert ran.report.run_id != second.run_id
     assert (second.rows, second.replicas) == (1000, 1)
 
 
@@ -430,11 +446,10 @@ def test_an_input_that_changes_during_the_run_fails_it_with_the_file_named(
 
 
 def test_an_attempt_that_ends_late_loses_and_its_seconds_are_waste(
-    corpus: Path, tmp_path: Path, listener: KeepingListener
+    ran: Ran, tmp_path: Path, listener: KeepingListener
 ) -> None:
     # Another replica of the run, believed dead, commits its shard while a second attempt is at it.
-    zombie, output = tmp_path / "zombie", tmp_path / "out"
-    runner.run(scripted_spec(corpus, zombie), KeepingListener())
+    zombie, output = ran.output, tmp_path / "out"
     name = "shard-000003.parquet"
 
     def commit_meanwhile() -> None:
@@ -449,7 +464,7 @@ def test_an_attempt_that_ends_late_loses_and_its_seconds_are_waste(
     thread.start()
     try:
         slow = {"scripted": {"load_seconds": 2, "seconds_per_batch": 0.5}}
-        report = runner.run(scripted_spec(corpus, output, engine=slow), listener)
+        report = runner.run(scripted_spec(ran.corpus, output, engine=slow), listener)
     finally:
         thread.join(timeout=30)
     assert report.complete

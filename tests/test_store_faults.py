@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 from conftest import KeepingListener
 from faulty_store import FAULTS, FaultyStore
 from s3_runs import assert_whole, spec_on
@@ -22,7 +23,9 @@ PATIENT = {"max_attempts": 12, "connect_timeout": 2, "read_timeout": 1, "lease_s
 HASTY = {"max_attempts": 3, "connect_timeout": 1, "read_timeout": 1, "lease_seconds": 5}
 
 
-@pytest.mark.usefixtures("ray_cluster")
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
 def test_at_ten_percent_faults_every_row_comes_out_once(
     s3_url: str, bucket: str, store: Storage, remote_corpus: str, listener: KeepingListener
 ) -> None:
@@ -52,6 +55,7 @@ def test_a_store_that_fails_for_good_ends_the_run_in_time_and_resumable(
         )
         (tmp_path / "job.yaml").write_text(to_yaml(spec))
         command = [sys.executable, "-m", "batchinfer", "run", str(tmp_path / "job.yaml")]
+        command += ["--address", ray.get_runtime_context().gcs_address]
         run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         lines: list[str] = []
         reader = threading.Thread(target=lambda: lines.extend(run.stderr or ()), daemon=True)

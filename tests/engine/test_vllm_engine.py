@@ -1,34 +1,43 @@
 """The real engine: what it answers against vLLM's own offline interface, and what becomes of odd rows.
 
 One process for all: the engine runs in it (VLLM_ENABLE_V1_MULTIPROCESSING=0), which starts faster.
-The engine in processes of its own is what `tests/test_kills.py` and `tests/test_demo.py` run.
+The engine in processes of its own is what `tests/test_kills.py` runs.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 from conftest import ROOT
+from engine_process import in_one_process
 
 SCRIPT = """
-import json, os, sys
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 from concurrent.futures import ThreadPoolExecutor
 from batchinfer.engine import start_engine
 from batchinfer.planner import Cluster, make_plan
 from batchinfer.prompts import Prompt
 from batchinfer.spec import JobSpec
+from engine_process import forget_groups
+from vllm import LLM, SamplingParams
+from vllm.sampling_params import StructuredOutputsParams
 
-cases = json.load(sys.stdin)
+llm = LLM(given["model"], dtype="float32", max_model_len=512, enforce_eager=True, kv_cache_memory_bytes=2**27,
+          enable_chunked_prefill=False)
+reference = {}
+for name, sampling in given["sampling"].items():
+    choices = sampling.pop("choices", None)
+    params = SamplingParams(**sampling, structured_outputs=StructuredOutputsParams(choice=choices) if choices else None)
+    outputs = llm.chat([[{"role": "user", "content": t}] for t in given["texts"]], params, use_tqdm=False)
+    reference[name] = [{"texts": [o.text for o in r.outputs], "in": len(r.prompt_token_ids),
+                        "out": sum(len(o.token_ids) for o in r.outputs)} for r in outputs]
+del llm
+forget_groups()
+
 cluster = Cluster(gpus=0, largest_node_gpus=0, accelerator_type=None, memory_bytes=2**33)
-found = {}
-for name, case in cases.items():
+answers = {}
+for name, case in given["cases"].items():
     spec = JobSpec.model_validate(case["spec"])
     engine = start_engine(spec, make_plan(spec, cluster, "demo"))
     events = {"begun": 0, "finished": 0}
@@ -41,31 +50,13 @@ for name, case in cases.items():
 
     with ThreadPoolExecutor(4) as pool:
         batches = list(pool.map(run, case["batches"]))
-    found[name] = {"events": events, "batches": [[
+    answers[name] = {"events": events, "batches": [[
         {"texts": c.texts, "reasons": c.finish_reasons, "in": c.input_tokens, "cached": c.cached_tokens,
          "out": c.output_tokens,
          "error": c.error.code if c.error else None, "logprobs": c.logprobs} for c in batch] for batch in batches]}
     engine.close()
     del engine
-json.dump(found, open(sys.argv[1], "w"))
-"""
-
-REFERENCE = """
-import json, os, sys
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-from vllm import LLM, SamplingParams
-from vllm.sampling_params import StructuredOutputsParams
-case = json.load(sys.stdin)
-llm = LLM(case["model"], dtype="float32", max_model_len=512, enforce_eager=True, kv_cache_memory_bytes=2**27,
-          enable_chunked_prefill=False)
-found = {}
-for name, sampling in case["sampling"].items():
-    choices = sampling.pop("choices", None)
-    params = SamplingParams(**sampling, structured_outputs=StructuredOutputsParams(choice=choices) if choices else None)
-    outputs = llm.chat([[{"role": "user", "content": t}] for t in case["texts"]], params, use_tqdm=False)
-    found[name] = [{"texts": [o.text for o in r.outputs], "in": len(r.prompt_token_ids),
-                    "out": sum(len(o.token_ids) for o in r.outputs)} for r in outputs]
-json.dump(found, open(sys.argv[1], "w"))
+report({"answers": answers, "reference": reference})
 """
 
 MODEL = str(ROOT / "jobs" / "demo" / "model")
@@ -98,19 +89,6 @@ def asked_of_documents() -> list[str]:
     return prompts
 
 
-def run_script(script: str, given: object, folder: Path) -> Any:
-    target = folder / "found.json"
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(target)],
-        input=json.dumps(given),
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(target.read_text())
-
-
 SAMPLING: dict[str, dict[str, Any]] = {
     "greedy": {"max_tokens": 12, "temperature": 0},
     "seeded": {"max_tokens": 8, "temperature": 2.0, "ignore_eos": True, "n": 3, "seed": 7},
@@ -119,8 +97,8 @@ SAMPLING: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Every case once, in one process, four shards of it at a time."""
+def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Every case once, four shards of it at a time, and the first three's rows through `vllm.LLM.chat`."""
     quarters = [TEXTS[i::4] for i in range(4)]
     odd = ["fine", "word " * 600, "also fine"]
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -137,17 +115,20 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "regex": {"spec": spec({"max_tokens": 8}, {"regex": "[0-9]{3}"}), "batches": [["fine"]]},
         "schema": {"spec": spec({"max_tokens": 40}, {"json_schema": schema}), "batches": [["fine"]]},
     }
-    return run_script(SCRIPT, cases, tmp_path_factory.mktemp("engine"))
+    sampling = SAMPLING | {"choices": SAMPLING["choices"] | {"choices": AREAS}}
+    given = {"cases": cases, "model": MODEL, "texts": TEXTS, "sampling": sampling}
+    return in_one_process(SCRIPT, given, tmp_path_factory.mktemp("engine"))
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def answers(found: Any) -> Any:
+    return found["answers"]
+
+
+@pytest.fixture(scope="module")
+def reference(found: Any) -> Any:
     """The same rows through `vllm.LLM.chat`."""
-    sampling = {name: dict(values) for name, values in SAMPLING.items()}
-    sampling["choices"]["choices"] = AREAS
-    return run_script(
-        REFERENCE, {"model": MODEL, "texts": TEXTS, "sampling": sampling}, tmp_path_factory.mktemp("reference")
-    )
+    return found["reference"]
 
 
 @pytest.mark.parametrize("name", list(SAMPLING))

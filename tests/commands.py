@@ -1,0 +1,44 @@
+"""`batchinfer` commands in processes of their own, forked from one that has imported the package once.
+
+The imports of a command take seconds, what a refused one does after them takes none: tests of many refusals would
+be tests of imports. What a fork cannot show, that a command starts from nothing, is for the tests that start
+`python -m batchinfer`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["batchinfer.cli", "batchinfer.ticker", "batchinfer.console", "batchinfer.render"])
+SECONDS = 120
+
+
+def forked(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`batchinfer` with these arguments, for commands that start no Ray: its exit code and all that it wrote."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        process = _SERVER.Process(target=_command, args=(list(arguments), str(cwd or os.getcwd()), name))
+        process.start()
+        process.join(SECONDS)
+        if process.exitcode is None:
+            process.kill()
+            raise subprocess.TimeoutExpired(arguments, SECONDS)
+        out, err = (folder / "out").read_text(), (folder / "err").read_text()
+        return subprocess.CompletedProcess(arguments, process.exitcode, out, err)
+
+
+def _command(arguments: list[str], cwd: str, folder: str) -> None:
+    for name, stream in (("out", sys.stdout), ("err", sys.stderr)):
+        with open(os.path.join(folder, name), "wb") as file:
+            os.dup2(file.fileno(), stream.fileno())
+    os.chdir(cwd)
+    sys.argv = ["batchinfer", *arguments]
+    from batchinfer.cli import main
+
+    main()
