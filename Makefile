@@ -11,9 +11,10 @@ run: .venv/.ready
 	$(BIN)/python jobs/demo/docstrings.py runs/demo-input
 	$(BIN)/batchinfer run jobs/demo.yaml
 
-# A file of tests stays on one worker; the slowest files are begun first (tests/conftest.py).
+# A file of tests stays on one worker; the slowest files are begun first (tests/conftest.py). Three workers on two cores:
+# tests of kills and schedules wait for other processes most of their time.
 test: .venv/.ready-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # What would take the suite over a quarter of an hour.
 soak: .venv/.ready-test

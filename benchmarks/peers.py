@@ -173,7 +173,6 @@ def environment() -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "INFO",
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "OMP_WAIT_POLICY": "passive",
         "TOKENIZERS_PARALLELISM": "true",
         "RAY_worker_niceness": "0",

@@ -34,7 +34,7 @@ def histories(draw):
     for number in range(draw(st.integers(0, 4))):
         name, devices = f"r{number}", draw(st.integers(1, 8))
         now = [draw(st.integers(10**15, 10**15 + 10**9))]
-        meter = Meter(devices, draw(st.integers(1, 20)), lambda now=now: now[0])
+        meter = Meter(devices, lambda now=now: now[0])
         began = now[0]
 
         def advance(now=now):
