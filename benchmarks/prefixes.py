@@ -52,7 +52,7 @@ MODEL = """
 import sys
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 set_seed(0)
-LlamaForCausalLM(LlamaConfig(vocab_size=4096, hidden_size=256, intermediate_size=768, num_hidden_layers=6,
+LlamaForCausalLM(LlamaConfig(vocab_size=6144, hidden_size=256, intermediate_size=768, num_hidden_layers=6,
     num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=2048)).save_pretrained(sys.argv[1])
 """
 
