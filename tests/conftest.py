@@ -39,7 +39,7 @@ ROOT = Path(__file__).parent.parent
 
 _SLOWEST = (
     *("test_kills.py", "test_architectures.py", "test_ticker.py", "test_model_keys.py", "test_vllm_engine.py"),
-    *("test_submit.py", "test_runner.py", "test_parallel_jobs.py", "test_chaos.py", "test_store_faults.py"),
+    *("test_submit.py", "test_runner.py", "test_parallel_jobs.py", "test_store_faults.py"),
     *("test_jobs.py", "test_cli.py", "test_s3_jobs.py", "test_placement.py", "test_secrets.py", "test_s3.py"),
 )
 """Begun first, so that two workers end at about the same time. A worker has its next file before it has ended the

@@ -37,7 +37,7 @@ def docstrings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(docstrings: Path, output: Path) -> list[str]:
     # So few slots that most of the shards still wait when something is killed or stopped.
-    changes = [f"input.uri={docstrings}", f"output.uri={output}", "shards.rows=100", "engine.max_num_seqs=32"]
+    changes = [f"input.uri={docstrings}", f"output.uri={output}", "shards.rows=100", "engine.max_num_seqs=64"]
     changes.append("limits.engine_timeout_seconds=20")
     sets = [argument for change in changes for argument in ("--set", change)]
     return [sys.executable, "-m", "batchinfer", "run", "jobs/demo.yaml", *sets]

@@ -26,7 +26,7 @@ from batchinfer.job import Layout, read_journals
 from batchinfer.spec import to_yaml
 from batchinfer.submit import JobClient, connect, submit, submitted_progress
 
-SLOW = {"scripted": {"seconds_per_batch": 3.5}, "max_num_seqs": 100}
+SLOW = {"scripted": {"seconds_per_batch": 3.5}, "max_num_seqs": 30}
 """A shard takes longer than the three seconds that Ray gives a stopped job if nothing is set, and not all are in
 flight at once."""
 
