@@ -187,6 +187,7 @@ class _Host:
             # A GPU's engine is started afresh, as vLLM says for a process that may have touched CUDA.
             engine = load_engine(spec, plan, fork=plan.accelerator == "cpu")
         except Exception as error:
+            # Whatever loading raises is the replica's to hear: this process has nobody else to tell.
             self._send(_known(error))
             return None
         self._send(None)
@@ -202,6 +203,7 @@ class _Host:
         except EngineDied as death:
             found = (str(death), list(death.completions), list(death.running))
         except Exception as error:
+            # A call without an answer would wait for ever.
             found = _known(error)
         self._send((number, "answer", found))
 
