@@ -156,6 +156,7 @@ def _python_value(value: pa.Scalar) -> Any:
     try:
         return value.as_py()
     except Exception as error:
+        # As above, of one value: it is this row's error.
         return RowError("prompt_invalid", _told(f"the row holds a value that cannot be read: {error}"))
 
 

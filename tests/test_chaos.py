@@ -23,6 +23,6 @@ def test_kills_of_every_kind_lose_and_double_nothing() -> None:
     kinds = {"engine process", "replica (actor)", "worker process", "driver", "second node (raylet)"}
     assert figures["faults"].keys() == kinds
     assert figures["rows"] == figures["jobs"] * 40 * 50
-    in_flight = 2 * 16
+    in_flight = 2 * 6
     assert figures["again"] <= figures["kills"] * in_flight + figures["jobs"] * 20, "of which 20 for the row that kills"
     assert figures["waste"] > 0

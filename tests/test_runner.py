@@ -373,7 +373,7 @@ def test_a_time_limit_also_ends_a_run_whose_model_still_loads(
 
 def test_a_cost_limit_stops_and_a_higher_one_goes_on(corpus: Path, tmp_path: Path, listener: KeepingListener) -> None:
     output = tmp_path / "out"
-    slow = {"max_num_seqs": 25, "scripted": {"seconds_per_batch": 0.7}}
+    slow = {"max_num_seqs": 8, "scripted": {"seconds_per_batch": 0.7}}
     cheap: dict[str, Any] = {"engine": slow, "shards": {"rows": 25}, "resources": {"price_per_gpu_hour": 3.6}}
     spec = scripted_spec(corpus, output, **cheap, limits={"max_cost_usd": 0.004})
     with pytest.raises(Stopped, match=r"limits.max_cost_usd") as caught:
@@ -383,7 +383,7 @@ def test_a_cost_limit_stops_and_a_higher_one_goes_on(corpus: Path, tmp_path: Pat
     assert 0 < done < 40
     replicas = pq.read_table(output / "_run" / "replicas.parquet")
     dearest = max(record.cost_usd for record in listener.records)
-    in_flight = 7  # shards of as many rows as the engine has slots: see planner.shards_in_flight and LENGTH_SPREAD
+    in_flight = 3  # shards of three times as many rows as the engine has slots: see planner.shards_in_flight
     assert sum(replicas.column("cost_usd").to_pylist()) <= 0.004 + in_flight * dearest + COST_OF_ENDING
 
     before = replicas.num_rows
