@@ -7,6 +7,7 @@ the two writes loses nothing (`repair`).
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.errors import StorageError
-from batchinfer.job import Layout
+from batchinfer.job import Layout, reading
 from batchinfer.records import ShardRecord, shard_records, shard_table
 from batchinfer.storage import read_many
 
@@ -30,7 +31,7 @@ def commit(layout: Layout, rows: pa.Table, record: ShardRecord) -> bool:
     if not committed and layout.storage.stat(uri) is not None:
         # Ray runs a task again whose worker died after the write: then what is there is this very attempt.
         with layout.storage.open(uri) as file:
-            committed = footer_records(file)[0] == record
+            committed = footer_records(file, uri)[0] == record
     if committed:
         _account(layout, record)
     return committed
@@ -47,7 +48,7 @@ def commit_retry(layout: Layout, rows: pa.Table, positions: list[int], record: S
     if before is None:
         raise StorageError(f"{uri} is gone", "run the job again: it makes the missing shard anew")
     data = storage.read(uri)
-    history = footer_records(pa.BufferReader(data))
+    history = footer_records(pa.BufferReader(data), uri)
     if history[-1].generation != record.generation - 1:
         return False
     old = pq.read_table(pa.BufferReader(data)).replace_schema_metadata(None)
@@ -75,11 +76,15 @@ def _encode(rows: pa.Table, history: list[ShardRecord]) -> bytes:
     return data
 
 
-def footer_records(file: Any) -> list[ShardRecord]:
-    """The accounting in the footer of a data file: the first attempt's, then one for each retry."""
-    footer = pq.read_metadata(file).metadata
-    found: list[Any] = json.loads(footer[FOOTER])
-    return [ShardRecord.model_validate(record) for record in found]
+def footer_records(file: Any, uri: str) -> list[ShardRecord]:
+    """The accounting in the footer of the data file at `uri`: the first attempt's, then one for each retry.
+
+    Raises OutputError for a file that no run wrote, or that is damaged.
+    """
+    with reading(uri, "move it away and run the job again: the shard is made anew"):
+        footer = pq.read_metadata(file).metadata
+        found: list[Any] = json.loads(footer[FOOTER])
+        return [ShardRecord.model_validate(record) for record in found]
 
 
 def committed_shards(layout: Layout) -> set[int]:
@@ -95,8 +100,11 @@ def read_accounting(layout: Layout) -> Iterator[ShardRecord]:
     """
     storage = layout.storage
     uris = (entry.uri for entry in storage.list(layout.accounting_folder) if entry.uri.endswith(".parquet"))
-    for data in read_many(storage, uris):
-        yield from shard_records(pq.read_table(pa.BufferReader(data), use_threads=False))
+    listed, fetched = itertools.tee(uris)
+    for uri, data in zip(listed, read_many(storage, fetched), strict=True):
+        with reading(uri, "move it away and run the same command again: it is written anew from the results"):
+            records = shard_records(pq.read_table(pa.BufferReader(data), use_threads=False))
+        yield from records
 
 
 def repair(
@@ -112,7 +120,7 @@ def repair(
     mended = []
     for shard_id in sorted(set(committed) & ((set(committed) - have.keys()) | set(retried))):
         with layout.storage.open(layout.data(shard_id)) as file:
-            history = footer_records(file)
+            history = footer_records(file, layout.data(shard_id))
         for record in history:
             if record.generation > have.get(shard_id, -1):
                 _account(layout, record)

@@ -18,10 +18,13 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
 from batchinfer.errors import BatchinferError, StorageError
+from batchinfer.ownership import LOG_MARK
 from batchinfer.progress import Listener, Progress
 from batchinfer.records import ShardRecord
 from batchinfer.report.terminal import money
 from batchinfer.storage import LocalStorage, Stores, join, storage_for
+
+_LOG_HEADER = LOG_MARK + b": what Ray, vLLM and their workers printed, session after session.\n"
 
 
 class Chatter:
@@ -64,10 +67,12 @@ class Chatter:
             return
         sys.stdout.flush()
         sys.stderr.flush()
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(self.path, "rb") as before, open(path, "ab") as after:
+        # Created whole, with its mark; one that is there was looked into before the run began.
+        LocalStorage().create(path, _LOG_HEADER)
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+        with open(self.path, "rb") as before, os.fdopen(os.dup(handle), "ab") as after:
             shutil.copyfileobj(before, after)
-        self._redirect(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644))
+        self._redirect(handle)
         os.unlink(self.path)
         self.path = path
         self.kept = True
@@ -86,7 +91,7 @@ class Chatter:
         """Put the log where the run is, after that of earlier sessions; it stays here too if the run failed."""
         storage = storage_for(self._destination, self._stores)
         try:
-            before = storage.read(self._destination) if storage.stat(self._destination) else b""
+            before = storage.read(self._destination) if storage.stat(self._destination) else _LOG_HEADER
             with open(self.path, "rb") as file:
                 storage.put(self._destination, before + file.read())
         except StorageError as error:

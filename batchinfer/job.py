@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from batchinfer.errors import OutputError, StorageError
 from batchinfer.planner import Plan
 from batchinfer.records import ReplicaRecord
 from batchinfer.spec import JobSpec
@@ -35,6 +38,11 @@ class Layout:
     def accounting_folder(self) -> str:
         return join(self.root, "accounting")
 
+    @property
+    def folders(self) -> tuple[str, str, str]:
+        """All that a run writes lies in these."""
+        return self.data_folder, self.accounting_folder, join(self.root, "_run")
+
     def data(self, shard_id: int) -> str:
         return join(self.data_folder, f"{shard_name(shard_id)}.parquet")
 
@@ -51,6 +59,19 @@ class Layout:
 
     def journal(self, replica_id: str) -> str:
         return join(self.journals_folder, f"{replica_id}.json")
+
+
+@contextlib.contextmanager
+def reading(uri: str, remedy: str) -> Iterator[None]:
+    """A run's file is data from outside: one that does not hold what its name says is an OutputError with `remedy`."""
+    try:
+        yield
+    except StorageError as error:
+        if isinstance(error.__cause__, IsADirectoryError):
+            raise OutputError(f"{uri} is a folder, where a run has a file", remedy) from error
+        raise
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise OutputError(f"{uri} is not what a run of batchinfer wrote there, or it is damaged", remedy) from error
 
 
 def shard_name(shard_id: int) -> str:
@@ -94,8 +115,12 @@ def unseal(block: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
 def read_journals(layout: Layout) -> list[ReplicaRecord]:
     """What every replica of the run, of this session and of earlier ones, wrote about itself."""
     storage = layout.storage
-    uris = (entry.uri for entry in storage.list(layout.journals_folder))
-    return [ReplicaRecord.model_validate_json(text) for text in read_many(storage, uris)]
+    uris = [entry.uri for entry in storage.list(layout.journals_folder)]
+    journals = []
+    for uri, text in zip(uris, read_many(storage, uris), strict=True):
+        with reading(uri, "move it away: that replica's seconds are then missing from the accounts"):
+            journals.append(ReplicaRecord.model_validate_json(text))
+    return journals
 
 
 def lost_attempts(journals: list[ReplicaRecord]) -> Counter[int]:

@@ -13,9 +13,10 @@ from batchinfer.checkpoint import require_adapter, require_draft, require_weight
 from batchinfer.commit import committed_shards
 from batchinfer.errors import InputError, ModelError, OutputError, StoreRefused, UserError
 from batchinfer.history import Choice, require_same_tick
-from batchinfer.job import Layout
+from batchinfer.job import Layout, reading
 from batchinfer.model_folder import is_remote
 from batchinfer.model_source import ModelFacts, model_facts, require_access
+from batchinfer.ownership import require_own
 from batchinfer.prompts import needed_columns
 from batchinfer.shards import Manifest, from_parquet
 from batchinfer.source import build_manifest, input_entries
@@ -92,6 +93,7 @@ def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = N
     spec = absolute(spec)
     require_lasting(spec)
     layout = Layout(spec.output.uri, spec.storage)
+    require_own(layout, thorough=fresh)
     columns = needed_columns(spec)
     old = find_manifest(layout)
     committed = committed_shards(layout)
@@ -123,6 +125,7 @@ def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = N
     else:
         manifest = build_manifest(spec, columns, about, choice)
         committed = set()
+    require_files_apart(manifest, layout)
     layout.storage.require_writable(layout.root)
     return Checked(spec, facts, layout, manifest, frozenset(committed), resumed, choice)
 
@@ -132,7 +135,8 @@ def find_manifest(layout: Layout) -> Manifest | None:
     uri = layout.run("manifest.parquet")
     if layout.storage.stat(uri) is None:
         return None
-    return from_parquet(layout.storage.read(uri))
+    with reading(uri, "restore it, or choose another output.uri: it says which rows each result belongs to"):
+        return from_parquet(layout.storage.read(uri))
 
 
 def shaping(spec: JobSpec) -> dict[str, Any]:
@@ -191,12 +195,19 @@ def require_apart(spec: JobSpec) -> None:
     # A file has room for an output beside it; what a pattern may match next time has not.
     source = fixed_part(normal_uri(uri)) if is_glob(uri, spec.storage) else normal_uri(uri)
     target = normal_uri(spec.output.uri)
-    for inner, outer, message in (
-        (target, source, "output.uri lies inside input.uri"),
-        (source, join(target, "data"), "input.uri lies inside the results of output.uri"),
-    ):
+    written = [(source, folder, "input.uri lies where output.uri is written") for folder in Layout(target).folders]
+    for inner, outer, message in ((target, source, "output.uri lies inside input.uri"), *written):
         if join(inner, "").startswith(join(outer, "")):
             raise OutputError(f"{message}: {target} and {source}", "give the output a folder of its own")
+
+
+def require_files_apart(manifest: Manifest, layout: Layout) -> None:
+    """A link in the input may lead to where the run writes, and would be read while it changes."""
+    for uri in (*manifest.files, *manifest.empty_files):
+        if any(normal_uri(uri).startswith(join(folder, "")) for folder in layout.folders):
+            raise OutputError(
+                f"the input file {uri} lies where output.uri is written", "give the output a folder of its own"
+            )
 
 
 def require_lasting(spec: JobSpec) -> None:

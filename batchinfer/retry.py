@@ -8,7 +8,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchinfer.commit import committed_shards, read_accounting, repair
-from batchinfer.job import Layout
+from batchinfer.job import Layout, reading
+from batchinfer.ownership import overwrite
 
 
 def failed_rows(layout: Layout) -> tuple[dict[int, list[int]], dict[int, int]]:
@@ -19,16 +20,18 @@ def failed_rows(layout: Layout) -> tuple[dict[int, list[int]], dict[int, int]]:
     positions, generations = {}, {}
     for shard_id, record in newest.items():
         if record.rows_failed:
-            with layout.storage.open(layout.data(shard_id)) as file:
+            uri = layout.data(shard_id)
+            with layout.storage.open(uri) as file, reading(uri, "move it away and run the job again"):
                 codes = pq.read_table(file, columns=["error_code"]).column("error_code")
             positions[shard_id] = pc.indices_nonzero(pc.is_valid(codes)).to_pylist()
             generations[shard_id] = record.generation + 1
     return positions, generations
 
 
-def note_retry(layout: Layout, positions: dict[int, list[int]]) -> None:
+def note_retry(layout: Layout, run_id: str, positions: dict[int, list[int]]) -> None:
     """Write down which shards are about to be replaced, for `commit.repair` after a crash."""
-    layout.storage.put(layout.run("retry.json"), json.dumps(sorted(positions)).encode())
+    noted = {"run_id": run_id, "shards": sorted(positions)}
+    overwrite(layout, layout.run("retry.json"), json.dumps(noted).encode())
 
 
 def noted_retry(layout: Layout) -> list[int]:
@@ -36,5 +39,5 @@ def noted_retry(layout: Layout) -> list[int]:
     uri = layout.run("retry.json")
     if layout.storage.stat(uri) is None:
         return []
-    shards: list[int] = json.loads(layout.storage.read(uri))
-    return shards
+    with reading(uri, "move it away and run the same command again"):
+        return [int(shard) for shard in json.loads(layout.storage.read(uri))["shards"]]

@@ -23,9 +23,10 @@ from batchinfer.errors import (
     TooManyFailedRows,
     WorkersLost,
 )
-from batchinfer.job import Job, Layout, read_journals
+from batchinfer.job import Job, Layout, read_journals, reading
 from batchinfer.ledger import replica_accounts, replicas_table, totals
 from batchinfer.metrics import Metrics, labels_of
+from batchinfer.ownership import SPEC_MARK, STOP_MARK, clear, overwrite, remove, remove_leftovers, require_own
 from batchinfer.pipeline import Work
 from batchinfer.planner import Plan, assumed_cluster, shards_in_flight
 from batchinfer.planner.plan import DEFAULT_SLOTS
@@ -47,7 +48,7 @@ from batchinfer.schedule import current_time, resolve
 from batchinfer.session import BudgetWatch, Stopper, Tally
 from batchinfer.shards import Manifest, to_parquet
 from batchinfer.spec import JobSpec, load, parse, to_yaml
-from batchinfer.storage import delete_many, join, normal_uri
+from batchinfer.storage import normal_uri
 from batchinfer.ticks import Tick
 
 JOURNAL_WAIT_SECONDS = 30.0
@@ -119,6 +120,7 @@ def run(
 def retry(uri: str, listener: Listener, cluster: str | None = None) -> Report:
     """Run the failed rows of the run at `uri` again, and put what they give into their places."""
     layout, manifest, spec = _open_run(uri)
+    require_own(layout)
     facts = require_model(spec)
     require_same_input(manifest, spec)
     positions, generations = failed_rows(layout)
@@ -129,7 +131,7 @@ def retry(uri: str, listener: Listener, cluster: str | None = None) -> Report:
     with _connected(cluster, listener):
         plan = plan_job(checked, pipeline.describe_cluster())
         with layout.storage.lock(layout.run("lock")) as require_held:
-            note_retry(layout, positions)
+            note_retry(layout, manifest.fingerprint["run_id"], positions)
             shards = [shard for shard in manifest.shards if shard.shard_id in positions]
             listener.event("retrying", output=layout.root, rows=sum(map(len, positions.values())), shards=len(shards))
             work = Work(shards, positions, generations)
@@ -173,8 +175,10 @@ def _open_run(uri: str) -> tuple[Layout, Manifest, JobSpec]:
     manifest = find_manifest(layout)
     if manifest is None:
         raise OutputError(f"there is no run at {uri}", "give the output.uri of a job that was run")
-    text = layout.storage.read(layout.run("spec.yaml")).decode()
-    spec = absolute(parse(text, layout.run("spec.yaml")))
+    place = layout.run("spec.yaml")
+    with reading(place, "move it away and run the job again: it is written anew"):
+        text = layout.storage.read(place).decode()
+    spec = absolute(parse(text, place))
     return Layout(layout.root, spec.storage), manifest, spec
 
 
@@ -197,24 +201,24 @@ def _begin(checked: Checked, plan: Plan) -> None:
 
 def _clear(layout: Layout) -> None:
     """Remove an earlier run of the same spec, the manifest last: until then it can still be resumed."""
-    storage = layout.storage
-    for folder in (layout.accounting_folder, layout.data_folder, join(layout.root, "_run")):
-        kept = ("/manifest.parquet", "/lock", "/run.log")
-        delete_many(storage, [entry.uri for entry in storage.list(folder) if not entry.uri.endswith(kept)])
-    storage.delete(layout.run("manifest.parquet"))
+    manifest = layout.run("manifest.parquet")
+    clear(layout, kept=(manifest, layout.run("lock"), layout.run("run.log")))
+    remove(layout, manifest)
 
 
 def _write_run_files(layout: Layout, checked: Checked, plan: Plan) -> None:
-    storage = layout.storage
-    storage.remove_leftovers(layout.root)
-    storage.put(layout.run("spec.yaml"), to_yaml(checked.spec).encode())
-    storage.put(layout.run("plan.json"), plan.model_dump_json(indent=2).encode())
+    remove_leftovers(layout)
+    mark = SPEC_MARK + b"; a resume reads the spec that it is given, not this file.\n"
+    overwrite(layout, layout.run("spec.yaml"), mark + to_yaml(checked.spec).encode())
+    overwrite(layout, layout.run("plan.json"), plan.model_dump_json(indent=2).encode())
     if not checked.resumed:
-        storage.create(layout.run("manifest.parquet"), to_parquet(checked.manifest))
+        layout.storage.create(layout.run("manifest.parquet"), to_parquet(checked.manifest))
 
 
 def _read_plan(layout: Layout) -> Plan:
-    return Plan.model_validate_json(layout.storage.read(layout.run("plan.json")))
+    uri = layout.run("plan.json")
+    with reading(uri, "move it away and run the job again: it is written anew"):
+        return Plan.model_validate_json(layout.storage.read(uri))
 
 
 def _connected(cluster: str | None, listener: Listener) -> contextlib.AbstractContextManager[None]:
@@ -226,12 +230,14 @@ def _execute(job: Job, manifest: Manifest, work: Work, listener: Listener, requi
     """Run the work to its end, or until a signal or a budget stops it (Stopped), or the lock is lost."""
     if not work.shards:
         return
-    layout, storage = job.layout, job.layout.storage
-    storage.delete(layout.run("stop"))
+    layout = job.layout
+    remove(layout, layout.run("stop"))
     earlier = {journal.replica_id for journal in read_journals(layout)}
     counting = Metrics(labels_of(job))
     tally = Tally(job, manifest, work, counting.observed)
-    stopper = Stopper(lambda: storage.put(layout.run("stop"), b""), lambda: _begun(layout, earlier), listener)
+    stopper = Stopper(
+        lambda: layout.storage.put(layout.run("stop"), STOP_MARK), lambda: _begun(layout, earlier), listener
+    )
     stopper.reason = tally.over_budget() or ""
     if stopper.reason:
         # Not even one more shard: nothing is loaded for it.
@@ -310,7 +316,7 @@ def _account_for(layout: Layout) -> list[ShardRecord]:
     records.sort(key=lambda record: (record.shard_id, record.generation))
     sink = pa.BufferOutputStream()
     pq.write_table(replicas_table(replica_accounts(records, read_journals(layout))), sink)
-    layout.storage.put(layout.run("replicas.parquet"), sink.getvalue().to_pybytes())
+    overwrite(layout, layout.run("replicas.parquet"), sink.getvalue().to_pybytes())
     return records
 
 
@@ -334,5 +340,5 @@ def _report(layout: Layout, spec: JobSpec, manifest: Manifest, records: list[Sha
 def _conclude(layout: Layout, spec: JobSpec, manifest: Manifest) -> Report:
     """Write the accounts and the report."""
     made = _report(layout, spec, manifest, _account_for(layout))
-    layout.storage.put(layout.run("report.json"), made.model_dump_json(indent=2).encode())
+    overwrite(layout, layout.run("report.json"), made.model_dump_json(indent=2).encode())
     return made

@@ -212,6 +212,7 @@ def read_together(shards: Sequence[Shard]) -> Iterator[list[Shard]]:
         yield together
 
 
+FOOTER = b"batchinfer.manifest"
 _COLUMNS = pa.schema(
     [
         ("shard_id", pa.int32()),
@@ -245,7 +246,7 @@ def to_parquet(manifest: Manifest) -> bytes:
     columns["bytes"] = [segment.size for _, segment in pairs]
     footer = {
         b"batchinfer.schema": manifest.schema.serialize().to_pybytes(),
-        b"batchinfer.manifest": json.dumps(
+        FOOTER: json.dumps(
             {
                 "partitions": manifest.partitions,
                 "empty_files": manifest.empty_files,
@@ -262,7 +263,7 @@ def from_parquet(data: bytes) -> Manifest:
     """The inverse of `to_parquet`; what earlier versions wrote has no `bytes`."""
     table = pq.read_table(pa.BufferReader(data))
     footer = table.schema.metadata
-    about = json.loads(footer[b"batchinfer.manifest"])
+    about = json.loads(footer[FOOTER])
     entries: dict[tuple[str, str], Entry] = {}
     found: dict[int, tuple[int, list[Segment]]] = {}
     for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
@@ -285,7 +286,7 @@ def claimed_files(data: bytes) -> tuple[dict[str, Any], dict[str, str], set[str]
     Tags of files without rows are known of manifests that hold them in their fingerprint (`empty`).
     """
     table = pq.read_table(pa.BufferReader(data), columns=["uri", "tag"])
-    fingerprint: dict[str, Any] = json.loads(table.schema.metadata[b"batchinfer.manifest"])["fingerprint"]
+    fingerprint: dict[str, Any] = json.loads(table.schema.metadata[FOOTER])["fingerprint"]
     pairs = table.group_by(["uri", "tag"]).aggregate([])
     files = dict(zip(pairs.column("uri").to_pylist(), pairs.column("tag").to_pylist(), strict=True))
     return fingerprint, {**fingerprint.get("empty", {}), **files}, set(files)

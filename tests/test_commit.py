@@ -40,7 +40,7 @@ def test_a_commit_writes_the_rows_and_their_account(layout):
     assert commit(layout, rows("a", "b"), record) is True
     assert pq.read_table(layout.data(3)).equals(rows("a", "b"))
     assert list(read_accounting(layout)) == [record]
-    assert footer_records(layout.data(3)) == [record]
+    assert footer_records(layout.data(3), layout.data(3)) == [record]
     assert os.path.relpath(layout.data(3), layout.root) == "data/shard-000003.parquet"
     assert os.path.relpath(layout.accounting(3, 0), layout.root) == "accounting/shard-000003.parquet"
 
@@ -50,7 +50,7 @@ def test_a_second_attempt_that_comes_late_loses_and_changes_nothing(layout):
     assert commit(layout, rows("a"), first) is True
     assert commit(layout, rows("b"), late) is False
     assert committed(layout)["output"] == ["a"]
-    assert list(read_accounting(layout)) == footer_records(layout.data(0)) == [first]
+    assert list(read_accounting(layout)) == footer_records(layout.data(0), layout.data(0)) == [first]
 
 
 def test_an_attempt_whose_commit_is_run_again_has_won(layout):
@@ -136,7 +136,7 @@ def test_a_retry_puts_its_rows_into_their_places(layout):
         "output": ["a", "B", "c", "z"],
         "error_code": [None, None, None, "output_invalid"],
     }
-    assert footer_records(layout.data(0)) == [first, again]
+    assert footer_records(layout.data(0), layout.data(0)) == [first, again]
     assert list(read_accounting(layout)) == [first, again]
 
 
@@ -164,7 +164,7 @@ def test_a_retry_of_the_retry_comes_after_it(layout):
     assert commit_retry(layout, rows("1"), [0], records[1]) is True
     assert commit_retry(layout, rows("2"), [0], records[2]) is True
     assert committed(layout)["output"] == ["2"]
-    assert list(read_accounting(layout)) == footer_records(layout.data(0)) == records
+    assert list(read_accounting(layout)) == footer_records(layout.data(0), layout.data(0)) == records
 
 
 def test_a_retry_of_a_shard_that_is_gone_says_so(layout):

@@ -31,7 +31,19 @@ ORDER = [
         "budget",
         "progress",
     ),
-    *("placement", "metrics", "pipeline", "session", "retry", "preflight", "planning", "render", "submit", "runner"),
+    *(
+        "placement",
+        "metrics",
+        "ownership",
+        "pipeline",
+        "session",
+        "retry",
+        "preflight",
+        "planning",
+        "render",
+        "submit",
+        "runner",
+    ),
     *("ticker", "serve", "console", "cli"),
 ]
 

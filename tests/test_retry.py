@@ -35,7 +35,7 @@ def test_after_a_retry_only_what_failed_again_is_left(layout):
 
 def test_a_retry_that_crashed_before_its_account_is_not_run_again(layout):
     commit(layout, results("a"), make_record(0, rows_failed=1))
-    note_retry(layout, {0: [0]})
+    note_retry(layout, "run", {0: [0]})
     commit_retry(layout, results(None), [0], make_record(0, generation=1, rows_failed=0))
     os.unlink(layout.accounting(0, 1))
     assert failed_rows(layout) == ({}, {})
@@ -44,7 +44,7 @@ def test_a_retry_that_crashed_before_its_account_is_not_run_again(layout):
 
 def test_the_shards_of_the_last_retry_are_noted(layout):
     assert noted_retry(layout) == []
-    note_retry(layout, {4: [0], 2: [1, 2]})
+    note_retry(layout, "run", {4: [0], 2: [1, 2]})
     assert noted_retry(layout) == [2, 4]
 
 

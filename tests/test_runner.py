@@ -481,7 +481,6 @@ def test_a_write_that_fails_fails_the_run(corpus: Path, tmp_path: Path, listener
     # A folder where a file has to go cannot be written, not even by root.
     (output / "data").mkdir()
     (output / "data" / "shard-000003.parquet").mkdir()
-    (output / "data" / "shard-000003.parquet" / "in-the-way").touch()
     spec = scripted_spec(corpus, output)
     report = None
     with pytest.raises(Exception, match=r"shard-000003") as caught:

@@ -11,22 +11,32 @@ from collections.abc import Mapping
 
 from batchinfer.errors import UserError
 from batchinfer.spec import StoreSpec
-from batchinfer.storage.base import TEMPORARY, Entry, Storage, delete_many, input_changed, join, read_many
+from batchinfer.storage.base import (
+    Entry,
+    Storage,
+    delete_many,
+    input_changed,
+    is_temporary,
+    join,
+    read_many,
+    temporary_name,
+)
 from batchinfer.storage.local import LocalStorage, local_path
 
 __all__ = [
-    "TEMPORARY",
     "Entry",
     "LocalStorage",
     "Storage",
     "Stores",
     "delete_many",
     "input_changed",
+    "is_temporary",
     "join",
     "local_path",
     "normal_uri",
     "read_many",
     "storage_for",
+    "temporary_name",
 ]
 
 Stores = Mapping[str, StoreSpec]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from batchinfer.errors import InputError
+from batchinfer.errors import InputError, OutputError
 
-TEMPORARY = ".writing-"
-"""Prefix of files that are being written; one left behind by a crash is not part of any result."""
+_TEMPORARY = ".writing-"
 
 _THREADS = 16
 _AHEAD = 64
@@ -60,8 +61,14 @@ class Storage(Protocol):
     def delete(self, uri: str) -> None:
         """Remove the object if it is there."""
 
+    def irregular(self, uri: str) -> Iterator[str]:
+        """What is at `uri` or below it and is neither a folder nor a plain file: links, pipes, sockets.
+
+        A write or a delete there could reach something elsewhere. A store of objects has none.
+        """
+
     def remove_leftovers(self, uri: str) -> None:
-        """Delete what writers that were killed left half-written under `uri`."""
+        """Delete the temporary files (see `temporary_name`) that killed writers left directly in the folder `uri`."""
 
     def require_writable(self, uri: str) -> None:
         """Raise OutputError unless objects can be made under the folder `uri`."""
@@ -69,8 +76,32 @@ class Storage(Protocol):
     def lock(self, uri: str) -> contextlib.AbstractContextManager[Callable[[], None]]:
         """Hold `uri` alone; raises OutputBusy if another process does. Ends with the process.
 
-        Gives a call that raises StorageError once the lock was lost to another.
+        Gives a call that raises StorageError once the lock was lost to another. Raises OutputError where
+        something stands at `uri` that no lock of this product wrote.
         """
+
+
+def temporary_name() -> str:
+    """A name for a file that is being written; one left behind by a crash is not part of any result.
+
+    The name ends in a checksum of its own, so that `is_temporary` cannot mistake a user's file for one.
+    """
+    token = uuid.uuid4().hex
+    return f"{_TEMPORARY}{token}-{zlib.crc32(token.encode()):08x}"
+
+
+def is_temporary(name: str) -> bool:
+    """Did `temporary_name` make this name?"""
+    token, _, checksum = name.removeprefix(_TEMPORARY).partition("-")
+    return name.startswith(_TEMPORARY) and len(token) == 32 and checksum == f"{zlib.crc32(token.encode()):08x}"
+
+
+def foreign_lock(uri: str) -> OutputError:
+    """The error for a file that stands where a lock belongs."""
+    return OutputError(
+        f"{uri} stands where the lock of a run belongs, and batchinfer did not write it",
+        "move that file away, or choose another output.uri; nothing was changed",
+    )
 
 
 def join(uri: str, *parts: str) -> str:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from batchinfer.errors import OutputBusy, StorageError
+from batchinfer.storage.base import foreign_lock
 
 RENEWALS_A_LEASE = 4
 LEAVE_SECONDS = 10.0
@@ -79,6 +80,8 @@ class Lease:
             if seen is None:
                 continue
             holder = _parse(seen.data)
+            if "lease" not in holder:
+                raise foreign_lock(self._uri)
             alive = self._lives(holder)
             unchanged = time.monotonic() - watched_since if first is not None and first.tag == seen.tag else 0.0
             if holder.get("released") or alive is False or max(seen.age, unchanged) >= self._seconds:

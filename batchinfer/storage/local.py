@@ -7,18 +7,30 @@ import errno
 import fcntl
 import glob
 import os
-import uuid
+import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import BinaryIO
 
 from batchinfer.errors import OutputBusy, OutputError, StorageError
-from batchinfer.storage.base import TEMPORARY, Entry, input_changed
+from batchinfer.storage.base import Entry, foreign_lock, input_changed, is_temporary, temporary_name
 
 
 def local_path(uri: str) -> str:
     """`uri` as an absolute path without `file://`, links resolved: one place has one name."""
     return os.path.realpath(os.path.expanduser(uri.removeprefix("file://")))
+
+
+def _written_path(uri: str) -> str:
+    """The path to write or delete: links in the folders above are resolved, one at the name itself is not.
+
+    Raises StorageError for such a link: what it leads to belongs to somebody else.
+    """
+    folder, name = os.path.split(os.path.abspath(os.path.expanduser(uri.removeprefix("file://"))))
+    path = os.path.join(os.path.realpath(folder), name)
+    if os.path.islink(path):
+        raise StorageError(f"{uri} is a link, and links are not written through", "remove the link, then run again")
+    return path
 
 
 class LocalStorage:
@@ -33,7 +45,7 @@ class LocalStorage:
             for folder, folders, files in os.walk(root, onerror=_raise):
                 folders.sort()
                 for name in sorted(files):
-                    if not name.startswith(TEMPORARY):
+                    if not is_temporary(name):
                         with contextlib.suppress(FileNotFoundError):
                             yield self._entry(os.path.join(folder, name))
 
@@ -80,7 +92,7 @@ class LocalStorage:
             return file.read()
 
     def create(self, uri: str, data: bytes) -> bool:
-        path = local_path(uri)
+        path = _written_path(uri)
         with _naming(uri), self._temporary(path, data) as temporary:
             try:
                 os.link(temporary, path)
@@ -90,7 +102,7 @@ class LocalStorage:
             return True
 
     def replace(self, uri: str, data: bytes, tag: str) -> bool:
-        path = local_path(uri)
+        path = _written_path(uri)
         # The lock is on the folder: it holds off other replacers between the comparison and the rename.
         with _naming(uri), self._temporary(path, data) as temporary, _flock(os.path.dirname(path)):
             if self._entry(path).tag != tag:
@@ -100,7 +112,7 @@ class LocalStorage:
             return True
 
     def put(self, uri: str, data: bytes) -> None:
-        path = local_path(uri)
+        path = _written_path(uri)
         with _naming(uri), self._temporary(path, data, sync=False) as temporary:
             os.rename(temporary, path)
 
@@ -109,7 +121,7 @@ class LocalStorage:
         """A file with `data` beside `path`; gone afterwards unless it was renamed."""
         folder = os.path.dirname(path)
         os.makedirs(folder, exist_ok=True)
-        temporary = os.path.join(folder, f"{TEMPORARY}{uuid.uuid4().hex}")
+        temporary = os.path.join(folder, temporary_name())
         try:
             with open(temporary, "wb") as file:
                 file.write(data)
@@ -123,15 +135,28 @@ class LocalStorage:
 
     def delete(self, uri: str) -> None:
         with _naming(uri), contextlib.suppress(FileNotFoundError):
-            os.unlink(local_path(uri))
+            os.unlink(_written_path(uri))
+
+    def irregular(self, uri: str) -> Iterator[str]:
+        path = os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+        with _naming(uri):
+            if os.path.lexists(path) and not _is_plain(path):
+                yield path
+                return
+            for folder, folders, files in os.walk(path, onerror=_raise):
+                for name in (*folders, *files):
+                    if not _is_plain(os.path.join(folder, name)):
+                        yield os.path.join(folder, name)
 
     def remove_leftovers(self, uri: str) -> None:
         with _naming(uri):
-            for path in Path(local_path(uri)).rglob(TEMPORARY + "*"):
-                if path.is_dir():  # the probe of require_writable
-                    path.rmdir()
-                else:
-                    path.unlink(missing_ok=True)
+            for name in filter(is_temporary, self.names(uri)):
+                path = os.path.join(local_path(uri), name)
+                with contextlib.suppress(FileNotFoundError):
+                    if stat.S_ISDIR(os.lstat(path).st_mode):  # the probe of require_writable
+                        os.rmdir(path)
+                    else:
+                        os.unlink(path)
 
     def require_writable(self, uri: str) -> None:
         path = local_path(uri)
@@ -144,7 +169,7 @@ class LocalStorage:
             if not os.access(existing, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "no permission to write", existing)
             # Root passes every permission check: only a write tells about a read-only file system.
-            probe = os.path.join(existing, f"{TEMPORARY}{uuid.uuid4().hex}")
+            probe = os.path.join(existing, temporary_name())
             os.mkdir(probe)
             os.rmdir(probe)
         except OSError as error:
@@ -155,24 +180,44 @@ class LocalStorage:
 
     @contextlib.contextmanager
     def lock(self, uri: str) -> Iterator[Callable[[], None]]:
-        path = local_path(uri)
+        path = _written_path(uri)
         with _naming(uri):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            me = f"{os.getpid()} on {os.uname().nodename}\n".encode()
+            if not os.path.lexists(path):
+                # Whole from the beginning: an empty file here is never a lock of ours.
+                self.create(path, me)
+            # A pipe would wait for its other end.
+            handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
+            if not LOCK_CONTENT.fullmatch(os.pread(handle, 1000, 0)):
+                raise foreign_lock(uri)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = os.read(handle, 100).decode(errors="replace").strip() or "unknown"
+                holder = os.pread(handle, 100, 0).decode(errors="replace").strip()
                 raise OutputBusy(
                     f"another batchinfer is writing to this output (process {holder})",
                     "wait for it to end, or stop it; then run the same command again",
                 ) from None
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"{os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+            # In this order the file is never empty, whenever the process is killed.
+            os.pwrite(handle, me, 0)
+            os.ftruncate(handle, len(me))
             yield _held
         finally:
             os.close(handle)
+
+
+LOCK_CONTENT = re.compile(rb"\d+ on [^\n]+\n.*", re.DOTALL)
+"""What a lock holds: its holder's process and machine; the rest of a longer name while it is replaced."""
+
+
+def _is_plain(path: str) -> bool:
+    """Is `path` a folder or a file of its own? One that has just gone is."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return True
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
 def _held() -> None:

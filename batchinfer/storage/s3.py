@@ -14,7 +14,6 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -22,20 +21,18 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from batchinfer.errors import OutputError, StorageError, StoreRefused
 from batchinfer.spec import StoreSpec
-from batchinfer.storage.base import TEMPORARY, Entry, input_changed, join
+from batchinfer.storage.base import Entry, input_changed, is_temporary, join, temporary_name
 from batchinfer.storage.lease import Lease, Seen
 from batchinfer.storage.ranged import RangedReader
-from batchinfer.storage.s3_client import client_for, code_of, naming, split, status_of
+from batchinfer.storage.s3_client import client_for, naming, split, status_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-MULTIPART_BYTES = 32 * 2**20
-"""Larger objects are sent in parts."""
+LARGEST_BYTES = 5 * 2**30
+"""What S3 takes in one request. Objects are never sent in parts: many stores that honour a condition on PutObject
+ignore it on CompleteMultipartUpload, and a killed writer would leave parts that are paid for."""
 
-PART_BYTES = 16 * 2**20
-MOST_PARTS = 10_000
-PART_THREADS = 4
 BUFFER_BYTES = 64 * 1024
 KEYS_A_PAGE = 1000
 TOKEN = "batchinfer-write"
@@ -73,7 +70,7 @@ class S3Storage:
                 for found in page.get("Contents", []):
                     key = found["Key"]
                     # A key with a slash at its end is how some tools mark a folder.
-                    if not key.endswith("/") and not key.rsplit("/", 1)[-1].startswith(TEMPORARY):
+                    if not key.endswith("/") and not is_temporary(key.rsplit("/", 1)[-1]):
                         yield Entry(f"s3://{bucket}/{key}", found["Size"], found["ETag"].strip('"'))
 
     def match(self, pattern: str) -> Iterator[Entry]:
@@ -173,7 +170,7 @@ class S3Storage:
                 try:
                     return self._send(uri, data, token, condition).strip('"')
                 except ClientError as error:
-                    if status_of(error) not in (409, 412) and code_of(error) != "NoSuchUpload":
+                    if status_of(error) not in (409, 412):
                         raise
                     failed = error
             head = self._head(uri)
@@ -190,51 +187,29 @@ class S3Storage:
 
     def _send(self, uri: str, data: bytes, token: str, condition: dict[str, Any]) -> str:
         bucket, key = split(uri)
-        to: dict[str, Any] = {"Bucket": bucket, "Key": key, **self._payer}
-        client = self._client
-        if len(data) <= MULTIPART_BYTES:
-            return client.put_object(Body=data, Metadata={TOKEN: token}, **condition, **to)["ETag"]
-        to["UploadId"] = client.create_multipart_upload(Metadata={TOKEN: token}, **to)["UploadId"]
-        size = max(PART_BYTES, -(-len(data) // MOST_PARTS))
-
-        def part(number: int) -> Any:
-            body = data[(number - 1) * size : number * size]
-            return {"PartNumber": number, "ETag": client.upload_part(Body=body, PartNumber=number, **to)["ETag"]}
-
-        try:
-            with ThreadPoolExecutor(PART_THREADS) as pool:
-                parts = list(pool.map(part, range(1, -(-len(data) // size) + 1)))
-            return client.complete_multipart_upload(MultipartUpload={"Parts": parts}, **condition, **to)["ETag"]
-        except BaseException:
-            # What cannot be aborted now is found by remove_leftovers.
-            with contextlib.suppress(ClientError, BotoCoreError):
-                client.abort_multipart_upload(**to)
-            raise
+        if len(data) > LARGEST_BYTES:
+            raise StorageError(
+                f"{uri}: {len(data) / 2**30:.1f} GiB are more than the 5 GiB that S3 takes in one request",
+                "make smaller shards: set shards.rows or shards.max_bytes",
+            )
+        return self._client.put_object(
+            Bucket=bucket, Key=key, Body=data, Metadata={TOKEN: token}, **condition, **self._payer
+        )["ETag"]
 
     def delete(self, uri: str) -> None:
         bucket, key = split(uri)
         with self._naming(uri):
             self._client.delete_object(Bucket=bucket, Key=key, **self._payer)
 
+    def irregular(self, uri: str) -> Iterator[str]:
+        return iter(())
+
     def remove_leftovers(self, uri: str) -> None:
-        """Ends the multipart uploads under `uri`, too: their parts would be stored, and paid for, for ever."""
-        bucket, key = split(uri.rstrip("/"))
-        client, prefix = self._client, f"{key}/" if key else ""
-        with self._naming(uri):
-            for page in client.get_paginator("list_objects_v2").paginate(
-                Bucket=bucket, Prefix=prefix + TEMPORARY, **self._payer
-            ):
-                for found in page.get("Contents", []):
-                    client.delete_object(Bucket=bucket, Key=found["Key"], **self._payer)
-            for uploads in client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
-                for upload in uploads.get("Uploads", []):
-                    with contextlib.suppress(client.exceptions.NoSuchUpload):
-                        client.abort_multipart_upload(
-                            Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"], **self._payer
-                        )
+        for name in filter(is_temporary, self.names(uri)):
+            self.delete(join(uri, name))
 
     def require_writable(self, uri: str) -> None:
-        probe = join(uri, f"{TEMPORARY}{uuid.uuid4().hex}")
+        probe = join(uri, temporary_name())
         try:
             if self.options.conditional_writes:
                 self._require_conditions(uri, probe)

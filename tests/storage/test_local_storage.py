@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from batchinfer.errors import OutputError, StorageError, UserError
-from batchinfer.storage import TEMPORARY, LocalStorage, join, local_path, storage_for
+from batchinfer.storage import LocalStorage, join, local_path, storage_for, temporary_name
 
 STORE = LocalStorage()
 
@@ -196,10 +196,11 @@ def test_listing_a_file_gives_the_file_and_a_missing_folder_nothing(tmp_path):
 
 def test_leftovers_of_killed_writers_are_invisible_and_can_be_removed(tmp_path):
     STORE.put(str(tmp_path / "a" / "object"), b"x")
-    (tmp_path / "a" / f"{TEMPORARY}half").write_bytes(b"half")
-    (tmp_path / f"{TEMPORARY}probe").mkdir()
+    (tmp_path / "a" / temporary_name()).write_bytes(b"half")
+    (tmp_path / temporary_name()).mkdir()
     assert [e.uri for e in STORE.list(str(tmp_path))] == [str(tmp_path / "a" / "object")]
-    STORE.remove_leftovers(str(tmp_path))
+    for folder in (tmp_path, tmp_path / "a"):
+        STORE.remove_leftovers(str(folder))
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["a", "a/object"]
 
 
@@ -327,3 +328,21 @@ def test_file_uris_are_local(tmp_path):
     uri = f"file://{tmp_path}/object"
     storage_for(uri).put(uri, b"x")
     assert (tmp_path / "object").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("act", ["put", "create", "replace", "delete", "lock"])
+def test_a_link_is_never_written_through(tmp_path, act):
+    precious, link = tmp_path / "precious", tmp_path / "link"
+    precious.write_bytes(b"precious")
+    link.symlink_to(precious)
+    acts = {
+        "put": lambda: STORE.put(str(link), b"x"),
+        "create": lambda: STORE.create(str(link), b"x"),
+        "replace": lambda: STORE.replace(str(link), b"x", STORE.stat(str(link)).tag),
+        "delete": lambda: STORE.delete(str(link)),
+        "lock": lambda: STORE.lock(str(link)).__enter__(),
+    }
+    with pytest.raises(StorageError, match="is a link"):
+        acts[act]()
+    assert link.is_symlink()
+    assert precious.read_bytes() == b"precious"

@@ -8,7 +8,7 @@ import pytest
 
 from batchinfer.errors import InputError, OutputError, StorageError
 from batchinfer.spec import StoreSpec
-from batchinfer.storage import TEMPORARY, delete_many, join, read_many, storage_for
+from batchinfer.storage import delete_many, join, read_many, storage_for, temporary_name
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -130,7 +130,7 @@ def test_opening_a_version_that_is_there_no_more_is_the_inputs_fault(store, root
 
 def test_list_gives_every_object_under_a_folder_and_no_other(store, root):
     names = ["b/2", "b/10", "a/x", "a/y/z", "c", "a b/ü?%2F"]
-    for name in [*names, f"b/{TEMPORARY}half"]:
+    for name in [*names, f"b/{temporary_name()}"]:
         store.put(join(root, name), name.encode())
     store.put(root + "x/other", b"")
     found = list(store.list(root))
@@ -177,10 +177,13 @@ def test_one_of_many_that_cannot_be_read_is_named(store, root):
 
 def test_leftovers_can_be_removed(store, root):
     store.put(join(root, "object"), b"x")
-    store.put(join(root, f"{TEMPORARY}half"), b"half")
-    assert below(root, store.list(root)) == ["object"]
+    half, other = join(root, temporary_name()), join(root, ".writing-my-thesis")
+    store.put(half, b"half")
+    store.put(other, b"a user's own")
+    assert below(root, store.list(root)) == [".writing-my-thesis", "object"]
     store.remove_leftovers(root)
-    assert store.stat(join(root, f"{TEMPORARY}half")) is None
+    assert store.stat(half) is None
+    assert store.read(other) == b"a user's own"
     assert store.stat(join(root, "object")) is not None
 
 
@@ -206,3 +209,12 @@ def test_an_error_under_the_lock_gives_it_back(store, root):
             raise error("x")
     with store.lock(join(root, "lock")) as require_held:
         require_held()
+
+
+@pytest.mark.parametrize("content", [b"", b"precious", b"{}", b"\x00" * 100])
+def test_a_file_that_is_no_lock_is_not_taken_for_one(store, root, content):
+    uri = join(root, "_run", "lock")
+    store.put(uri, content)
+    with pytest.raises(OutputError, match="batchinfer did not write it"), store.lock(uri):
+        pass
+    assert store.read(uri) == content
