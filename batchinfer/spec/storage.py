@@ -73,4 +73,4 @@ def _prefix(uri: str) -> str:
     return uri
 
 
-StoresSpec = dict[Annotated[str, AfterValidator(_prefix)], StoreSpec]
+StoresSpec = dict[Annotated[str, AfterValidator(_prefix), Field(examples=["s3://..."])], StoreSpec]
