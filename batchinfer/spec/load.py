@@ -105,6 +105,9 @@ def key_values(option: str, texts: Iterable[str], example: str) -> list[tuple[st
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise SpecError(f"{option} {text!r:.{_SHOWN}} is not KEY=VALUE", f"write for example {option} {example}")
+        # A shell hands over bytes that are no UTF-8 as halves of surrogate pairs, which no file could hold.
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise SpecError(f"{option} {text!r:.{_SHOWN}} is not UTF-8 text", "check the encoding of your terminal")
         found.append((key, value))
     return found
 

@@ -203,6 +203,11 @@ def test_the_pairs_of_an_option_keep_their_order_and_what_follows_the_first_equa
     assert key_values("--label", ["b=1=2", "a=", "b=3"], "team=search") == [("b", "1=2"), ("a", ""), ("b", "3")]
 
 
+def test_a_pair_that_no_file_could_hold_is_refused():
+    with pytest.raises(SpecError, match="is not UTF-8 text"):
+        key_values("--label", ["team=\udcff"], "team=search")
+
+
 @pytest.mark.parametrize("text", ["team", "=search", ""])
 def test_what_is_no_pair_is_refused_with_an_example(text):
     with pytest.raises(SpecError, match=f"--label {text!r} is not KEY=VALUE") as caught:
