@@ -97,7 +97,7 @@ def resolve(spec: JobSpec, at: datetime) -> tuple[JobSpec, Tick | None]:
         try:
             found[key] = render(uri, values)
         except ValueError as error:
-            raise SpecError(f"{key}.uri: {error}", "see the variables in README.md, Every night") from None
+            raise SpecError(f"{key}.uri: {error}", "`batchinfer explain output.uri` lists the variables") from None
     rendered = spec.model_copy(
         update={
             "input": spec.input.model_copy(update={"uri": found["input"]}),

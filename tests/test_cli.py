@@ -121,6 +121,9 @@ def test_bad_calls_are_exit_2(tmp_path: Path, corpus: Path) -> None:
     for arguments, message in [
         (["run", str(tmp_path / "jab.yaml")], f"did you mean {spec}?"),
         (["run", spec, "--set", "sampling.max_tokens"], "is not KEY=VALUE"),
+        (["submit", spec, "--label", "team"], "--label 'team' is not KEY=VALUE"),
+        (["submit", spec, "--label", "team=\udcff"], "is not UTF-8 text"),
+        (["explain", "output.choises"], "did you mean output.choices?"),
         (["report", str(tmp_path)], "there is no run at"),
         (["retry", str(tmp_path / "nothing")], "there is no run at"),
         (["runn", spec], "No such command"),

@@ -1,5 +1,6 @@
 """The command line: parse, call one use case, print, exit."""
 
+from batchinfer.cli import explain as explain
 from batchinfer.cli import render as render
 from batchinfer.cli import run as run
 from batchinfer.cli import schedule as schedule

@@ -52,8 +52,8 @@ def render(
     sample: Sample = True,
 ) -> None:
     """Print the job, as planned, as a RayJob, or as a RayCronJob where it has a schedule; start nothing."""
-    from batchinfer.render import Mount, Options, dump, pairs, render_job
-    from batchinfer.spec import load
+    from batchinfer.render import Mount, Options, dump, render_job
+    from batchinfer.spec import key_values, load
 
     options = Options(
         image=image,
@@ -61,8 +61,8 @@ def render(
         nodes=nodes,
         spot=spot,
         service_account=service_account,
-        node_selector=pairs("--node-selector", node_selector or []),
-        labels=pairs("--label", labels or []),
+        node_selector=dict(key_values("--node-selector", node_selector or [], "pool=gpu")),
+        labels=dict(key_values("--label", labels or [], "team=search")),
         mounts=tuple(Mount.parse(text) for text in mounts or []),
         env_secrets=tuple(env_secrets or []),
     )

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from batchinfer.cli.app import AsJson, Overrides, SpecPath, app, console, listened, print_json
-from batchinfer.errors import SpecError, UserError
+from batchinfer.errors import UserError
 
 Dashboard = Annotated[
     str,
@@ -50,9 +50,12 @@ def submit(
     """Send the job to a cluster, unless it runs there already, and print its id."""
     from batchinfer import runner
     from batchinfer import submit as submitting
+    from batchinfer.spec import key_values
 
     loaded = runner.load_spec(spec, overrides or [])
-    loaded = loaded.model_copy(update={"labels": loaded.labels | dict(map(_label, labels or []))})
+    loaded = loaded.model_copy(
+        update={"labels": loaded.labels | dict(key_values("--label", labels or [], "team=search"))}
+    )
     sent = listened(
         lambda listener: submitting.submit(
             loaded, submitting.connect(address), listener, shared_filesystem, with_package
@@ -135,10 +138,3 @@ def stop(job_id: JobId, wait: Wait = True, address: Dashboard = LOCAL_DASHBOARD,
         print(f"{job_id} is {job.state}; submit it again to go on")
     else:
         print(f"{job_id} is stopping: the shards in flight end first")
-
-
-def _label(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise SpecError(f"--label {text!r} is not KEY=VALUE", "write for example --label team=search")
-    return key, value

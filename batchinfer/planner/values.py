@@ -6,15 +6,18 @@ from pydantic import BaseModel, ConfigDict
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
 
 
 class Interval(_Value):
     """A figure with the range in which it is expected to lie."""
 
     low: float
+    """The lower end of the range."""
     mid: float
+    """The expected value."""
     high: float
+    """The upper end of the range."""
 
     def scaled(self, factor: float) -> Interval:
         return Interval(low=self.low * factor, mid=self.mid * factor, high=self.high * factor)
@@ -85,13 +88,16 @@ class Speed(_Value):
 
 
 class Estimate(_Value):
-    """Time and money of the whole job on one layout. tokens_per_second: input and output tokens of all
-    replicas together. hours includes the load of the model."""
+    """Time and money of the whole job on one layout."""
 
     hours: Interval
+    """Hours from start to end, the load of the model included."""
     cost_usd: Interval
+    """Dollars for all replicas."""
     tokens_per_second: Interval
+    """Input and output tokens a second, of all replicas together."""
     usd_per_million_tokens: Interval
+    """Dollars for a million tokens, input and output together."""
 
 
 class Candidate(_Value):

@@ -2,6 +2,6 @@
 
 from batchinfer.render.job import dump, render_job
 from batchinfer.render.manifests import manifests
-from batchinfer.render.options import Mount, Options, pairs
+from batchinfer.render.options import Mount, Options
 
-__all__ = ["Mount", "Options", "dump", "manifests", "pairs", "render_job"]
+__all__ = ["Mount", "Options", "dump", "manifests", "render_job"]

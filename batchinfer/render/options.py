@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -65,8 +64,8 @@ class Options:
             for value in values:
                 if not _NAME.fullmatch(value) or len(value) > (63 if option == "--namespace" else 253):
                     raise UserError(f"{option} {value!r} is no name for Kubernetes", "use a-z, 0-9 and dashes")
-        for option, pairs_ in (("--label", self.labels), ("--node-selector", self.node_selector)):
-            for key, value in pairs_.items():
+        for option, pairs in (("--label", self.labels), ("--node-selector", self.node_selector)):
+            for key, value in pairs.items():
                 if not _LABEL_KEY.fullmatch(key) or not _LABEL_VALUE.fullmatch(value):
                     raise UserError(
                         f"{option} {key}={value} is no label for Kubernetes",
@@ -76,17 +75,6 @@ class Options:
     def image_for(self, accelerator: str) -> str:
         """The image to run on the accelerator."""
         return self.image or f"batchinfer:{__version__}-{'cpu' if accelerator == 'cpu' else 'gpu'}"
-
-
-def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
-    """KEY=VALUE texts as a mapping. Raises UserError that names the option."""
-    found = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not key or not equals:
-            raise UserError(f"{option} {text!r} is not KEY=VALUE", f"write for example {option} team=search")
-        found[key] = value
-    return found
 
 
 def _require_fixed(image: str) -> None:

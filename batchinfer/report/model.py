@@ -11,72 +11,110 @@ from batchinfer.planner import Estimate, Plan
 
 
 class Seconds(BaseModel):
-    """Device-seconds by what they were spent on; they add up to what was paid for."""
+    """Device-seconds by what they were spent on. The four add up to the time that was paid for."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     load: float
+    """Device-seconds in which replicas started and loaded the model."""
     work: float
+    """Device-seconds of committed shards."""
     idle: float
+    """Device-seconds in which a ready replica had no rows."""
     waste: float
+    """Device-seconds that no committed shard accounts for: lost attempts, restarts, killed replicas."""
 
 
 class Accuracy(BaseModel):
     """How many outputs equalled the expected value, in one group of rows."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     right: int
+    """Rows whose output equals the expected value."""
     compared: int
+    """Rows that have an expected value."""
     accuracy: float
+    """`right` over `compared`, 0 to 1."""
 
 
 class Report(BaseModel):
-    """One run. Rows and failures are of the output as it stands; tokens and money are of all that was
-    spent, retries and lost attempts included. `tick` is the instant that a scheduled or incremental run was for.
-
-    tokens_per_second: input and output tokens over the seconds in which a replica was ready.
-    cost_per_million_tokens: of input and output tokens together. hours: in which a replica was up, loading
-    included. planned: what the plan expected of the whole job, None where it could not say. labels: the spec's.
+    """One run. Rows and failures are of the output as it stands. Tokens and money are of all that was spent, retries
+    and lost attempts included.
     """
 
-    model_config = ConfigDict(frozen=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
     job_name: str
+    """The spec's `name`."""
     run_id: str
+    """The id of the run; every command that resumes it keeps it."""
     tick: str | None = None
+    """The instant that a scheduled or incremental run was for, as 20261120T010000Z. null: a job that runs once."""
     output: str
+    """The folder of the run."""
     complete: bool
+    """Whether every row of the input is in the output."""
     model: str
+    """The spec's `model.source`."""
     quantization: str
+    """How the weights that ran are quantized."""
     accelerator: str
+    """The device that the run was on."""
     tensor_parallel: int
+    """GPUs that share each layer in a replica."""
     pipeline_parallel: int
+    """Stages that a replica's layers are split into."""
     rows: int
+    """Rows in the output, failed ones included."""
     rows_in_input: int
+    """Rows of the input."""
     rows_failed: int
+    """Rows that have an `error_code` after the latest retry."""
     max_error_rate: float
+    """The spec's `limits.max_error_rate` when the run was last made or resumed."""
     errors: dict[str, int]
+    """Failed rows by `error_code`."""
     finish_reasons: dict[str, int]
+    """Answers by `finish_reason`."""
     accuracy: dict[str, Accuracy]
+    """The accuracy by the values of `evaluate.by`, or under `all`. Empty without `evaluate`."""
     input_tokens: int
+    """Tokens of the prompts."""
     cached_tokens: int
+    """Tokens of the prompts that the KV cache already held."""
     output_tokens: int
+    """Tokens of the answers."""
     tokens_per_second: float
+    """Input and output tokens over the seconds in which at least one replica was ready."""
     rows_per_second: float
+    """Rows in the output over the seconds in which at least one replica was ready."""
     cost_usd: float
+    """Dollars for the lifetimes of all replicas."""
     cost_per_million_tokens: float | None
+    """Dollars for a million tokens, input and output together. null: there were no tokens."""
     cost_per_thousand_rows: float | None
+    """Dollars for a thousand rows of the output. null: there were no rows."""
     price_per_gpu_hour: float
+    """Dollars for one GPU and hour, or for one replica and hour on a CPU."""
     price_source: str
+    """Where the price comes from: the spec's key, or a list price with its date."""
     seconds: Seconds
+    """Device-seconds by what they were spent on."""
     shards: int
+    """Shards in the output."""
     shards_in_input: int
+    """Shards that the input was cut into."""
     replicas: int
+    """Replicas that ever ran for this run, over all its commands."""
     replicas_killed: int
+    """Replicas that ended without closing their account, as after a kill or a lost machine."""
     hours: float
+    """Hours in which at least one replica was up, loading included."""
     planned: Estimate | None
+    """What the plan expected of the whole job. null: the plan could not say."""
     labels: dict[str, str] = {}
+    """The spec's `labels`."""
 
     @property
     def error_rate(self) -> float:

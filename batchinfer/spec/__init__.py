@@ -1,6 +1,6 @@
 """The job spec: what one YAML file says, validated. `load` reads it, `JobSpec` is the value."""
 
-from batchinfer.spec.load import load, parse, to_yaml
+from batchinfer.spec.load import key_values, load, parse, to_yaml
 from batchinfer.spec.model import (
     AcceleratorName,
     EngineSpec,
@@ -41,6 +41,7 @@ __all__ = [
     "ShardsSpec",
     "SpeculativeSpec",
     "StoreSpec",
+    "key_values",
     "load",
     "parse",
     "to_yaml",

@@ -75,9 +75,11 @@ def parse(text: str, name: str = "spec", overrides: Sequence[str] = ()) -> JobSp
         # through whatever its constructors raise, from IndexError to AttributeError.
         raise SpecError(f"{name}: not usable YAML: {error!s:.{_SHOWN}}", "put the value in quotes") from None
     if not isinstance(raw, dict):
-        raise SpecError(f"{name}: a spec is a mapping of keys, not {_kind(raw)}", "start from jobs/demo.yaml")
-    for override in overrides:
-        _apply(raw, override)
+        raise SpecError(
+            f"{name}: a spec is a mapping of keys, not {_kind(raw)}", "`batchinfer explain` shows one to start from"
+        )
+    for key, value in key_values("--set", overrides, "sampling.max_tokens=32"):
+        _apply(raw, key, value)
     try:
         return JobSpec.model_validate(raw)
     except RecursionError:
@@ -92,7 +94,22 @@ def parse(text: str, name: str = "spec", overrides: Sequence[str] = ()) -> JobSp
         message = lines[0]
         if len(lines) > 1:
             message = "\n".join([f"{number} mistakes:", *(f"  {line}" for line in lines), *more])
-        raise SpecError(message, "README.md explains the keys; schemas/job-spec.schema.json lists them") from None
+        known = _known(_place(wrong[0]["loc"])) if len(wrong) == 1 else "KEY"
+        raise SpecError(message, f"`{f'batchinfer explain {known}'.strip()}` says what belongs there") from None
+
+
+def key_values(option: str, texts: Iterable[str], example: str) -> list[tuple[str, str]]:
+    """The KEY=VALUE texts of an option of the command line, in order; raises SpecError, with the example."""
+    found = []
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise SpecError(f"{option} {text!r:.{_SHOWN}} is not KEY=VALUE", f"write for example {option} {example}")
+        # A shell hands over bytes that are no UTF-8 as halves of surrogate pairs, which no file could hold.
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise SpecError(f"{option} {text!r:.{_SHOWN}} is not UTF-8 text", "check the encoding of your terminal")
+        found.append((key, value))
+    return found
 
 
 def to_yaml(spec: JobSpec) -> str:
@@ -152,12 +169,7 @@ def _require_distinct_keys(tree: yaml.Node | None, name: str) -> None:
                 waiting.append(value)
 
 
-def _apply(raw: dict[Any, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise SpecError(
-            f"--set {override!r:.{_SHOWN}} is not KEY=VALUE", "write for example --set sampling.max_tokens=32"
-        )
+def _apply(raw: dict[Any, Any], key: str, value: str) -> None:
     try:
         _require_small(yaml.compose(value, Loader=yaml.SafeLoader), f"--set {key:.{_SHOWN}}")
         parsed = yaml.safe_load(value)
@@ -286,6 +298,19 @@ def _nearest(place: tuple[Any, ...]) -> str:
     names = list(model.model_fields)
     near = difflib.get_close_matches(str(place[-1]), names, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; the keys here are {', '.join(names)}"
+
+
+def _known(place: tuple[Any, ...]) -> str:
+    """The longest beginning of the place that `batchinfer explain` knows; empty if the first key is wrong."""
+    at: Any = JobSpec
+    known: list[str] = []
+    for part in map(str, place):
+        model = _model_in(at)
+        if model is None or part not in model.model_fields:
+            break
+        known.append(part)
+        at = model.model_fields[part].annotation
+    return ".".join(known)
 
 
 def _line(tree: yaml.Node | None, place: tuple[Any, ...]) -> int | None:

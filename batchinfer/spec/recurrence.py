@@ -21,15 +21,20 @@ PlaceWithVariables = Annotated[Place, AfterValidator(_renders)]
 
 
 class ScheduleSpec(Keys):
-    """When the job runs: five fields of cron, read on the clock of `timezone` (see `ticks`).
-
-    `overlap`: what becomes of a tick that comes while another of the job is running: it is left out (skip),
-    waits for the other to end (queue), or runs beside it (allow).
-    """
+    """When the job runs again and again. `batchinfer schedule next SPEC` shows the coming ticks."""
 
     cron: str
+    """Five fields of cron: minute, hour, day of the month, month, day of the week. Example: `"0 2 * * *"`.
+
+    When the clock changes, an expression with a fixed minute and hour still runs once a day. One whose minute or hour
+    begins with `*` follows real time."""
     timezone: str = "UTC"
+    """The time zone on whose clock `cron` and the variables of URIs are read, as `Europe/Berlin`."""
     overlap: Literal["skip", "queue", "allow"] = "skip"
+    """What happens to a tick that is due while another run of the job is active.
+
+    `skip` leaves the tick out for good. `queue` starts it when the other run has ended; if several wait, the latest
+    one. `allow` runs it beside the other."""
 
     @field_validator("cron")
     @classmethod
@@ -45,11 +50,13 @@ class ScheduleSpec(Keys):
 
 
 class IncrementalSpec(Keys):
-    """Each run takes only the files, or the hive partitions, that no earlier run of the job has taken.
-
-    `changed`: what to do with a file that has changed since a run took it, or with a partition that has
-    changed or got another file: run it again, ignore it, or fail.
+    """Each run reads only the files, or the partitions, that no earlier run of the job has read. The manifests of the
+    earlier runs say which: keep `_run/manifest.parquet` as long as the input lies there.
     """
 
     by: Literal["file", "partition"] = "file"
+    """The unit that is read once: a `file`, or a `partition`, which is a whole `key=value` folder."""
     changed: Literal["rerun", "ignore", "fail"] = "rerun"
+    """What to do with a file that has changed since a run read it, or a partition that has changed or grown.
+
+    `rerun` runs it again with all its rows, `ignore` leaves it as it is, `fail` ends the command with exit code 2."""

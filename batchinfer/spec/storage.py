@@ -15,23 +15,37 @@ _ELSEWHERE = "put it into the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_
 
 
 class StoreSpec(Keys):
-    """How to reach the S3 store of some URIs; null leaves what the AWS environment and profiles say.
-
-    Times are seconds. `conditional_writes: false` is for a store that refuses If-None-Match: then the
-    user sees to it that one run at a time writes there. `lease_seconds` is how long the lock of a driver
-    that vanished holds others off.
+    """How to reach the S3 store of some URIs. null leaves a key to the AWS environment and profiles. Never a secret:
+    credentials come from the environment, a profile or a role.
     """
 
     endpoint_url: str | None = None
+    """The store's address, for stores other than AWS. Example: `https://minio.example.org`."""
     region: str | None = None
+    """The region of the bucket, as `eu-central-1`."""
     profile: str | None = None
+    """The profile in the AWS configuration files whose credentials and settings apply. Every node must have it."""
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    """Where the bucket's name stands in requests: in the `path`, in the host name (`virtual`), or as botocore
+    chooses."""
     request_payer: bool = False
+    """Whether the reader pays for requests, as some buckets demand."""
     conditional_writes: bool = True
+    """Whether the store honours `If-None-Match`, on which each shard's single commit rests.
+
+    `false` is for a store that refuses it. Each write is then checked first and made after: you must ensure that one
+    run at a time writes there."""
     max_attempts: int = Field(default=8, ge=1, le=100)
+    """How often a request is tried, the first time included, with growing pauses between."""
     connect_timeout: float = Field(default=10.0, gt=0)
+    """Seconds until a connection must be made."""
     read_timeout: float = Field(default=60.0, gt=0)
+    """Seconds until the store must send something."""
     lease_seconds: float = Field(default=60.0, ge=1)
+    """Seconds until the lock of a run that vanished on another machine lapses.
+
+    A live run renews its lock four times in that time. A shorter time lets the next run start sooner, but a store that
+    does not answer for so long ends the run."""
 
     @model_validator(mode="before")
     @classmethod
@@ -59,4 +73,4 @@ def _prefix(uri: str) -> str:
     return uri
 
 
-StoresSpec = dict[Annotated[str, AfterValidator(_prefix)], StoreSpec]
+StoresSpec = dict[Annotated[str, AfterValidator(_prefix), Field(examples=["s3://..."])], StoreSpec]

@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from batchinfer.errors import SpecError
-from batchinfer.spec import JobSpec, load, parse, to_yaml
+from batchinfer.spec import JobSpec, key_values, load, parse, to_yaml
+from batchinfer.spec.explain import explain
 
 LEAST = """\
 name: a-job
@@ -177,6 +178,41 @@ def test_the_last_override_of_a_key_wins():
 )
 def test_a_wrong_override_is_refused_like_a_wrong_key(override, message):
     assert message in refusal(LEAST, [override])
+
+
+@pytest.mark.parametrize(
+    ("extra", "key"),
+    [
+        ("  colunm: x", "output"),
+        ("samplign: {}", ""),
+        ("sampling: {n: 0}", "sampling.n"),
+        ("resources: {replicas: {min: 0, max: 2}}", "resources.replicas.min"),
+        ("storage: {s3://a: {regoin: x}}", "storage"),
+        ("  choices: [no]", "output.choices"),
+        ("sampling: {n: 0, top_p: 7}", "KEY"),
+    ],
+)
+def test_the_remedy_names_the_command_that_explains_the_key(extra, key):
+    with pytest.raises(SpecError) as caught:
+        parse(LEAST + extra + "\n")
+    assert caught.value.remedy == f"`{f'batchinfer explain {key}'.strip()}` says what belongs there"
+    assert key == "KEY" or explain(key).path == key
+
+
+def test_the_pairs_of_an_option_keep_their_order_and_what_follows_the_first_equals_sign():
+    assert key_values("--label", ["b=1=2", "a=", "b=3"], "team=search") == [("b", "1=2"), ("a", ""), ("b", "3")]
+
+
+def test_a_pair_that_no_file_could_hold_is_refused():
+    with pytest.raises(SpecError, match="is not UTF-8 text"):
+        key_values("--label", ["team=\udcff"], "team=search")
+
+
+@pytest.mark.parametrize("text", ["team", "=search", ""])
+def test_what_is_no_pair_is_refused_with_an_example(text):
+    with pytest.raises(SpecError, match=f"--label {text!r} is not KEY=VALUE") as caught:
+        key_values("--label", ["a=b", text], "team=search")
+    assert caught.value.remedy == "write for example --label team=search"
 
 
 @pytest.mark.parametrize(
