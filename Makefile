@@ -25,7 +25,7 @@ check: .venv/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_layers.py
+	$(BIN)/lint-imports
 
 format: .venv/.ready-dev
 	$(BIN)/ruff check --fix .
@@ -55,4 +55,4 @@ extra = $$($(BIN)/python -c "import tomllib; \
 	touch $@
 
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -38,8 +38,8 @@ import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from batchinfer.engine.orphans import marked  # noqa: E402
 from batchinfer.engine.scripted import PROCESS_NAME  # noqa: E402
+from batchinfer.execution.process_guard import marked  # noqa: E402
 
 ROWS_PER_SHARD = 50
 REPLICAS = 2

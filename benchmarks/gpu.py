@@ -24,7 +24,7 @@ shellingham, annotated-doc, markdown-it-py, mdurl, pygments. Where there is no n
 
 What becomes of the figures. FOLDER/reports has each case's report under the name of the model's repository. Copied to
 `PARENT/any-name/_run/report.json` beside a job's `output.uri` PARENT/name, it calibrates the plans of that job
-(planning.py), if `model.source` is that repository, and accelerator, quantization, layout and engine keys are those
+(plan_job.py), if `model.source` is that repository, and accelerator, quantization, layout and engine keys are those
 measured. `point` in a result is a row for published_throughput.yaml, on which the constants of planner/estimate.py are
 set. KV cache tokens that are off by more than 5% are for CONTEXT_BYTES and the terms beside it in planner/memory.py.
 """
@@ -51,13 +51,13 @@ import yaml
 from dummy_models import prompts, shrunk, write_model
 from gpu_cases import CPU_CASES, CPU_MODELS, GPU_CASES, GPU_MODELS, Case, cases_of, record_of
 
+from batchinfer.accounting.report import Report
 from batchinfer.catalog import list_price, models, shape_from_config
 from batchinfer.engine.vllm import engine_arguments, sampling_arguments
 from batchinfer.errors import BatchinferError
+from batchinfer.jobspec import JobSpec
+from batchinfer.jobspec.load import parse
 from batchinfer.planner import Cluster, Interval, Plan, Workload, make_plan
-from batchinfer.report import Report
-from batchinfer.spec import JobSpec
-from batchinfer.spec.load import parse
 
 HERE = Path(__file__).parent
 

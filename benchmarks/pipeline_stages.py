@@ -20,15 +20,16 @@ from typing import Any
 
 from pipeline_scale import write_input
 
-from batchinfer.commit import commit
+from batchinfer.accounting.records import MeterReading, ShardRecord
 from batchinfer.engine.scripted import ScriptedEngine
-from batchinfer.job import Layout, seal, unseal
-from batchinfer.prompts import PromptMaker, needed_columns
-from batchinfer.records import MeterReading, ShardRecord
-from batchinfer.replica import COLLECTED_AFTER
-from batchinfer.results import counts, result_table
-from batchinfer.source import build_manifest, read_shards
-from batchinfer.spec import JobSpec
+from batchinfer.execution.replica import COLLECTED_AFTER
+from batchinfer.execution.result_rows import counts, result_table
+from batchinfer.execution.shard_block import seal, unseal
+from batchinfer.input import build_manifest, read_shards
+from batchinfer.jobspec import JobSpec
+from batchinfer.prompting.prompts import PromptMaker, needed_columns
+from batchinfer.rundir.commit import commit
+from batchinfer.rundir.paths import Layout
 
 
 class Stages:

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from batchinfer.prefixes import PrefixOrder
+from batchinfer.engine.prefix_order import PrefixOrder
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT_WORDS = 700

@@ -2,10 +2,11 @@
 
     python benchmarks/tail.py [ROWS ...]        (default: 100000 1000000)
 
-What is simulated is the cluster; what is tested is the package: it cuts the input (`cutting`, `shards.cut`), says in
-which order shards begin (`in_order`) and how many a replica gets (`shards_in_flight`, `shards_held`). Ray Data's rule
-is modelled: a shard goes to the replica that holds fewest; each holds so many and works on the first of them. A
-replica is continuous batching over `SLOTS` rows, first come, first served. See RESULTS.md for what is assumed.
+What is simulated is the cluster; what is tested is the package: it cuts the input
+(`shard_sizes`, `manifest.cut`), says in which order shards begin (`in_order`) and how many a replica gets
+(`shards_in_flight`, `shards_held`). Ray Data's rule is modelled: a shard goes to the replica that holds fewest; each
+holds so many and works on the first of them. A replica is continuous batching over `SLOTS` rows, first come, first
+served. See RESULTS.md for what is assumed.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from batchinfer.cutting import in_order, readers, rows_per_shard, shard_sizes, shards_held
+from batchinfer.input.manifest import InputFile, RowGroup, Segment, Shard, cut, read_together
+from batchinfer.input.shard_sizes import in_order, readers, rows_per_shard, shard_sizes, shards_held
 from batchinfer.planner import shards_in_flight
-from batchinfer.shards import InputFile, RowGroup, Segment, Shard, cut, read_together
 from batchinfer.storage import Entry
 
 REPLICAS = 64

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from batchinfer.render import Options, dump, render_job
-from batchinfer.spec import load
+from batchinfer.deploy.kubernetes import Options, dump, render_job
+from batchinfer.jobspec import load
 
 FOLDER = Path(__file__).parent
 IMAGE = "registry.example.com/batchinfer:0.1.0-gpu"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from batchinfer.report import Report
-from batchinfer.spec import JobSpec
+from batchinfer.accounting.report import Report
+from batchinfer.jobspec import JobSpec
 
 MODELS: dict[str, type[BaseModel]] = {"job-spec": JobSpec, "report": Report}
 

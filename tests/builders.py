@@ -9,13 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchinfer.ledger import replica_accounts, totals
+from batchinfer.accounting.ledger import replica_accounts, totals
+from batchinfer.accounting.records import MeterReading, ReplicaRecord, ShardRecord
+from batchinfer.accounting.report import Report, make_report
+from batchinfer.input import build_manifest, read_shards
+from batchinfer.input.manifest import Manifest
+from batchinfer.jobspec import JobSpec, parse
 from batchinfer.planner import Plan
-from batchinfer.records import MeterReading, ReplicaRecord, ShardRecord
-from batchinfer.report import Report, make_report
-from batchinfer.shards import Manifest
-from batchinfer.source import build_manifest, read_shards
-from batchinfer.spec import JobSpec, parse
 
 SPEC = """\
 name: a-job

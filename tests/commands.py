@@ -15,7 +15,14 @@ import tempfile
 from pathlib import Path
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["batchinfer.cli", "batchinfer.ticker", "batchinfer.console", "batchinfer.render"])
+_SERVER.set_forkserver_preload(
+    [
+        "batchinfer.cli",
+        "batchinfer.scheduling.recurring",
+        "batchinfer.reporting.console",
+        "batchinfer.deploy.kubernetes",
+    ]
+)
 SECONDS = 120
 
 

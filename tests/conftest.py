@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchinfer import pipeline
-from batchinfer.progress import Progress
-from batchinfer.records import ShardRecord
-from batchinfer.spec import JobSpec, StoreSpec
+from batchinfer.accounting.records import ShardRecord
+from batchinfer.execution import ray_pipeline
+from batchinfer.execution.progress import Progress
+from batchinfer.jobspec import JobSpec, StoreSpec
 from batchinfer.storage import Storage, storage_for
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -38,7 +38,7 @@ ROOT = Path(__file__).parent.parent
 
 
 _SLOWEST = (
-    *("test_kills.py", "test_architectures.py", "test_ticker.py", "test_model_keys.py", "test_vllm_engine.py"),
+    *("test_kills.py", "test_architectures.py", "test_recurring.py", "test_model_keys.py", "test_vllm_engine.py"),
     *("test_submit.py", "test_runner.py", "test_parallel_jobs.py", "test_store_faults.py"),
     *("test_jobs.py", "test_cli.py", "test_s3_jobs.py", "test_placement.py", "test_secrets.py", "test_s3.py"),
 )
@@ -81,7 +81,7 @@ def listener() -> KeepingListener:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local cluster for all tests that run a job in this process."""
-    with pipeline.connected(None):
+    with ray_pipeline.connected(None):
         yield
 
 

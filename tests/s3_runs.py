@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import scripted_spec
 
-from batchinfer.spec import JobSpec
+from batchinfer.jobspec import JobSpec
 from batchinfer.storage import Storage, join
 
 

@@ -1,4 +1,4 @@
-"""Facts about models and accelerators, as data with source and date: the YAML files in this folder."""
+"""Facts about models and accelerators: YAML files with source and date go in, typed values come out."""
 
 from batchinfer.catalog.accelerators import Accelerator, Dtype, Price, accelerator, accelerators, list_price
 from batchinfer.catalog.hf_config import readable_architectures, shape_from_config

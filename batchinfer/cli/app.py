@@ -15,7 +15,7 @@ from batchinfer import __version__
 from batchinfer.errors import BatchinferError
 
 if TYPE_CHECKING:
-    from batchinfer.progress import Listener
+    from batchinfer.execution.progress import Listener
     from batchinfer.storage import Stores
 
 # Both report usage to their makers unless told not to; set before either is imported.
@@ -63,7 +63,7 @@ def _options(
 
 def listened(command: Callable[[Listener], Result], stores: Stores) -> Result:
     """Run a command with a listener, and name the log if it fails."""
-    from batchinfer.console import attending
+    from batchinfer.reporting.console import attending
 
     with attending(stores) as listener:
         return command(listener)

@@ -13,7 +13,7 @@ from batchinfer.cli.app import app, console, print_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from batchinfer.spec.explain import Key
+    from batchinfer.jobspec.explain import Key
 
 KeyPath = Annotated[str, typer.Argument(metavar="[KEY]", help="A key with its parents, as output.choices.")]
 AsSchema = Annotated[bool, typer.Option("--json", help="Print the JSON Schema of the key, or of the whole spec.")]
@@ -22,8 +22,8 @@ AsSchema = Annotated[bool, typer.Option("--json", help="Print the JSON Schema of
 @app.command()
 def explain(key: KeyPath = "", as_json: AsSchema = False) -> None:
     """Say what a key of the spec means; without KEY, list all keys and print a spec to start from."""
-    from batchinfer.spec.explain import EXAMPLE, json_schema
-    from batchinfer.spec.explain import explain as explained
+    from batchinfer.jobspec.explain import EXAMPLE, json_schema
+    from batchinfer.jobspec.explain import explain as explained
 
     found = explained(key)
     if as_json:

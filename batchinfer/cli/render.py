@@ -52,8 +52,8 @@ def render(
     sample: Sample = True,
 ) -> None:
     """Print the job, as planned, as a RayJob, or as a RayCronJob where it has a schedule; start nothing."""
-    from batchinfer.render import Mount, Options, dump, render_job
-    from batchinfer.spec import key_values, load
+    from batchinfer.deploy.kubernetes import Mount, Options, dump, render_job
+    from batchinfer.jobspec import key_values, load
 
     options = Options(
         image=image,

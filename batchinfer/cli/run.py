@@ -9,15 +9,15 @@ from batchinfer.cli.app import Address, AsJson, Fresh, Overrides, RunUri, SpecPa
 from batchinfer.cli.schedule import At, Date, From, To, run_times
 
 if TYPE_CHECKING:
-    from batchinfer.progress import Listener
-    from batchinfer.report import Report
+    from batchinfer.accounting.report import Report
+    from batchinfer.execution.progress import Listener
     from batchinfer.storage import Stores
 
 
 @app.command()
 def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at: At = None) -> None:
     """Check the spec, the model, the input and the output, and start nothing."""
-    from batchinfer import runner
+    from batchinfer.execution import runner
 
     loaded = runner.load_spec(spec, overrides or [])
     times = run_times(loaded, date, at, None, None)
@@ -39,9 +39,9 @@ def plan(
     at: At = None,
 ) -> None:
     """Say how the job would be laid out, how long it would take and what it would cost; start nothing."""
-    from batchinfer import runner
-    from batchinfer.console import attending
-    from batchinfer.report import render_plan
+    from batchinfer.execution import runner
+    from batchinfer.reporting import render_plan
+    from batchinfer.reporting.console import attending
 
     loaded = runner.load_spec(spec, overrides or [])
     times = run_times(loaded, date, at, None, None)
@@ -56,24 +56,24 @@ def plan(
 @app.command()
 def models(as_json: AsJson = False) -> None:
     """List the models of the catalog."""
-    from batchinfer import catalog, report
+    from batchinfer import catalog, reporting
 
     known = catalog.models().values()
     if as_json:
-        print_json(report.models_document(known))
+        print_json(reporting.models_document(known))
     else:
-        console().print(report.models_table(known))
+        console().print(reporting.models_table(known))
 
 
 @app.command()
 def gpus(as_json: AsJson = False) -> None:
     """List the accelerators of the catalog, with their list prices."""
-    from batchinfer import catalog, report
+    from batchinfer import catalog, reporting
 
     if as_json:
-        print_json(report.accelerators_document(catalog.accelerators()))
+        print_json(reporting.accelerators_document(catalog.accelerators()))
     else:
-        console().print(report.accelerators_table(catalog.accelerators()))
+        console().print(reporting.accelerators_table(catalog.accelerators()))
 
 
 @app.command()
@@ -89,21 +89,22 @@ def run(
     last: To = None,
 ) -> None:
     """Run the job, or go on where an earlier run of it stopped, and print the report."""
-    from batchinfer import runner, ticker
+    from batchinfer.execution import runner
+    from batchinfer.scheduling import recurring
 
     loaded = runner.load_spec(spec, overrides or [])
     times = run_times(loaded, date, at, first, last)
     if len(times) > 1:
-        _attended(lambda listener: ticker.backfill(loaded, times, listener, address, fresh), as_json, loaded.storage)
+        _attended(lambda listener: recurring.backfill(loaded, times, listener, address, fresh), as_json, loaded.storage)
     else:
         one = times[0] if times else None
-        _attended(lambda listener: ticker.run(loaded, listener, address, fresh, one), as_json, loaded.storage)
+        _attended(lambda listener: recurring.run(loaded, listener, address, fresh, one), as_json, loaded.storage)
 
 
 @app.command()
 def retry(uri: RunUri, as_json: AsJson = False, address: Address = None) -> None:
     """Run the failed rows of a run again, and put what they give into their places."""
-    from batchinfer import runner
+    from batchinfer.execution import runner
 
     _attended(lambda listener: runner.retry(uri, listener, address), as_json, {})
 
@@ -111,15 +112,15 @@ def retry(uri: RunUri, as_json: AsJson = False, address: Address = None) -> None
 @app.command()
 def report(uri: RunUri, as_json: AsJson = False) -> None:
     """Print the report of a run, from its accounting."""
-    from batchinfer import runner
+    from batchinfer.execution import runner
 
     _print(runner.report(uri), as_json)
 
 
 def _attended(command: Callable[[Listener], Report | list[Report]], as_json: bool, stores: Stores) -> None:
     """Run a command, print its report or reports, and let its failed rows decide the exit code."""
-    from batchinfer import runner
-    from batchinfer.console import attending
+    from batchinfer.execution import runner
+    from batchinfer.reporting.console import attending
 
     with attending(stores) as listener:
         made = command(listener)
@@ -129,7 +130,7 @@ def _attended(command: Callable[[Listener], Report | list[Report]], as_json: boo
 
 
 def _print(made: Report | list[Report], as_json: bool) -> None:
-    from batchinfer.report import render
+    from batchinfer.reporting import render
 
     if as_json and isinstance(made, list):
         print_json([report.model_dump(mode="json") for report in made])

@@ -15,8 +15,8 @@ from batchinfer.cli.app import Address, AsJson, Overrides, app, console, print_j
 from batchinfer.errors import BatchinferError, Stopped, UserError
 
 if TYPE_CHECKING:
-    from batchinfer.spec import JobSpec
-    from batchinfer.ticker import Outcome
+    from batchinfer.jobspec import JobSpec
+    from batchinfer.scheduling.recurring import Outcome
 
 schedule_app = typer.Typer(help="Run jobs at the times that their specs say.", no_args_is_help=True)
 app.add_typer(schedule_app, name="schedule")
@@ -38,7 +38,7 @@ Number = Annotated[int, typer.Option("-n", min=1, max=10_000, help="How many tic
 
 def run_times(spec: JobSpec, day: str | None, at: str | None, first: str | None, last: str | None) -> list[datetime]:
     """The times that the options of `run` ask for, in order; none where they ask for nothing. Raises UserError."""
-    from batchinfer.schedule import times_on, uses_time
+    from batchinfer.jobspec.schedule import times_on, uses_time
 
     if sum(value is not None for value in (day, at, first)) > 1 or (last is not None and first is None):
         raise UserError("give one of --date, --at, and --from with --to", "see `batchinfer run --help`")
@@ -83,42 +83,43 @@ def _time(text: str, zone: ZoneInfo, now: datetime) -> datetime:
 @schedule_app.command("next")
 def next_ticks(specs: Specs, number: Number = 5, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print the coming ticks, on the schedule's clock."""
-    from batchinfer import ticker
-    from batchinfer.schedule import coming, resolve
+    from batchinfer.jobspec.schedule import coming, resolve
+    from batchinfer.scheduling import recurring
 
-    jobs = ticker.scheduled(specs, overrides or [])
-    now = ticker.utc_now()
+    jobs = recurring.scheduled(specs, overrides or [])
+    now = recurring.utc_now()
     rows = []
     for job in jobs:
         for at in islice(coming(job.schedule, now), number):
             rendered, _ = resolve(job.spec, at)
             places = {"input": rendered.input.uri, "output": rendered.output.uri}
-            rows.append({"name": job.spec.name, "tick": ticker.local_time(at, job.schedule), **places})
+            rows.append({"name": job.spec.name, "tick": recurring.local_time(at, job.schedule), **places})
     _show(rows, as_json)
 
 
 @schedule_app.command("list")
 def list_jobs(specs: Specs, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print how each job stands: its last run, what is due, and its next tick."""
-    from batchinfer import ticker
+    from batchinfer.scheduling import recurring
 
-    now = ticker.utc_now()
-    rows = [ticker.standing(job, now).model_dump() for job in ticker.scheduled(specs, overrides or [])]
+    now = recurring.utc_now()
+    rows = [recurring.standing(job, now).model_dump() for job in recurring.scheduled(specs, overrides or [])]
     _show(rows, as_json)
 
 
 @schedule_app.command("run-due")
 def run_due(specs: Specs, overrides: Overrides = None, as_json: AsJson = False, address: Address = None) -> None:
     """Resume what died, run what is due, once, and end: for cron or systemd."""
-    from batchinfer import runner, ticker
-    from batchinfer.console import attending
-    from batchinfer.report import render
+    from batchinfer.execution import runner
+    from batchinfer.reporting import render
+    from batchinfer.reporting.console import attending
+    from batchinfer.scheduling import recurring
 
-    outcome = ticker.Outcome()
-    for job in ticker.scheduled(specs, overrides or []):
+    outcome = recurring.Outcome()
+    for job in recurring.scheduled(specs, overrides or []):
         try:
             with attending(job.spec.storage) as listener:
-                _merge(outcome, ticker.run_due(job.spec, job.schedule, listener, address))
+                _merge(outcome, recurring.run_due(job.spec, job.schedule, listener, address))
         except Stopped:
             raise
         except BatchinferError as error:
@@ -145,11 +146,11 @@ def _merge(outcome: Outcome, more: Outcome) -> None:
 @schedule_app.command()
 def serve(specs: Specs, overrides: Overrides = None, address: Address = None) -> None:
     """Stay, and run each tick as it comes. SIGTERM ends it when the shards in flight are done."""
-    from batchinfer import ticker
-    from batchinfer.console import event_log
-    from batchinfer.serve import serve as stay
+    from batchinfer.reporting.console import event_log
+    from batchinfer.scheduling import recurring
+    from batchinfer.scheduling.serve import serve as stay
 
-    jobs = ticker.scheduled(specs, overrides or [])
+    jobs = recurring.scheduled(specs, overrides or [])
     options = [part for value in overrides or [] for part in ("--set", value)]
     options += ["--address", address] if address else []
     raise typer.Exit(stay(jobs, options, event_log()))

@@ -48,18 +48,16 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Send the job to a cluster, unless it runs there already, and print its id."""
-    from batchinfer import runner
-    from batchinfer import submit as submitting
-    from batchinfer.spec import key_values
+    from batchinfer.deploy import ray_jobs
+    from batchinfer.execution import runner
+    from batchinfer.jobspec import key_values
 
     loaded = runner.load_spec(spec, overrides or [])
     loaded = loaded.model_copy(
         update={"labels": loaded.labels | dict(key_values("--label", labels or [], "team=search"))}
     )
     sent = listened(
-        lambda listener: submitting.submit(
-            loaded, submitting.connect(address), listener, shared_filesystem, with_package
-        ),
+        lambda listener: ray_jobs.submit(loaded, ray_jobs.connect(address), listener, shared_filesystem, with_package),
         loaded.storage,
     )
     if as_json:
@@ -74,13 +72,13 @@ def submit(
 @app.command(name="list")
 def list_jobs(address: Dashboard = LOCAL_DASHBOARD, as_json: AsJson = False) -> None:
     """List the jobs that batchinfer submitted to the cluster."""
-    from batchinfer import submit as submitting
+    from batchinfer.deploy import ray_jobs
 
-    jobs = submitting.connect(address).jobs()
+    jobs = ray_jobs.connect(address).jobs()
     if as_json:
-        print_json([submitting.job_document(job) for job in jobs])
+        print_json([ray_jobs.job_document(job) for job in jobs])
     else:
-        console().print(submitting.jobs_table(jobs, time.time()))
+        console().print(ray_jobs.jobs_table(jobs, time.time()))
 
 
 @app.command()
@@ -91,28 +89,28 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Say how a submitted job stands."""
-    from batchinfer import submit as submitting
+    from batchinfer.deploy import ray_jobs
 
     if (job_id is None) != all_jobs:
         raise UserError("status takes an ID or --all, one of the two", "`batchinfer list` shows the ids")
     if job_id is None:
         list_jobs(address, as_json)
         return
-    client = submitting.connect(address)
+    client = ray_jobs.connect(address)
     job = client.job(job_id)
-    progress = submitting.submitted_progress(client.logs(job_id))
+    progress = ray_jobs.submitted_progress(client.logs(job_id))
     if as_json:
-        print_json(submitting.job_document(job, progress))
+        print_json(ray_jobs.job_document(job, progress))
     else:
-        console().print(submitting.job_table(job, progress, time.time()))
+        console().print(ray_jobs.job_table(job, progress, time.time()))
 
 
 @app.command()
 def logs(job_id: JobId, follow: Follow = False, address: Dashboard = LOCAL_DASHBOARD) -> None:
     """Print what a submitted job says: its progress and its report."""
-    from batchinfer import submit as submitting
+    from batchinfer.deploy import ray_jobs
 
-    client = submitting.connect(address)
+    client = ray_jobs.connect(address)
     if follow:
         client.follow(job_id, lambda lines: print(lines, end="", flush=True))
     else:
@@ -122,16 +120,16 @@ def logs(job_id: JobId, follow: Follow = False, address: Dashboard = LOCAL_DASHB
 @app.command()
 def stop(job_id: JobId, wait: Wait = True, address: Dashboard = LOCAL_DASHBOARD, as_json: AsJson = False) -> None:
     """Stop a submitted job: the shards in flight end, and submitting it again goes on from there."""
-    from batchinfer import submit as submitting
+    from batchinfer.deploy import ray_jobs
 
-    client = submitting.connect(address)
+    client = ray_jobs.connect(address)
     job = client.job(job_id)
     stopped = not job.ended and client.stop(job_id)
     while wait and stopped and not job.ended:
         time.sleep(0.5)
         job = client.job(job_id)
     if as_json:
-        print_json(submitting.job_document(job))
+        print_json(ray_jobs.job_document(job))
     elif not stopped:
         print(f"{job_id} had ended before: {job.state}")
     elif job.ended:

@@ -1,4 +1,4 @@
-"""Engines: prompts in, completions out, many shards at once."""
+"""Engines: prompts go in, completions come out, many shards at once."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 
 from batchinfer.engine.base import Completion, Engine, EngineDied
 from batchinfer.engine.host import HostedEngine, host_processes, load_engine
+from batchinfer.jobspec import SCRIPTED, JobSpec
 from batchinfer.planner import Plan
-from batchinfer.spec import SCRIPTED, JobSpec
 
 __all__ = ["Completion", "Engine", "EngineDied", "host_processes", "start_engine"]
 

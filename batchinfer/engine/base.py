@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchinfer.errors import RowError
-from batchinfer.prompts import Prompt
+from batchinfer.prompting.prompts import Prompt
 
 
 @dataclass(slots=True)

@@ -28,9 +28,9 @@ from typing import Any
 
 from batchinfer.engine.base import Completion, Engine, EngineDied
 from batchinfer.errors import BatchinferError, EngineError
+from batchinfer.jobspec import SCRIPTED, JobSpec
 from batchinfer.planner import Plan
-from batchinfer.prompts import Prompt
-from batchinfer.spec import SCRIPTED, JobSpec
+from batchinfer.prompting.prompts import Prompt
 
 _BEAT_SECONDS = 0.25
 _LEAVE_SECONDS = 40.0

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from batchinfer.prefixes import PrefixOrder
+from batchinfer.engine.prefix_order import PrefixOrder
 
 _ADDED_PER_STEP = 256
 """Adding a request takes about 0.1 ms: more at once would leave finished ones waiting."""
@@ -52,7 +52,7 @@ class Pump:
     """Owns `engine` (a vLLM LLMEngine) from now on; every request goes through `lora`, a LoRARequest.
 
     The engine is given what its slots and its KV cache hold, and as much again to follow; the others wait here,
-    where those of a shard that comes later can still be put beside them (`prefixes`). For `linger` seconds
+    where those of a shard that comes later can still be put beside them (`prefix_order`). For `linger` seconds
     an engine without work waits for further shards after one came: what is fed at once cannot be ordered.
     """
 

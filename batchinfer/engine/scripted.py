@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 
 from batchinfer.engine.base import Completion, EngineDied
 from batchinfer.errors import RowError
-from batchinfer.prompts import Prompt
-from batchinfer.spec import JobSpec
+from batchinfer.jobspec import JobSpec
+from batchinfer.prompting.prompts import Prompt
 
 TOKEN_CHARACTERS = 4
 PROCESS_NAME = "scripted-engine"

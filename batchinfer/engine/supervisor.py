@@ -20,11 +20,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from batchinfer.accounting.meter import Meter
+from batchinfer.accounting.records import MeterReading
 from batchinfer.engine.base import Completion, Engine, EngineDied
 from batchinfer.errors import EngineError, RowError
-from batchinfer.meter import Meter
-from batchinfer.prompts import Prompt
-from batchinfer.records import MeterReading
+from batchinfer.prompting.prompts import Prompt
 
 PARTS = 4
 DEATHS_OF_A_ROW = 2

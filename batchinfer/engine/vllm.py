@@ -13,13 +13,13 @@ from typing import Any
 
 import jinja2
 
-from batchinfer.checkpoint import SAFE_FORMAT, Adapter, local_adapter
 from batchinfer.engine.base import Completion, EngineDied
 from batchinfer.engine.pump import Pump, Request
 from batchinfer.errors import EngineError, ResourceError, RowError
+from batchinfer.jobspec import JobSpec, SamplingSpec
+from batchinfer.model.checkpoint import SAFE_FORMAT, Adapter, local_adapter
 from batchinfer.planner import Plan
-from batchinfer.prompts import Prompt
-from batchinfer.spec import JobSpec, SamplingSpec
+from batchinfer.prompting.prompts import Prompt
 
 LINGER_SECONDS = 0.25
 """Shards of a job whose rows share prefixes arrive at a replica within this time of one another."""

@@ -1,4 +1,4 @@
-"""From the spec and what the cluster has to the layout that runs. Pure."""
+"""Pure planning: spec, model and cluster go in, the layout that runs comes out, with its speed and price."""
 
 from batchinfer.planner.calibrate import Reading, calibration_from
 from batchinfer.planner.cluster import Cluster, assumed_cluster, autoscaled, cluster_of, shortage

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from batchinfer.catalog.accelerators import Accelerator
 from batchinfer.catalog.shape import ModelShape
+from batchinfer.jobspec import ReplicaRange
 from batchinfer.planner.estimate import job_estimate, replica_speed
 from batchinfer.planner.layout import Layout, Nodes, layouts, replicas_that_fit
 from batchinfer.planner.memory import GIB, fit
 from batchinfer.planner.quantize import Source, Weights
 from batchinfer.planner.values import Candidate, EngineSettings, Estimate, Fit, Interval, Workload
-from batchinfer.spec import ReplicaRange
 
 SAME_MONEY = 0.05
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from batchinfer.catalog import accelerators, list_price
 from batchinfer.errors import ResourceError
-from batchinfer.spec import JobSpec
+from batchinfer.jobspec import JobSpec
 
 _RAY_NAMES = {
     "A100-40G": "A100-40GB",

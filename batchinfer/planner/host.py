@@ -9,12 +9,12 @@ from typing import Any
 
 from batchinfer.catalog import ModelShape, accelerators
 from batchinfer.errors import ResourceError
+from batchinfer.jobspec import JobSpec, ReplicaRange
 from batchinfer.planner.cluster import Cluster
 from batchinfer.planner.layout import tensor_problem, tensor_sizes
 from batchinfer.planner.memory import GIB, kv_value_bytes, stages, weight_bytes
 from batchinfer.planner.quantize import Source, Weights, by_quality, runs_not, usable
 from batchinfer.planner.values import Candidate, EngineSettings, Fit
-from batchinfer.spec import JobSpec, ReplicaRange
 
 CPU_KV_CACHE_BYTES = 4 * 2**30
 CPU_KV_CACHE_SHARE = 0.25

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from batchinfer.catalog import Accelerator, Model, ModelShape, QuantizationName, accelerators
 from batchinfer.errors import ModelError, ResourceError
+from batchinfer.jobspec import EngineSpec, JobSpec, ReplicaRange
 from batchinfer.planner.choose import UNKNOWN_PROMPT_TOKENS, Choice, Request, choose, fitting_layouts, longest_sequence
 from batchinfer.planner.cluster import Cluster, accelerator_name, price_of
 from batchinfer.planner.host import default_kv_cache, plan_on_host, require_cpus, require_cut
@@ -16,7 +17,6 @@ from batchinfer.planner.layout import Nodes
 from batchinfer.planner.quantize import Source, Weights, usable
 from batchinfer.planner.refuse import MOST_NODES, refuse
 from batchinfer.planner.values import Candidate, EngineSettings, Estimate, Workload
-from batchinfer.spec import EngineSpec, JobSpec, ReplicaRange
 
 DEFAULT_SLOTS = 256
 

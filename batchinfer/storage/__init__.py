@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from batchinfer.errors import UserError
-from batchinfer.spec import StoreSpec
+from batchinfer.jobspec import StoreSpec
 from batchinfer.storage.base import (
     Entry,
     Storage,

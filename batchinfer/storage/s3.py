@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from botocore.exceptions import BotoCoreError, ClientError
 
 from batchinfer.errors import OutputError, StorageError, StoreRefused
-from batchinfer.spec import StoreSpec
+from batchinfer.jobspec import StoreSpec
 from batchinfer.storage.base import Entry, input_changed, is_temporary, join, temporary_name
 from batchinfer.storage.lease import Lease, Seen
 from batchinfer.storage.ranged import RangedReader

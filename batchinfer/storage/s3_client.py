@@ -21,7 +21,7 @@ from botocore.exceptions import (
 )
 
 from batchinfer.errors import StorageError, StoreRefused, UserError
-from batchinfer.spec import StoreSpec
+from batchinfer.jobspec import StoreSpec
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client

@@ -4,7 +4,7 @@ from typing import get_args
 import pytest
 
 from batchinfer.catalog import accelerators, list_price
-from batchinfer.spec import AcceleratorName
+from batchinfer.jobspec import AcceleratorName
 
 NAMES = [name for name in get_args(AcceleratorName) if name != "auto"]
 PRICES = [(name, price) for name, accelerator in accelerators().items() for price in accelerator.prices]

@@ -132,8 +132,8 @@ def answers(spec: Any, texts: Sequence[str], **planned: Any) -> dict[str, Any]:
 
     from batchinfer.engine import start_engine
     from batchinfer.errors import BatchinferError
-    from batchinfer.prompts import Prompt
-    from batchinfer.spec import JobSpec
+    from batchinfer.jobspec import JobSpec
+    from batchinfer.prompting.prompts import Prompt
 
     began = time.monotonic()
     plan = make_plan(accelerator="cpu", tensor_parallel=1, num_gpus=0, price_per_gpu_hour=0.0, **planned)

@@ -1,5 +1,5 @@
 """The engine in its host process. The scripted engine stands in for vLLM's: the two processes and what goes between
-them are the real ones. vLLM's own is hosted in `test_vllm_engine.py` and in the runs of `tests/test_kills.py`."""
+them are the real ones. vLLM's own is hosted in `test_vllm_engine.py` and in the runs of `test_kills.py`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from conftest import ROOT
 from batchinfer.engine import EngineDied, start_engine
 from batchinfer.engine.host import HostedEngine, host_processes
 from batchinfer.errors import EngineError
-from batchinfer.prompts import Prompt
+from batchinfer.prompting.prompts import Prompt
 
 
 def spec_of(**scripted):

@@ -1,7 +1,7 @@
 """The real engine: what it answers against vLLM's own offline interface, and what becomes of odd rows.
 
 One process for all: the engine runs in it (VLLM_ENABLE_V1_MULTIPROCESSING=0), which starts faster.
-The engine in processes of its own is what `tests/test_kills.py` runs.
+The engine in processes of its own is what `tests/execution/test_kills.py` runs.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ SCRIPT = """
 from concurrent.futures import ThreadPoolExecutor
 from batchinfer.engine import start_engine
 from batchinfer.planner import Cluster, make_plan
-from batchinfer.prompts import Prompt
-from batchinfer.spec import JobSpec
+from batchinfer.prompting.prompts import Prompt
+from batchinfer.jobspec import JobSpec
 from engine_process import forget_groups
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import StructuredOutputsParams

@@ -11,11 +11,11 @@ import pytest
 from commands import forked
 from jsonschema import Draft202012Validator
 
+from batchinfer.accounting.report import Report
 from batchinfer.catalog import QUANTIZATIONS
 from batchinfer.errors import UserError
-from batchinfer.report import Report
-from batchinfer.spec import JobSpec, parse
-from batchinfer.spec.explain import EXAMPLE, explain, json_schema, whole_spec
+from batchinfer.jobspec import JobSpec, parse
+from batchinfer.jobspec.explain import EXAMPLE, explain, json_schema, whole_spec
 
 SPEC = JobSpec.model_json_schema()
 REPORT = Report.model_json_schema()

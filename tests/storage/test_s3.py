@@ -12,12 +12,12 @@ import pytest
 from faulty_store import FAULTS, FaultyStore
 
 from batchinfer.errors import InputError, OutputError, StorageError, StoreRefused
-from batchinfer.spec import StoreSpec
+from batchinfer.jobspec import StoreSpec
 from batchinfer.storage import is_temporary, join, s3, storage_for
 
 HOLDER = """
 import sys, time
-from batchinfer.spec import StoreSpec
+from batchinfer.jobspec import StoreSpec
 from batchinfer.storage import storage_for
 uri, url, lease = sys.argv[1:]
 with storage_for(uri, {"s3://": StoreSpec(endpoint_url=url, lease_seconds=float(lease))}).lock(uri):

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from batchinfer.errors import InputError, OutputError, StorageError
-from batchinfer.spec import StoreSpec
+from batchinfer.jobspec import StoreSpec
 from batchinfer.storage import delete_many, join, read_many, storage_for, temporary_name
 
 

@@ -1,0 +1,61 @@
+"""Whether a run may start another shard: pure.
+
+Shards cost what the finished ones have cost, by rows. A shard may start while the money already spent,
+the rest of what is in flight and the shard itself fit the budget; so what a run spends beyond its budget
+is at most the error of that estimate over the shards in flight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from batchinfer.jobspec import LimitsSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a run stands. Money is in dollars.
+
+    `cost_usd` is what the whole run has cost up to now, load, idle and waste included; `cost_in_flight` the
+    part of it that went into shards that are not committed yet. `cost_per_row` and `seconds_per_shard` (wall)
+    are means of finished shards, None before there is one. `seconds` is how long this command has run.
+    """
+
+    cost_usd: float
+    cost_in_flight: float
+    cost_per_row: float | None
+    rows_in_flight: int
+    rows_of_next: int
+    seconds: float
+    seconds_per_shard: float | None
+
+
+def over_budget(limits: LimitsSpec, standing: Standing) -> str | None:
+    """Why no further shard may start, None if one may."""
+    if limits.max_cost_usd is not None:
+        ahead = _cost_ahead(standing)
+        if standing.cost_usd >= limits.max_cost_usd:
+            return f"limits.max_cost_usd of ${limits.max_cost_usd:g} is reached"
+        if standing.cost_usd + ahead > limits.max_cost_usd:
+            return (
+                f"limits.max_cost_usd of ${limits.max_cost_usd:g} does not cover another shard: "
+                f"${standing.cost_usd:.4g} is spent, ${ahead:.4g} would be added"
+            )
+    if limits.max_runtime_hours is not None:
+        budget = limits.max_runtime_hours * 3600
+        if standing.seconds >= budget:
+            return f"limits.max_runtime_hours of {limits.max_runtime_hours:g} is reached"
+        if standing.seconds + (standing.seconds_per_shard or 0.0) > budget:
+            return (
+                f"limits.max_runtime_hours of {limits.max_runtime_hours:g} leaves no time for another shard, "
+                f"which takes {standing.seconds_per_shard:.1f} s"
+            )
+    return None
+
+
+def _cost_ahead(standing: Standing) -> float:
+    """What the shards in flight will still cost, and one more; 0 before there is anything to go by."""
+    if standing.cost_per_row is None:
+        return 0.0
+    rest = max(0.0, standing.rows_in_flight * standing.cost_per_row - standing.cost_in_flight)
+    return rest + standing.rows_of_next * standing.cost_per_row

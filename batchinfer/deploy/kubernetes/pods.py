@@ -1,0 +1,184 @@
+"""The pods of a job: what a head, a worker and a submitter ask of their node, and how they are kept in. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from batchinfer.catalog import accelerators, node_labels
+from batchinfer.deploy.kubernetes.options import Options
+from batchinfer.errors import ResourceError
+from batchinfer.planner import Plan
+
+GIB = 2**30
+
+SPEC_FOLDER = "/etc/batchinfer"
+CACHE_FOLDER = "/home/ray/.cache"
+USER = 1000
+
+CPUS_OF_A_GPU = 3
+"""Of a worker, for each GPU: vLLM's engine and tokenizing, Ray Data's readers and the commit. The smallest
+GPU machines have 4, of which the node's own pods take part of one."""
+
+WORKER_GIB, WORKER_GIB_OF_A_GPU = 6, 6
+"""Host memory of a worker: Ray and its object store, then vLLM's process for each GPU. Weights go to the GPU
+file by file and stay in the page cache at most."""
+
+CPU_WORKER_CPUS, CPU_WORKER_GIB = 8, 32
+"""A worker without a GPU holds one replica with its weights and cache."""
+
+DISK_GIB = 20
+"""Logs, Ray's spilled objects and the like, beside the downloaded weights."""
+
+
+def gpus_of_a_pod(plan: Plan) -> int:
+    """GPUs of one worker pod: the pipeline stages of its share, each with its whole tensor parallel group."""
+    return -(-plan.pipeline_parallel // plan.nodes_per_replica) * plan.tensor_parallel if plan.num_gpus else 0
+
+
+def head(spec_name: str, labels: dict[str, str], options: Options, image: str) -> dict[str, Any]:
+    """The template of the head: the driver runs there, and nothing else. Never on spot capacity."""
+    spec = _pod(options, _container("ray-head", image, options, {"cpu": "2", "memory": "8Gi"}, {"cpu": "2"}))
+    container = spec["containers"][0]
+    container["ports"] = [
+        {"name": name, "containerPort": port}
+        for name, port in (("gcs", 6379), ("dashboard", 8265), ("client", 10001), ("metrics", 8080))
+    ]
+    container["volumeMounts"].append({"name": "spec", "mountPath": SPEC_FOLDER, "readOnly": True})
+    spec["volumes"].append({"name": "spec", "configMap": {"name": spec_name}})
+    spot = node_labels()[options.nodes].spot
+    if spot:
+        keep_off = [{"key": key, "operator": "NotIn", "values": [value]} for key, value in spot.items()]
+        spec["affinity"] = _node_affinity([keep_off])
+    return _template(labels, spec)
+
+
+def worker(plan: Plan, labels: dict[str, str], options: Options, image: str) -> dict[str, Any]:
+    """The template of the pods of a replica: one, or `plan.nodes_per_replica` of them."""
+    gpus = gpus_of_a_pod(plan)
+    memory = WORKER_GIB + WORKER_GIB_OF_A_GPU * gpus if gpus else CPU_WORKER_GIB
+    # What is quantized while it loads is downloaded in 16 bits.
+    stored = (plan.weight_bytes_per_gpu or 0) * max(1, plan.num_gpus) * (2 if plan.online else 1)
+    weights = -(-stored // GIB)
+    disk = f"{DISK_GIB + weights}Gi"
+    limits = {"memory": f"{memory}Gi", "ephemeral-storage": disk}
+    if gpus:
+        limits[f"{accelerators()[plan.accelerator].vendor}.com/gpu"] = str(gpus)
+    requests = {**limits, "cpu": str(CPUS_OF_A_GPU * gpus if gpus else CPU_WORKER_CPUS)}
+    spec = _pod(options, _container("ray-worker", image, options, requests, limits))
+    container = spec["containers"][0]
+    container["ports"] = [{"name": "metrics", "containerPort": 8080}]
+    # NCCL and Ray's object store share memory between processes; a pod's own /dev/shm has 64 MiB.
+    spec["volumes"].append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{memory // 2}Gi"}})
+    container["volumeMounts"].append({"name": "shm", "mountPath": "/dev/shm"})
+    spec["volumes"].append({"name": "models", "emptyDir": {"sizeLimit": disk}})
+    container["volumeMounts"].append({"name": "models", "mountPath": CACHE_FOLDER})
+    spec["tolerations"] = _tolerations(plan, options)
+    spec.update(_placement(plan, options))
+    return _template(labels, spec)
+
+
+def submitter(labels: dict[str, str], options: Options, image: str) -> dict[str, Any]:
+    """The template of the pod that hands the job to the head and follows its log; KubeRay gives its command."""
+    spec = _pod(options, _container("ray-job-submitter", image, options, {"cpu": "200m", "memory": "512Mi"}))
+    return _template(labels, spec | {"restartPolicy": "Never"})
+
+
+def _template(labels: dict[str, str], spec: dict[str, Any]) -> dict[str, Any]:
+    """A pod template, without the lists that stayed empty."""
+    spec = {key: value for key, value in spec.items() if value != []}
+    spec["containers"] = [{k: v for k, v in c.items() if v != []} for c in spec["containers"]]
+    return {"metadata": {"labels": labels}, "spec": spec}
+
+
+def _pod(options: Options, container: dict[str, Any]) -> dict[str, Any]:
+    volumes = []
+    for number, mount in enumerate(options.mounts):
+        volumes.append({"name": f"mount-{number}", "persistentVolumeClaim": {"claimName": mount.claim}})
+        container["volumeMounts"].append({"name": f"mount-{number}", "mountPath": mount.path})
+    return {
+        "serviceAccountName": options.service_account,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        # SIGTERM, then as long as a spot machine has left: clouds give 30 to 120 seconds.
+        "terminationGracePeriodSeconds": 30,
+        "containers": [container],
+        "volumes": volumes,
+    }
+
+
+def _container(
+    name: str, image: str, options: Options, requests: dict[str, str], limits: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """A container; readiness and liveness probes are KubeRay's, which knows what its Ray version answers."""
+    limits = {"memory": requests["memory"]} if limits is None else {"memory": requests["memory"]} | limits
+    made: dict[str, Any] = {
+        "name": name,
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "env": [
+            {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
+            {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
+            {
+                "name": "HF_TOKEN",
+                "valueFrom": {"secretKeyRef": {"name": "huggingface", "key": "token", "optional": True}},
+            },
+        ],
+        "resources": {"requests": requests, "limits": limits},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": [],
+    }
+    if options.env_secrets:
+        made["envFrom"] = [{"secretRef": {"name": secret}} for secret in options.env_secrets]
+    return made
+
+
+def _tolerations(plan: Plan, options: Options) -> list[dict[str, str]]:
+    found = []
+    if plan.num_gpus:
+        key = f"{accelerators()[plan.accelerator].vendor}.com/gpu"
+        found.append({"key": key, "operator": "Exists", "effect": "NoSchedule"})
+    if options.spot:
+        for key, value in node_labels()[options.nodes].spot.items():
+            found.append({"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"})
+    return found
+
+
+def _placement(plan: Plan, options: Options) -> dict[str, Any]:
+    """Which nodes a worker may be on: a node selector where one value of each label will do, else an affinity."""
+    known = node_labels()[options.nodes]
+    wanted: dict[str, tuple[str, ...]] = {key: (value,) for key, value in options.node_selector.items()}
+    if plan.num_gpus and not wanted:
+        if plan.accelerator not in known.values:
+            raise ResourceError(
+                f"the catalog knows no label of {options.nodes} nodes with {plan.accelerator}",
+                "give one with --node-selector KEY=VALUE, or another --nodes",
+            )
+        wanted[known.label] = known.values[plan.accelerator]
+    if options.spot and not known.spot:
+        raise ResourceError(
+            f"{options.nodes} nodes have no label that says spot",
+            "say --nodes gke or --nodes eks, or leave --spot out and select such nodes with --node-selector",
+        )
+    spot = list(known.spot.items()) if options.spot else []
+    if len(spot) <= 1 and all(len(values) == 1 for values in wanted.values()):
+        selector = {key: values[0] for key, values in wanted.items()} | dict(spot)
+        return {"nodeSelector": selector} if selector else {}
+    both = [{"key": key, "operator": "In", "values": list(values)} for key, values in wanted.items()]
+    # Terms are alternatives, the expressions of one hold together.
+    terms = [[*both, {"key": key, "operator": "In", "values": [value]}] for key, value in spot] or [both]
+    return {"affinity": _node_affinity(terms)}
+
+
+def _node_affinity(terms: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    return {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [{"matchExpressions": expressions} for expressions in terms]
+            }
+        }
+    }

@@ -1,0 +1,76 @@
+"""The use case: a spec is checked and planned, and comes out as manifests."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from batchinfer.deploy.kubernetes.manifests import manifests, require_gpus_named
+from batchinfer.deploy.kubernetes.options import Options
+from batchinfer.deploy.kubernetes.pods import CPU_WORKER_GIB, GIB
+from batchinfer.errors import SpecError
+from batchinfer.execution.checks import check, require_model
+from batchinfer.execution.plan_job import plan_job
+from batchinfer.jobspec import JobSpec
+from batchinfer.planner import Plan, assumed_cluster, make_plan
+
+
+def render_job(spec: JobSpec, options: Options, sample: bool = True) -> list[dict[str, Any]]:
+    """The manifests of the job, planned for nodes of the accelerator that it names. Raises UserError.
+
+    `sample` False: the input need not be reachable from here. The layout is then chosen for prompts of
+    unknown length, and nothing is said about time and cost.
+    """
+    require_gpus_named(spec)
+    require_reachable(spec, options)
+    return manifests(spec, _planned(spec, sample), options)
+
+
+def _planned(spec: JobSpec, sample: bool) -> Plan:
+    cluster = assumed_cluster(spec, CPU_WORKER_GIB * GIB)
+    if sample:
+        return plan_job(check(spec, uuid.uuid4().hex, access=False), cluster)
+    facts = require_model(spec, access=False)
+    return make_plan(
+        spec, cluster, facts.name, shape=facts.shape, entry=facts.entry, checkpoint_quantization=facts.quantization
+    )
+
+
+def require_reachable(spec: JobSpec, options: Options) -> None:
+    """Refuse places of this machine: pods do not see them, unless a volume has them."""
+    places = {"input.uri": spec.input.uri, "output.uri": spec.output.uri}
+    if os.path.isdir(spec.model.source):
+        places["model.source"] = spec.model.source
+    if spec.model.lora is not None and os.path.isdir(spec.model.lora.path):
+        places["model.lora.path"] = spec.model.lora.path
+    for key, uri in places.items():
+        uri = uri.removeprefix("file://")
+        if "://" in uri or any(mount.holds(uri) for mount in options.mounts):
+            continue
+        raise SpecError(
+            f"{key} is {uri}, a place on this machine: pods do not see it",
+            "use an s3:// URI, or an absolute path on a volume that --mount CLAIM=/folder gives them",
+        )
+
+
+def dump(documents: Sequence[dict[str, Any]]) -> str:
+    """The objects as one YAML text with a document each."""
+    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines as blocks, and no anchors: the same labels stand at each pod."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)

@@ -1,0 +1,229 @@
+"""Ray's job client, with its failures as messages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import psutil
+
+from batchinfer.deploy.ray_jobs.jobs import OURS, SubmittedJob, submitted_job
+from batchinfer.errors import ClusterError
+from batchinfer.planner import Cluster, autoscaled, cluster_of
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+CONNECT_SECONDS = 10.0
+
+AGENT_SECONDS = 30.0
+"""A head's agent is up some seconds after its dashboard."""
+
+_NO_AGENT = "No available agent"
+
+_TOKEN = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the token that the cluster has"
+
+
+class JobClient:
+    """The jobs of one cluster. Every method raises ClusterError where the cluster does not answer as it should."""
+
+    def __init__(self, address: str, client: JobSubmissionClient, ray_version: str) -> None:
+        self.address = address
+        self.ray_version = ray_version
+        self._client = client
+
+    def jobs(self) -> list[SubmittedJob]:
+        """The jobs that batchinfer submitted, the newest first."""
+        with _explained(self.address):
+            found = [_job(details) for details in self._client.list_jobs() if OURS in (details.metadata or {})]
+        return sorted(found, key=lambda job: job.started_at or 0.0, reverse=True)
+
+    def job(self, job_id: str) -> SubmittedJob:
+        """The job with that submission id; raises ClusterError where there is none."""
+        with _explained(self.address, job_id):
+            return _job(self._client.get_job_info(job_id))
+
+    def logs(self, job_id: str) -> str:
+        """What the job has printed so far."""
+        with _explained(self.address, job_id):
+            return str(self._client.get_job_logs(job_id))
+
+    def follow(self, job_id: str, show: Callable[[str], None]) -> None:
+        """Show what the job prints until it ends."""
+
+        async def tail() -> None:
+            async for lines in self._client.tail_job_logs(job_id):
+                show(lines)
+
+        self.job(job_id)
+        with _explained(self.address, job_id):
+            asyncio.run(tail())
+
+    def stop(self, job_id: str) -> bool:
+        """Ask the job to stop; False if it had ended before."""
+        with _explained(self.address, job_id):
+            return bool(self._client.stop_job(job_id))
+
+    def send(self, job_id: str, entrypoint: str, runtime_env: dict[str, Any], metadata: Mapping[str, str]) -> bool:
+        """Submit the job; False if there is one of that id already."""
+        deadline = time.monotonic() + AGENT_SECONDS
+        while True:
+            try:
+                with _explained(self.address):
+                    self._client.submit_job(
+                        entrypoint=entrypoint, submission_id=job_id, runtime_env=runtime_env, metadata=dict(metadata)
+                    )
+                return True
+            except ClusterError as error:
+                # Ray answers 500 to these as to anything else: only its words tell.
+                if "already exists" in error.message:
+                    return False
+                if _NO_AGENT not in error.message:
+                    raise
+                if time.monotonic() > deadline:
+                    raise ClusterError(
+                        f"the cluster at {self.address} runs no agent on its head, which starts the jobs",
+                        "its dashboard_agent.log says why: often its port, 52365, was taken",
+                    ) from error
+            time.sleep(1)
+
+    def nodes(self) -> list[tuple[str, dict[str, float]]]:
+        """The address and the resources of each node that is alive."""
+        found = self._get("/api/v0/nodes?detail=1&limit=10000")["result"]["result"]
+        alive = [(node["node_ip"], node["resources_total"]) for node in found if node["state"] == "ALIVE"]
+        if not alive:
+            raise ClusterError(f"the cluster at {self.address} has no node that is alive", "wait until it has started")
+        return alive
+
+    def is_here(self) -> bool:
+        """Whether every node is on this machine, so that its paths are the cluster's."""
+        own = {a.address.partition("%")[0] for addresses in psutil.net_if_addrs().values() for a in addresses}
+        return all(ip in own or _is_loopback(ip) for ip, _ in self.nodes())
+
+    def cluster(self) -> Cluster:
+        """What a job can be planned onto."""
+        status = self._get("/api/cluster_status")["clusterStatus"]
+        if status is None:
+            # The second autoscaler does not tell its state here, the first always does. Only a cluster that
+            # can grow runs the second.
+            may_grow = True
+        else:
+            types = ((status.get("autoscalerReport") or {}).get("nodeTypeMapping") or {}).values()
+            may_grow = autoscaled(types)
+        return cluster_of([resources for _, resources in self.nodes()], may_grow)
+
+    def _get(self, path: str) -> Any:
+        # The job client's own request: it has the token, and Ray has no public call that takes an address for these.
+        with _explained(self.address):
+            answer = self._client._do_request("GET", path)
+            answer.raise_for_status()
+            return answer.json()["data"]
+
+
+def connect(address: str) -> JobClient:
+    """The client of the cluster whose dashboard is at `address`; raises ClusterError."""
+    url = _require_answer(address)
+    import ray
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+    from ray.job_submission import JobSubmissionClient
+
+    # `ray job` wants RAY_AUTH_MODE; `ray.init` is content with a token that is there. So are we.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    with _explained(url), _winning(url):
+        client = JobSubmissionClient(url)
+        version = client._do_request("GET", "/api/version").json()["ray_version"]
+    if version != ray.__version__:
+        raise ClusterError(
+            f"the cluster at {url} runs Ray {version}, this is Ray {ray.__version__}",
+            "batchinfer is made for one release of Ray: bring both to the same one",
+        )
+    return JobClient(url, client, version)
+
+
+@contextlib.contextmanager
+def _winning(url: str) -> Iterator[None]:
+    """Ray's environment variables win over the address that its client is given, so this stands in them too."""
+    before = os.environ.get("RAY_API_SERVER_ADDRESS")
+    os.environ["RAY_API_SERVER_ADDRESS"] = url
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["RAY_API_SERVER_ADDRESS"]
+        else:
+            os.environ["RAY_API_SERVER_ADDRESS"] = before
+
+
+def _require_answer(address: str) -> str:
+    """The address as a URL, if something listens there: Ray would wait for minutes."""
+    parts = urlsplit(address if "://" in address else f"http://{address}")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ClusterError(
+            f"{address} is not the address of a Ray dashboard", "give --address http://HEAD:8265, as `ray job` takes it"
+        )
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise _unreachable(address, error) from error
+    return parts.geturl().rstrip("/")
+
+
+def _unreachable(address: str, error: Exception) -> ClusterError:
+    why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return ClusterError(
+        f"no cluster answers at {address}: {why}",
+        "check --address (http://HEAD:8265) and that the head's dashboard runs; for Kubernetes: kubectl port-forward",
+    )
+
+
+def _is_loopback(ip: str) -> bool:
+    return ipaddress.ip_address(ip).is_loopback
+
+
+def _job(details: Any) -> SubmittedJob:
+    return submitted_job(
+        details.submission_id or details.job_id,
+        str(details.status.value),
+        details.metadata,
+        details.start_time and details.start_time / 1000,
+        details.end_time and details.end_time / 1000,
+        details.driver_exit_code,
+        details.message,
+    )
+
+
+@contextlib.contextmanager
+def _explained(address: str, job_id: str | None = None) -> Iterator[None]:
+    """What goes wrong between here and the dashboard, as a ClusterError."""
+    import aiohttp
+    import requests
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AuthenticationError as error:
+        raise ClusterError(f"the cluster at {address} does not accept the token, or got none", _TOKEN) from error
+    except (requests.exceptions.JSONDecodeError, KeyError, TypeError) as error:
+        raise ClusterError(
+            f"what answers at {address} is no Ray dashboard", "give --address http://HEAD:8265"
+        ) from error
+    except (ConnectionError, requests.exceptions.RequestException, aiohttp.ClientError) as error:
+        raise _unreachable(address, error) from error
+    except RuntimeError as error:
+        if job_id is not None and ("404" in str(error) or "does not exist" in str(error)):
+            raise ClusterError(
+                f"there is no job {job_id} on {address}", f"`batchinfer list --address {address}` lists those that are"
+            ) from error
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        told = lines[-1].removeprefix("Request failed with status code 500: ") if lines else "it did not say why"
+        raise ClusterError(f"the cluster at {address} refused: {told}", "its dashboard.log says more") from error

@@ -1,0 +1,147 @@
+"""What a submission is called, which local places it names, and what a job on the cluster came to. Pure, but for
+a look at whether a model is a folder here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from batchinfer.execution.checks import shaping
+from batchinfer.jobspec import SCRIPTED, JobSpec
+
+ENDED = ("succeeded", "failed", "stopped")
+"""The states that a job does not leave."""
+
+OURS = "batchinfer_version"
+"""The metadata key that tells our jobs from others on the cluster."""
+
+_OUTPUT, _NAME, _LABEL = "batchinfer_output", "batchinfer_job", "label."
+
+_MEANINGS = {
+    2: "the spec, the input or the call is wrong: nothing was started",
+    3: "ended, with more failed rows than limits.max_error_rate",
+    4: "stopped by a signal or a budget: submit it again to go on",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedJob:
+    """A job as the cluster knows it. `state` is pending, running, succeeded, failed or stopped. Times are
+    seconds since 1970, None before it happened. `exit_code` is None until the job ends by itself."""
+
+    id: str
+    state: str
+    name: str
+    output: str
+    version: str
+    labels: dict[str, str]
+    started_at: float | None
+    ended_at: float | None
+    exit_code: int | None
+    message: str
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+
+def metadata_of(spec: JobSpec, version: str) -> dict[str, str]:
+    """What the cluster remembers of a job beside its id; the inverse is in `submitted_job`."""
+    labels = {f"{_LABEL}{key}": value for key, value in spec.labels.items()}
+    return {OURS: version, _NAME: spec.name, _OUTPUT: spec.output.uri, **labels}
+
+
+def submitted_job(
+    job_id: str,
+    status: str,
+    metadata: dict[str, str] | None,
+    started_at: float | None = None,
+    ended_at: float | None = None,
+    exit_code: int | None = None,
+    message: str | None = None,
+) -> SubmittedJob:
+    """From what Ray says about a job. A run that a budget or a signal stopped is stopped, not failed."""
+    known = metadata or {}
+    state = "stopped" if exit_code == 4 else status.lower()
+    said = _MEANINGS.get(exit_code or 0) or (message or "").splitlines()[:1] or ""
+    return SubmittedJob(
+        id=job_id,
+        state=state,
+        name=known.get(_NAME, ""),
+        output=known.get(_OUTPUT, ""),
+        version=known.get(OURS, ""),
+        labels={key.removeprefix(_LABEL): value for key, value in known.items() if key.startswith(_LABEL)},
+        started_at=started_at,
+        ended_at=ended_at,
+        exit_code=exit_code,
+        message=said if isinstance(said, str) else said[0],
+    )
+
+
+def run_name(spec: JobSpec) -> str:
+    """The submission id of the run's first attempt: its name, and a digest of what shapes its results and where
+    they go. So one run has one name, whatever it runs on. `spec` has absolute places."""
+    text = json.dumps([spec.output.uri, shaping(spec)], sort_keys=True)
+    return f"{spec.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def attempts(run: str, jobs: Iterable[SubmittedJob]) -> dict[int, SubmittedJob]:
+    """The run's submissions by number, from 1: `run`, `run-2`, `run-3`, ..."""
+    found = {}
+    for job in jobs:
+        match = re.fullmatch(rf"{re.escape(run)}(?:-([0-9]+))?", job.id)
+        if match is not None:
+            found[int(match.group(1) or 1)] = job
+    return found
+
+
+def attempt_id(run: str, number: int) -> str:
+    """The id of the run's submission of that number."""
+    return run if number == 1 else f"{run}-{number}"
+
+
+def local_places(spec: JobSpec) -> dict[str, str]:
+    """The spec's keys that name a place on this machine's disk, and the place."""
+    found = {key: uri for key, uri in (("input.uri", spec.input.uri), ("output.uri", spec.output.uri)) if _is_path(uri)}
+    model = spec.model
+    names = {
+        "model.source": model.source,
+        "model.lora.path": model.lora.path if model.lora is not None else None,
+        "model.speculative.model": model.speculative.model if model.speculative is not None else None,
+        "engine.tokenizer": spec.engine.tokenizer,
+    }
+    for key, name in names.items():
+        # The same word may be a folder here or a repository elsewhere: a folder goes first, as it does for `run`.
+        if name is not None and name != SCRIPTED and _is_path(name):
+            plainly = name.startswith(("/", "./", "../", "~", "file://"))
+            if plainly or os.path.isdir(name):
+                found[key] = name
+    return found
+
+
+def _is_path(uri: str) -> bool:
+    return "://" not in uri or uri.startswith("file://")
+
+
+def submitted_progress(logs: str) -> dict[str, int | float] | None:
+    """The rows done, the rows in all, the tokens/s and the cost so far, from the newest line that says them; None
+    where no shard is committed yet."""
+    for line in reversed(logs.splitlines()):
+        if '"rows_total"' in line and line.startswith("{"):
+            try:
+                told = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            keys = ("rows_done", "rows_total", "tokens_per_second", "cost_usd", "seconds_left")
+            return {key: told[key] for key in keys if told.get(key) is not None}
+    return None
+
+
+def told_error(logs: str) -> tuple[str, str] | None:
+    """The message and the remedy that batchinfer ended with, if it did."""
+    match = re.search(r"^error: (.+?)(?:\n  -> (.+?))?\s*\Z", logs, re.MULTILINE | re.DOTALL)
+    return (match.group(1), match.group(2) or "") if match is not None else None

@@ -1,0 +1,265 @@
+"""Everything that can be known to be wrong before anything starts or is written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from batchinfer.catalog import engine_support, models
+from batchinfer.errors import InputError, ModelError, OutputError, StoreRefused, UserError
+from batchinfer.input import build_manifest, input_entries
+from batchinfer.input.files import fixed_part, is_glob
+from batchinfer.input.manifest import Manifest, from_parquet
+from batchinfer.jobspec import JobSpec, ModelSpec
+from batchinfer.jobspec.cron import Tick
+from batchinfer.model.checkpoint import require_adapter, require_draft, require_weights
+from batchinfer.model.download import is_remote
+from batchinfer.model.resolve import ModelFacts, model_facts, require_access
+from batchinfer.prompting.prompts import needed_columns
+from batchinfer.rundir.commit import committed_shards
+from batchinfer.rundir.ownership import require_own
+from batchinfer.rundir.past_runs import Choice, require_same_tick
+from batchinfer.rundir.paths import Layout, reading
+from batchinfer.storage import join, local_path, normal_uri, storage_for
+
+_FREE_KEYS = ("name", "resources", "limits", "schedule", "storage", "labels")
+"""Keys that may change between the runs of one output: they shape no result."""
+
+_SHAPING_ENGINE_KEYS = ("max_model_len", "kv_cache_dtype", "tokenizer", "load_format", "seed", "scripted")
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A spec that can run: with absolute places, its model, its manifest, and what of it is committed.
+
+    `choice` picks the files of an incremental run, None where all are taken.
+    """
+
+    spec: JobSpec
+    facts: ModelFacts
+    layout: Layout
+    manifest: Manifest
+    committed: frozenset[int]
+    resumed: bool
+    choice: Choice | None = None
+
+
+def absolute(spec: JobSpec) -> JobSpec:
+    """The spec with local places made absolute: workers and later commands run in other folders."""
+    return spec.model_copy(
+        update={
+            "model": _absolute_model(spec.model),
+            "input": spec.input.model_copy(update={"uri": normal_uri(spec.input.uri)}),
+            "output": spec.output.model_copy(update={"uri": normal_uri(spec.output.uri)}),
+        }
+    )
+
+
+def _absolute_model(model: ModelSpec) -> ModelSpec:
+    def place(source: str) -> str:
+        return normal_uri(source) if is_remote(source) or os.path.isdir(local_path(source)) else source
+
+    changed: dict[str, Any] = {"source": place(model.source)}
+    if model.lora is not None:
+        changed["lora"] = model.lora.model_copy(update={"path": place(model.lora.path)})
+    if model.speculative is not None and model.speculative.model is not None:
+        changed["speculative"] = model.speculative.model_copy(update={"model": place(model.speculative.model)})
+    return model.model_copy(update=changed)
+
+
+@contextlib.contextmanager
+def refusals_are_the_users() -> Iterator[None]:
+    """Before a run begins, a store that refuses is a mistake of the spec or of the credentials."""
+    try:
+        yield
+    except StoreRefused as error:
+        raise UserError(error.message, error.remedy) from error
+
+
+@refusals_are_the_users()
+def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = None, access: bool = True) -> Checked:
+    """Look at the model, the input and the output; raises UserError. Writes nothing.
+
+    `run_id` is for a run that begins; one that is resumed keeps its own. `spec` has its variables filled in
+    for `tick`, None for a job that runs once. `access`: see `require_model`.
+    """
+    for uri in (spec.input.uri, spec.output.uri):
+        storage_for(uri, spec.storage)
+    facts = require_model(spec, access)
+    require_apart(spec)
+    spec = absolute(spec)
+    require_lasting(spec)
+    layout = Layout(spec.output.uri, spec.storage)
+    require_own(layout, thorough=fresh)
+    columns = needed_columns(spec)
+    old = find_manifest(layout)
+    committed = committed_shards(layout)
+    if old is None and committed:
+        raise OutputError(
+            f"{layout.root} holds results without _run/manifest.parquet, which says what they are",
+            "choose another output.uri, or move the old results away",
+        )
+    resumed = False
+    about: dict[str, Any] = {"run_id": run_id, "spec": shaping(spec)}
+    choice = None
+    if tick is not None:
+        require_same_tick(old, tick, layout)
+        about |= {"job": spec.name, "tick": tick.name}
+        choice = Choice.of(spec, tick, layout)
+    if old is not None:
+        try:
+            require_same_spec(old, spec, layout)
+            if not fresh:
+                require_same_input(old, spec)
+            resumed = not fresh
+        except UserError:
+            # A run without a committed shard has nothing to lose: it begins again as things are now.
+            if committed:
+                raise
+    if resumed:
+        assert old is not None
+        manifest = old
+    else:
+        manifest = build_manifest(spec, columns, about, choice)
+        committed = set()
+    require_files_apart(manifest, layout)
+    layout.storage.require_writable(layout.root)
+    return Checked(spec, facts, layout, manifest, frozenset(committed), resumed, choice)
+
+
+def find_manifest(layout: Layout) -> Manifest | None:
+    """The manifest of the run at `layout`, None if there is no run."""
+    uri = layout.run("manifest.parquet")
+    if layout.storage.stat(uri) is None:
+        return None
+    with reading(uri, "restore it, or choose another output.uri: it says which rows each result belongs to"):
+        return from_parquet(layout.storage.read(uri))
+
+
+def shaping(spec: JobSpec) -> dict[str, Any]:
+    """The part of the spec that shapes the results: what a resume may not change."""
+    values = spec.model_dump(mode="json")
+    for key in _FREE_KEYS:
+        values.pop(key)
+    values["input"].pop("incremental")
+    values["engine"] = {key: values["engine"][key] for key in _SHAPING_ENGINE_KEYS}
+    return values
+
+
+def require_same_spec(manifest: Manifest, spec: JobSpec, layout: Layout) -> None:
+    """Refuse to put results of one spec beside those of another."""
+    before, now = _flat(manifest.fingerprint["spec"]), _flat(shaping(spec))
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if changed:
+        shown = "\n".join(f"  {key}: {before.get(key)!r:.80} then, {now.get(key)!r:.80} now" for key in changed)
+        raise OutputError(
+            f"{layout.root} belongs to another spec:\n{shown}",
+            "choose another output.uri, or delete that folder to give its results up",
+        )
+
+
+def require_same_input(manifest: Manifest, spec: JobSpec) -> None:
+    """Refuse to resume over other files than those that were cut into shards."""
+    partly = spec.input.incremental is not None
+    entries = input_entries(spec.input.uri, spec.input.format, spec.storage, none_is_fine=partly)
+    now = {entry.uri: entry.tag for entry in entries}
+    before = manifest.files
+    lines = [f"  {uri} is gone" for uri in before if uri not in now]
+    lines += [f"  {uri} has changed" for uri, tag in before.items() if uri in now and now[uri] != tag]
+    if not partly:
+        lines += [f"  {uri} is new" for uri in now if uri not in before and uri not in manifest.empty_files]
+    if lines:
+        more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
+        raise InputError(
+            "the input is not the one that this output was begun with:\n" + "\n".join(lines[:10]) + more,
+            "put it back, choose another output.uri, or begin anew with --fresh",
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping) and value:
+        return {
+            k: v
+            for key, inner in value.items()
+            for k, v in _flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
+        }
+    return {prefix: value}
+
+
+def require_apart(spec: JobSpec) -> None:
+    """An output inside the input would be read as input by the next run, and the other way round."""
+    uri = spec.input.uri
+    # A file has room for an output beside it; what a pattern may match next time has not.
+    source = fixed_part(normal_uri(uri)) if is_glob(uri, spec.storage) else normal_uri(uri)
+    target = normal_uri(spec.output.uri)
+    written = [(source, folder, "input.uri lies where output.uri is written") for folder in Layout(target).folders]
+    for inner, outer, message in ((target, source, "output.uri lies inside input.uri"), *written):
+        if join(inner, "").startswith(join(outer, "")):
+            raise OutputError(f"{message}: {target} and {source}", "give the output a folder of its own")
+
+
+def require_files_apart(manifest: Manifest, layout: Layout) -> None:
+    """A link in the input may lead to where the run writes, and would be read while it changes."""
+    for uri in (*manifest.files, *manifest.empty_files):
+        if any(normal_uri(uri).startswith(join(folder, "")) for folder in layout.folders):
+            raise OutputError(
+                f"the input file {uri} lies where output.uri is written", "give the output a folder of its own"
+            )
+
+
+def require_lasting(spec: JobSpec) -> None:
+    """Ray unpacks a job's working_dir beside its own files, and deletes it after the job."""
+    if "/runtime_resources/working_dir_files/" in spec.output.uri:
+        raise OutputError(
+            f"output.uri lies in the job's working_dir, which Ray deletes after the job: {spec.output.uri}",
+            "give an absolute path on storage that every node has, or s3://bucket/...",
+        )
+
+
+def require_model(spec: JobSpec, access: bool = True) -> ModelFacts:
+    """A model that cannot be found or run is found out here, not after the engine has started.
+
+    `access`: a repository must be one that can be had from here; a plan needs its facts only.
+    """
+    facts = model_facts(spec.model, spec.storage)
+    _require_engine_support(facts)
+    if is_remote(facts.location) or os.path.isdir(facts.location):
+        storage = storage_for(facts.location, spec.storage)
+        names = storage.names(facts.location)
+        _require_model_folder(spec, facts.location, names, lambda name: storage.read(join(facts.location, name)))
+    elif access:
+        require_access(facts, spec.model.revision)
+    if spec.model.lora is not None:
+        require_adapter(spec.model.lora, facts.shape, spec.storage)
+    if spec.model.speculative is not None:
+        require_draft(spec.model.speculative, facts.shape)
+    return facts
+
+
+def _require_engine_support(facts: ModelFacts) -> None:
+    support = engine_support(facts.shape.architecture) if facts.shape is not None else None
+    if facts.shape is None or support is None or support.until is None:
+        return
+    architecture = facts.shape.architecture
+    same = [facts.entry, *models().values()]
+    instead = next(e.replacement for e in same if e and e.replacement and e.shape.architecture == architecture)
+    raise ModelError(
+        f"{facts.name} cannot run: vLLM dropped {architecture} after {support.until}",
+        f"use {instead}, which takes its place",
+    )
+
+
+def _require_model_folder(spec: JobSpec, path: str, names: Collection[str], read: Callable[[str], bytes]) -> None:
+    """`names` are the files in the folder; `read` gives one of them."""
+    require_weights(path, names, spec.engine.load_format)
+    template = "chat_template.jinja" in names
+    if "tokenizer_config.json" in names and not template:
+        template = b'"chat_template"' in read("tokenizer_config.json")
+    if not template and (spec.prompt.chat or spec.prompt.messages_column is not None):
+        key = "prompt.messages_column" if spec.prompt.messages_column is not None else "prompt.chat"
+        raise ModelError(
+            f"{key} needs a chat template, which {path} does not have", "use prompt.template or a chat model"
+        )

@@ -1,0 +1,243 @@
+"""The replica: an engine on its GPUs, several shards in flight, and the journal of where its time goes."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import socket
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from batchinfer.accounting.meter import Meter
+from batchinfer.accounting.records import ReplicaRecord, ShardRecord
+from batchinfer.engine import Completion, host_processes, start_engine
+from batchinfer.engine.supervisor import Outcome, Supervisor
+from batchinfer.errors import BatchinferError, RowError, StorageError
+from batchinfer.execution.job import Job
+from batchinfer.execution.process_guard import REPLICA, Guard, kill_marked
+from batchinfer.execution.result_rows import counts, evaluate, result_table
+from batchinfer.execution.shard_block import seal, unseal
+from batchinfer.jobspec import JobSpec
+from batchinfer.model.download import is_remote, local_model
+from batchinfer.planner import Plan
+from batchinfer.prompting.prompts import OutputCheck, PromptMaker
+
+JOURNAL_SECONDS = 1.0
+
+COLLECTED_AFTER = 50_000
+"""Python looks for garbage in cycles after so many new objects instead of 700: a shard's rows are a few times
+as many, live together and are no cycles."""
+
+
+class Clock:
+    """Microseconds since 1970 that never go back: wall time at the start, the monotonic clock since."""
+
+    def __init__(self) -> None:
+        self._offset = time.time_ns() - time.monotonic_ns()
+
+    def __call__(self) -> int:
+        return (time.monotonic_ns() + self._offset) // 1000
+
+
+class Journal:
+    """Writes the replica's record every second, from a thread of its own, until closed."""
+
+    def __init__(self, job: Job, meter: Meter) -> None:
+        self.replica_id = uuid.uuid4().hex[:12]
+        self.node = socket.gethostname()
+        self._job = job
+        self._meter = meter
+        self._ready_at_us: int | None = None
+        self._in_flight: Counter[int] = Counter()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._failure: StorageError | None = None
+        self.write()
+        self._thread = threading.Thread(target=self._beat, name="journal", daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        try:
+            while not self._stop.wait(JOURNAL_SECONDS):
+                self.write()
+        except StorageError as error:
+            self._failure = error
+
+    def ready(self) -> None:
+        self._ready_at_us = self._meter.ready()
+        self.write()
+
+    def begin(self, shard_id: int) -> None:
+        """A shard enters: from now on a crash counts as an attempt at it. Raises StorageError, also what
+        stopped the journal before: seconds that cannot be written down are not lost silently."""
+        if self._failure is not None:
+            raise self._failure
+        with self._lock:
+            self._in_flight[shard_id] += 1
+        self.write()
+
+    def end(self, shard_id: int) -> None:
+        with self._lock:
+            self._in_flight -= Counter([shard_id])
+
+    def write(self, finished: bool = False) -> None:
+        """Write the record as of now."""
+        job, plan = self._job, self._job.plan
+        with self._lock:
+            reading = self._meter.reading()
+            record = ReplicaRecord(
+                replica_id=self.replica_id,
+                run_id=job.run_id,
+                node=self.node,
+                accelerator=plan.accelerator,
+                num_gpus=plan.devices,
+                price_per_gpu_hour=plan.price_per_gpu_hour,
+                started_at_us=self._meter.started_at_us,
+                ready_at_us=self._ready_at_us,
+                finished_at_us=reading.at_us if finished else None,
+                meter=reading,
+                shards_in_flight=tuple(sorted(self._in_flight)),
+            )
+            uri = job.layout.journal(self.replica_id)
+            job.layout.storage.put(uri, record.model_dump_json().encode())
+
+    def close(self) -> None:
+        """Write the last record."""
+        self._stop.set()
+        self._thread.join()
+        self.write(finished=True)
+
+
+class Replica:
+    """Ray Data calls one instance from several threads, with one shard each.
+
+    Input and output are blocks of one shard each (`shard_block.seal`). An engine that dies is replaced in here
+    (`engine.supervisor`); when the whole process is lost, Ray starts it again and retries its shards.
+    `lost` counts each shard's attempts in earlier sessions, `attempts` those that this session has lost
+    of the shard that the calling thread runs.
+    """
+
+    def __init__(self, job: Job, lost: Counter[int], attempts: Callable[[], int]) -> None:
+        clock = Clock()
+        self._clock = clock
+        self._job = job
+        self._meter = Meter(job.plan.devices, clock)
+        self._lost = lost
+        self._attempts = attempts
+        self._journal = Journal(job, self._meter)
+        self._guard = Guard(REPLICA, self._journal.replica_id)
+        self._maker = PromptMaker(job.spec.prompt)
+        self._check = OutputCheck(job.spec.output)
+        self._engine: Supervisor | BatchinferError
+        try:
+            self._engine = self._supervisor()
+            # What is loaded by now stays: the collector need not go through all of it again and again.
+            gc.freeze()
+            gc.set_threshold(COLLECTED_AFTER)
+            self._journal.ready()
+        except BatchinferError as error:
+            # Kept for the first shard: Ray cannot tell an actor that fails to start from one that was killed
+            # while it started, and only the latter is worth another try.
+            self._engine = error
+        # Not __del__: Ray keeps the instance until the interpreter is half gone. Registered after the
+        # engine's own handlers, so that it runs before them.
+        atexit.register(self._leave)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        rows, about = unseal(block)
+        layout = self._job.layout
+        if layout.storage.stat(layout.run("stop")) is not None:
+            return block.slice(0, 0)
+        shard_id: int = about["shard_id"]
+        if isinstance(self._engine, BatchinferError):
+            raise self._engine
+        self._journal.begin(shard_id)
+        started_at_us = self._clock()
+        prompts = self._maker.prompts(rows)
+        outcome = self._engine.run([prompt for prompt in prompts if not isinstance(prompt, RowError)])
+        self._journal.end(shard_id)
+        answers = iter(outcome.completed())
+        completions = [
+            Completion.failed(prompt) if isinstance(prompt, RowError) else self._checked(next(answers))
+            for prompt in prompts
+        ]
+        results = result_table(self._job.spec, rows, about, completions)
+        record = self._record(about, rows, completions, results, started_at_us, outcome)
+        return seal(results, {**about, "record": record.model_dump(mode="json")})
+
+    def _supervisor(self) -> Supervisor:
+        job, limits = self._job, self._job.spec.limits
+        return Supervisor(
+            start=lambda: start_engine(*with_local_model(job.spec, job.plan)),
+            kill=lambda: kill_marked(REPLICA, self._journal.replica_id, host_processes()),
+            meter=self._meter,
+            max_restarts=limits.max_engine_restarts,
+            timeout_seconds=limits.engine_timeout_seconds,
+        )
+
+    def _checked(self, completion: Completion) -> Completion:
+        if completion.error is None and not self._check.trivial:
+            problem = next(filter(None, map(self._check.problem, completion.texts)), None)
+            if problem is not None:
+                completion.error = RowError("output_invalid", problem)
+        return completion
+
+    def _record(
+        self,
+        about: dict[str, Any],
+        rows: pa.Table,
+        completions: Sequence[Completion],
+        results: pa.Table,
+        started_at_us: int,
+        outcome: Outcome,
+    ) -> ShardRecord:
+        spec, plan = self._job.spec, self._job.plan
+        return ShardRecord(
+            run_id=self._job.run_id,
+            job_name=spec.name,
+            shard_id=about["shard_id"],
+            attempt=1 + about["generation"] + self._lost[about["shard_id"]] + self._attempts() + outcome.deaths,
+            generation=about["generation"],
+            replica_id=self._journal.replica_id,
+            node=self._journal.node,
+            accelerator=plan.accelerator,
+            num_gpus=plan.devices,
+            model=plan.model,
+            revision=spec.model.revision,
+            quantization=plan.quantization,
+            tensor_parallel=plan.tensor_parallel,
+            pipeline_parallel=plan.pipeline_parallel,
+            rows=rows.num_rows,
+            started_at_us=started_at_us,
+            finished_at_us=outcome.reading.at_us,
+            gpu_seconds=outcome.gpu_seconds,
+            price_per_gpu_hour=plan.price_per_gpu_hour,
+            **counts(results),
+            evaluation=evaluate(spec, rows, completions),
+            meter=outcome.reading,
+            labels=spec.labels,
+        )
+
+    def _leave(self) -> None:
+        """The actor leaves in peace: end the engine, then write where the last seconds went."""
+        if isinstance(self._engine, Supervisor):
+            self._engine.close()
+        self._guard.end()
+        self._journal.close()
+
+
+def with_local_model(spec: JobSpec, plan: Plan) -> tuple[JobSpec, Plan]:
+    """Both with a folder of this machine for a model that lies in a store, downloaded if need be."""
+    if not is_remote(spec.model.source):
+        return spec, plan
+    folder = local_model(spec.model.source, spec.storage)
+    return (
+        spec.model_copy(update={"model": spec.model.model_copy(update={"source": folder})}),
+        plan.model_copy(update={"checkpoint": folder}),
+    )

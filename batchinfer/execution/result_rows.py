@@ -1,0 +1,94 @@
+"""What becomes of a shard: the rows of its result file, and what its record counts of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchinfer.engine import Completion
+from batchinfer.jobspec import JobSpec
+from batchinfer.prompting.prompts import python_values
+
+
+def result_table(spec: JobSpec, rows: pa.Table, about: dict[str, Any], completions: Sequence[Completion]) -> pa.Table:
+    """The rows of the result file: id, passed-through columns, output, and what became of the row.
+
+    With n > 1 the output, the finish reason and the logprobs are lists of n; an embedding is a list of
+    float32. A row that failed before the engine has a null output; an answer of the wrong shape is kept, beside
+    its error.
+    """
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {}
+    if spec.input.id_column is None:
+        places = about["retried"] if about["retried"] is not None else range(rows.num_rows)
+        columns[spec.id_column] = pa.array([about["first_row"] + place for place in places], pa.int64())
+    else:
+        columns[spec.id_column] = rows.column(spec.input.id_column)
+    for name in spec.input.columns:
+        columns[name] = rows.column(name)
+    many = spec.sampling.n > 1
+    text = pa.list_(pa.string()) if many else pa.string()
+    first = slice(None) if many else 0
+    if spec.task == "embed":
+        columns[spec.output.column] = pa.array([c.embedding for c in completions], pa.list_(pa.float32()))
+    else:
+        columns[spec.output.column] = pa.array([c.texts[first] if c.texts else None for c in completions], text)
+    columns["finish_reason"] = pa.array(
+        [c.finish_reasons[first] if c.finish_reasons else None for c in completions], text
+    )
+    columns["input_tokens"] = pa.array([c.input_tokens for c in completions], pa.int32())
+    columns["cached_tokens"] = pa.array([c.cached_tokens for c in completions], pa.int32())
+    columns["output_tokens"] = pa.array([c.output_tokens for c in completions], pa.int32())
+    errors = [c.error for c in completions]
+    columns["error_code"] = pa.array([e.code if e else None for e in errors], pa.string())
+    columns["error_message"] = pa.array([e.message if e else None for e in errors], pa.string())
+    if spec.sampling.logprobs is not None:
+        columns["logprobs"] = pa.array(
+            [c.logprobs[first] if c.logprobs else None for c in completions], _logprobs_type(many)
+        )
+    return pa.table(columns)
+
+
+def _logprobs_type(many: bool) -> pa.DataType:
+    """A list over tokens of lists of alternatives; with n > 1 one level more."""
+    fields = [("token", pa.string()), ("token_id", pa.int32()), ("logprob", pa.float32()), ("rank", pa.int32())]
+    tokens = pa.list_(pa.list_(pa.struct(fields)))
+    return pa.list_(tokens) if many else tokens
+
+
+def evaluate(spec: JobSpec, rows: pa.Table, completions: Sequence[Completion]) -> dict[str, tuple[int, int]]:
+    """For each group, how many outputs equal the expected value, of how many rows that have one."""
+    wanted = spec.evaluate
+    if wanted is None:
+        return {}
+    expected = python_values(rows.column(wanted.expected))
+    groups = python_values(rows.column(wanted.by)) if wanted.by is not None else ["all"] * rows.num_rows
+    counts: dict[str, tuple[int, int]] = {}
+    for value, group, completion in zip(expected, groups, completions, strict=True):
+        if value is not None:
+            right, compared = counts.get(str(group), (0, 0))
+            answer = completion.texts[0] if completion.texts and completion.error is None else None
+            counts[str(group)] = (right + (answer == str(value)), compared + 1)
+    return counts
+
+
+def counts(results: pa.Table) -> dict[str, Any]:
+    """The fields of a ShardRecord that count the rows of `result_table`: tokens, errors, finish reasons."""
+    codes = results.column("error_code")
+    reasons = results.column("finish_reason").filter(codes.is_null())
+    if pa.types.is_list(reasons.type):
+        reasons = pc.list_flatten(reasons)
+    names = ("input_tokens", "cached_tokens", "output_tokens")
+    return {
+        "rows_failed": len(codes) - codes.null_count,
+        **{name: pc.sum(results.column(name), min_count=0).as_py() for name in names},
+        "errors": _numbers(codes),
+        "finish_reasons": _numbers(reasons),
+    }
+
+
+def _numbers(values: pa.ChunkedArray) -> dict[str, int]:
+    """How often each value is there, in order of appearance; nulls do not count."""
+    return {found["values"]: found["counts"] for found in pc.value_counts(values.drop_null()).to_pylist()}

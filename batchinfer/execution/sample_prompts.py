@@ -1,0 +1,177 @@
+"""How long the prompts are: a sample of the real input, counted with the model's own tokenizer.
+
+Planning needs lengths before an engine runs. `transformers` would take seconds to import, so the tokenizer
+is read from the model's `tokenizer.json` and its chat template rendered here; the engine, which counts
+every row, does neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from batchinfer.engine.prefix_order import scattered
+from batchinfer.errors import RowError
+from batchinfer.input import read_shards
+from batchinfer.input.manifest import Manifest, Shard
+from batchinfer.jobspec import JobSpec
+from batchinfer.planner import Interval, Workload
+from batchinfer.prompting.prompts import Prompt, PromptMaker
+
+SAMPLED_SHARDS = 16
+ROWS_OF_EACH = 32
+CHARACTERS_PER_TOKEN = 4.0
+"""English text with a vocabulary of 32,000 and more; used where the tokenizer is not at hand."""
+
+SHORTEST_ANSWER = 0.25
+"""Of max_tokens: the low end of what is expected while no run of the job has shown its answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounter:
+    """Counts the tokens of prompts; `source` says with what."""
+
+    tokens: Callable[[Sequence[Prompt]], list[int]]
+    text_tokens: Callable[[str], int]
+    source: str
+
+
+def counter(folder: str | None, chat: bool | None) -> TokenCounter:
+    """The counter for the tokenizer in `folder`; characters over four where there is none."""
+    path = os.path.join(folder, "tokenizer.json") if folder else ""
+    if not os.path.isfile(path):
+        return TokenCounter(
+            lambda prompts: [_by_characters(prompt.as_text()) for prompt in prompts],
+            _by_characters,
+            "at four characters a token: the model's tokenizer is not at hand",
+        )
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.no_truncation()
+    template = None if chat is False else _chat_template(os.path.dirname(path))
+
+    def count(prompts: Sequence[Prompt]) -> list[int]:
+        texts = [_rendered(template, prompt) for prompt in prompts]
+        return [len(found.ids) for found in tokenizer.encode_batch(texts, add_special_tokens=template is None)]
+
+    return TokenCounter(
+        count, lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), "the model's own"
+    )
+
+
+def _by_characters(text: str) -> int:
+    return max(1, round(len(text) / CHARACTERS_PER_TOKEN))
+
+
+def _chat_template(folder: str) -> jinja2.Template | None:
+    config: dict[str, Any] = {}
+    if os.path.isfile(os.path.join(folder, "tokenizer_config.json")):
+        with open(os.path.join(folder, "tokenizer_config.json"), encoding="utf-8") as file:
+            config = json.load(file)
+    text = config.get("chat_template")
+    if os.path.isfile(os.path.join(folder, "chat_template.jinja")):
+        with open(os.path.join(folder, "chat_template.jinja"), encoding="utf-8") as file:
+            text = file.read()
+    if not isinstance(text, str):
+        return None
+    # A special token is a text, or an object with one.
+    special = {
+        name: token.get("content") if isinstance(token, dict) else token
+        for name, token in config.items()
+        if name.endswith("_token") and isinstance(token, str | dict)
+    }
+    # As transformers renders it.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    try:
+        return environment.from_string(text, globals=special)
+    except jinja2.TemplateError:
+        return None
+
+
+def _rendered(template: jinja2.Template | None, prompt: Prompt) -> str:
+    if template is None:
+        return prompt.as_text()
+    try:
+        return template.render(messages=prompt.as_messages(), add_generation_prompt=True)
+    except (jinja2.TemplateError, TypeError, ValueError):
+        # A template that needs more than a sample gives it: the text alone is most of the length.
+        return prompt.as_text()
+
+
+def survey(
+    spec: JobSpec, manifest: Manifest, tokenizer_folder: str | None, earlier_output_tokens: float | None = None
+) -> Workload:
+    """What the job asks of an engine, from up to 16 x 32 rows spread over its shards.
+
+    `earlier_output_tokens`: what a row produced on average in an earlier run of the job; without one the
+    answers are expected between a quarter of max_tokens and all of it, or to be one of the choices.
+    Raises InputError when the input cannot be read.
+    """
+    # An embedding is of the text itself: see the engine.
+    plain = spec.task == "embed" and spec.prompt.chat is None
+    counting = counter(tokenizer_folder, False if plain else spec.prompt.chat)
+    lengths: list[int] = []
+    beginnings: list[list[str]] = []
+    maker = PromptMaker(spec.prompt)
+    sampled = _sample(manifest.shards)
+    source = (spec.input.uri, spec.input.format, spec.storage)
+    for _, rows in read_shards(sampled, manifest.schema, manifest.partitions, *source):
+        prompts = [prompt for prompt in maker.prompts(rows) if not isinstance(prompt, RowError)]
+        lengths += counting.tokens(prompts) if prompts else []
+        beginnings.append(["\n".join(m["content"] for m in prompt.as_messages()) for prompt in prompts])
+    output, why = _answers(spec, counting, earlier_output_tokens)
+    apart = scattered(beginnings)
+    shared = f"; {apart:.0%} of them begin as rows elsewhere in the input do" if apart else ""
+    return Workload(
+        rows=manifest.rows,
+        input_tokens=sum(lengths) / len(lengths) if lengths else 0.0,
+        longest_input_tokens=max(lengths, default=0),
+        output_tokens=output.scaled(spec.sampling.n),
+        sampled_rows=len(lengths),
+        source=f"input: {len(lengths):,} rows sampled, counted {_with(counting.source)}{shared}; output: {why}",
+        scattered=apart,
+    )
+
+
+def _with(source: str) -> str:
+    return source if source.startswith("at ") else f"with {source} tokenizer"
+
+
+def _sample(shards: Sequence[Shard]) -> list[Shard]:
+    """The beginnings of up to 16 shards, evenly spread."""
+    count = min(SAMPLED_SHARDS, len(shards))
+    picked = [shards[i * len(shards) // count] for i in range(count)]
+    return [
+        dataclasses.replace(
+            s, segments=(dataclasses.replace(s.segments[0], rows=min(ROWS_OF_EACH, s.segments[0].rows)),)
+        )
+        for s in picked
+    ]
+
+
+def _answers(spec: JobSpec, counting: TokenCounter, earlier: float | None) -> tuple[Interval, str]:
+    """Output tokens of one answer, and where the figure comes from."""
+    most = spec.sampling.max_tokens
+    if spec.task == "embed":
+        return Interval(low=0, mid=0, high=0), "a vector, no token"
+    if earlier is not None:
+        mean = earlier / spec.sampling.n
+        return Interval(low=mean * 0.9, mid=mean, high=mean * 1.1), "as an earlier run of this job measured it"
+    if spec.output.choices is not None:
+        each = [min(most, counting.text_tokens(choice) + 1) for choice in spec.output.choices]
+        return Interval(low=min(each), mid=sum(each) / len(each), high=max(each)), "the length of the choices"
+    least = most if spec.sampling.ignore_eos else max(spec.sampling.min_tokens, SHORTEST_ANSWER * most)
+    return (
+        Interval(low=least, mid=(least + most) / 2, high=most),
+        f"between {least:g} and max_tokens ({most}): no earlier run says more",
+    )

@@ -1,0 +1,7 @@
+"""The input: a URI goes in, a manifest of shards comes out, and then the rows of each shard."""
+
+from batchinfer.input.files import input_entries
+from batchinfer.input.inspect import build_manifest
+from batchinfer.input.reader import read_shards
+
+__all__ = ["build_manifest", "input_entries", "read_shards"]

@@ -1,0 +1,98 @@
+"""The rows of shards, as tables of the manifest's schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from batchinfer.errors import InputError
+from batchinfer.input.files import partition_values
+from batchinfer.input.formats import JsonlRows, ParquetRows, first_line
+from batchinfer.input.manifest import Segment, Shard
+from batchinfer.storage import Entry, Stores, input_changed, storage_for
+
+
+def read_shards(
+    shards: Sequence[Shard],
+    schema: pa.Schema,
+    partitions: Sequence[str],
+    uri: str,
+    file_format: str,
+    stores: Stores | None = None,
+) -> Iterator[tuple[Shard, pa.Table]]:
+    """Each shard with its rows, in order. The shards come in input order (see `manifest.read_together`).
+
+    Raises InputError when a file is not the one that the manifest was cut from.
+    """
+    reader = _Reader(schema, partitions, uri, file_format, stores or {})
+    try:
+        for shard in shards:
+            yield shard, pa.concat_tables([reader.rows(segment) for segment in shard.segments])
+    finally:
+        reader.close()
+
+
+class _Reader:
+    """Holds the file that was read last open: the next segment is mostly in it."""
+
+    def __init__(
+        self, schema: pa.Schema, partitions: Sequence[str], uri: str, file_format: str, stores: Stores
+    ) -> None:
+        self._schema = schema
+        self._stored = pa.schema([field for field in schema if field.name not in partitions])
+        self._partitions = tuple(partitions)
+        self._uri = uri
+        self._format = file_format
+        self._stores = stores
+        self._open: tuple[Entry, ParquetRows | JsonlRows] | None = None
+
+    def rows(self, segment: Segment) -> pa.Table:
+        if self._open is None or self._open[0] != segment.entry:
+            self.close()
+            self._open = (segment.entry, self._open_file(segment.entry))
+        try:
+            stored = self._open[1].take(segment)
+        finally:
+            # What was written over the file while it was read may be in these rows, or the reason why
+            # they cannot be read.
+            self._require_unchanged(segment.entry)
+        values = partition_values(self._uri, segment.entry.uri) if self._partitions else {}
+        columns = []
+        for field in self._schema:
+            if field.name in self._partitions:
+                value = pa.scalar(values[field.name], pa.string())
+                column: pa.Array | pa.ChunkedArray = pa.repeat(value, segment.rows).cast(field.type)
+            elif field.name in stored.column_names:
+                column = _cast(stored.column(field.name), field, segment.entry.uri)
+            else:
+                column = pa.nulls(segment.rows, field.type)
+            columns.append(column)
+        return pa.Table.from_arrays(columns, schema=self._schema)
+
+    def _open_file(self, entry: Entry) -> ParquetRows | JsonlRows:
+        # Before, for a file that is gone or cannot be opened any more; `rows` looks again after.
+        self._require_unchanged(entry)
+        if self._format == "parquet":
+            return ParquetRows(entry, self._stored.names, self._stores)
+        return JsonlRows(entry, self._stored, self._stores)
+
+    def _require_unchanged(self, entry: Entry) -> None:
+        now = storage_for(entry.uri, self._stores).stat(entry.uri)
+        if now is None or now.tag != entry.tag:
+            raise input_changed(entry.uri, now is None)
+
+    def close(self) -> None:
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+
+
+def _cast(column: pa.ChunkedArray, field: pa.Field, uri: str) -> pa.ChunkedArray:
+    try:
+        return column.cast(field.type)
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{uri}: column {field.name!r} does not fit {field.type}: {first_line(error)}",
+            "give the column the same type in every file",
+        ) from None

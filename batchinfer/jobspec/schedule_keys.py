@@ -1,0 +1,62 @@
+"""The keys of a job that runs again and again: when, over which of its input, and places with its time in them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, field_validator
+
+from batchinfer.jobspec.base import Keys, Place
+from batchinfer.jobspec.cron import require_cron, require_timezone
+from batchinfer.jobspec.variables import require_template
+
+
+def _renders(uri: str) -> str:
+    require_template(uri)
+    return uri
+
+
+PlaceWithVariables = Annotated[Place, AfterValidator(_renders)]
+"""A place that may hold variables such as {{ run.date }} (see `jobspec/variables.py`)."""
+
+
+class ScheduleSpec(Keys):
+    """When the job runs again and again. `batchinfer schedule next SPEC` shows the coming ticks."""
+
+    cron: str
+    """Five fields of cron: minute, hour, day of the month, month, day of the week. Example: `"0 2 * * *"`.
+
+    When the clock changes, an expression with a fixed minute and hour still runs once a day. One whose minute or hour
+    begins with `*` follows real time."""
+    timezone: str = "UTC"
+    """The time zone on whose clock `cron` and the variables of URIs are read, as `Europe/Berlin`."""
+    overlap: Literal["skip", "queue", "allow"] = "skip"
+    """What happens to a tick that is due while another run of the job is active.
+
+    `skip` leaves the tick out for good. `queue` starts it when the other run has ended; if several wait, the latest
+    one. `allow` runs it beside the other."""
+
+    @field_validator("cron")
+    @classmethod
+    def _is_cron(cls, expression: str) -> str:
+        require_cron(expression)
+        return expression
+
+    @field_validator("timezone")
+    @classmethod
+    def _exists(cls, name: str) -> str:
+        require_timezone(name)
+        return name
+
+
+class IncrementalSpec(Keys):
+    """Each run reads only the files, or the partitions, that no earlier run of the job has read. The manifests of the
+    earlier runs say which: keep `_run/manifest.parquet` as long as the input lies there.
+    """
+
+    by: Literal["file", "partition"] = "file"
+    """The unit that is read once: a `file`, or a `partition`, which is a whole `key=value` folder."""
+    changed: Literal["rerun", "ignore", "fail"] = "rerun"
+    """What to do with a file that has changed since a run read it, or a partition that has changed or grown.
+
+    `rerun` runs it again with all its rows, `ignore` leaves it as it is, `fail` ends the command with exit code 2."""

@@ -1,0 +1,174 @@
+"""What `model.source` is: a folder, a name of the catalog or a repository, and the facts that planning needs.
+
+Reads `config.json` and nothing larger; no weight is touched.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from batchinfer.catalog import (
+    Model,
+    ModelShape,
+    QuantizationName,
+    find_model,
+    near_models,
+    quantization_of_config,
+    shape_from_config,
+)
+from batchinfer.errors import ModelError
+from batchinfer.jobspec import SCRIPTED, ModelSpec
+from batchinfer.model.download import is_remote
+from batchinfer.storage import Stores, join, local_path, normal_uri, storage_for
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """`location` is what the engine loads where the plan names no other checkpoint; `quantization` what is
+    stored there. `shape` is None where nothing is known: the scripted engine, or an architecture that the
+    engine may know and this version does not. `folder`: where tokenizer.json may lie on this machine."""
+
+    name: str
+    location: str
+    entry: Model | None
+    shape: ModelShape | None
+    quantization: QuantizationName
+    folder: str | None
+
+
+def model_facts(spec: ModelSpec, stores: Stores | None = None) -> ModelFacts:
+    """The facts of the spec's model, from disk, the catalog or the hub. Raises ModelError."""
+    source = spec.source
+    if source == SCRIPTED:
+        return ModelFacts(source, source, None, None, "none", None)
+    if is_remote(source):
+        uri = normal_uri(source)
+        return _config_facts(source, uri, _read_config(join(uri, "config.json"), stores), None)
+    path = local_path(source)
+    if os.path.isdir(path):
+        return _config_facts(source, path, _read_config(join(path, "config.json"), stores), path)
+    entry = find_model(source)
+    if entry is not None:
+        return _catalog_facts(source, entry, spec.revision)
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source):
+        config = repository_config(source, spec.revision)
+        return _config_facts(source, source, config, _cached_folder(source, spec.revision))
+    raise ModelError(
+        f"unknown model {source!r}: neither a folder here, a name of the catalog nor a repository id",
+        _did_you_mean(source, path),
+    )
+
+
+def _catalog_facts(source: str, entry: Model, revision: str | None) -> ModelFacts:
+    """A short name means the entry's own repository; the repository of a quantized checkpoint itself."""
+    location = source if "/" in source else entry.repository
+    folder = _cached_folder(location, revision)
+    return ModelFacts(source, location, entry, entry.shape, entry.stored_as(source), folder)
+
+
+def _config_facts(source: str, location: str, config: dict[str, Any], folder: str | None) -> ModelFacts:
+    try:
+        return ModelFacts(source, location, None, shape_from_config(config), quantization_of_config(config), folder)
+    except ModelError:
+        # The engine may run more than this version can plan for; it says so itself if it does not.
+        return ModelFacts(source, location, None, None, "none", folder)
+
+
+def _read_config(uri: str, stores: Stores | None = None) -> dict[str, Any]:
+    storage = storage_for(uri, stores)
+    if storage.stat(uri) is None:
+        folder = uri.rpartition("/")[0]
+        raise ModelError(f"{folder} has no config.json: it is not a model folder", "point model.source at the model")
+    try:
+        config = json.loads(storage.read(uri))
+    except ValueError as error:
+        raise ModelError(f"{uri} cannot be read: {error}", "download the model again, whole") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{uri} is not a JSON object", "download the model again, whole")
+    return config
+
+
+def _did_you_mean(source: str, path: str) -> str:
+    names = near_models(source)
+    parent, wanted = os.path.split(path)
+    if os.path.isdir(parent):
+        # Model folders only: any other folder's name is near by chance.
+        there = [n for n in os.listdir(parent) if os.path.isfile(os.path.join(parent, n, "config.json"))]
+        names += [os.path.join(os.path.dirname(source), n) for n in difflib.get_close_matches(wanted, there, n=1)]
+    if names:
+        return f"did you mean {' or '.join(names[:3])}?"
+    return "give a folder with config.json, a name that `batchinfer models` lists, or one like org/model"
+
+
+def _cached_folder(repository: str, revision: str | None) -> str | None:
+    """Where the hub's local cache has the repository's tokenizer or config, if it has."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("tokenizer.json", "config.json"):
+        found = try_to_load_from_cache(repository, name, revision=revision)
+        if isinstance(found, str):
+            return os.path.dirname(found)
+    return None
+
+
+def repository_config(source: str, revision: str | None) -> dict[str, Any]:
+    """The `config.json` of a repository of the hub, from its local cache where it is there.
+
+    Raises ModelError for one that does not exist, is gated without a token, or cannot be reached.
+    """
+    # Slow to import, and needed for repositories only.
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.utils import logging
+
+    folder = _cached_folder(source, revision)
+    if folder is not None and os.path.isfile(os.path.join(folder, "config.json")):
+        return _read_config(os.path.join(folder, "config.json"))
+    logging.set_verbosity_error()
+    try:
+        # Asked first: where nothing answers it fails at once, and a download tries again for half a minute.
+        HfApi().model_info(source, revision=revision, timeout=10)
+        return _read_config(hf_hub_download(source, "config.json", revision=revision))
+    except ModelError:
+        raise
+    except GatedRepoError:
+        raise ModelError(
+            f"{source} is gated: its licence must be accepted",
+            "accept it on its page, then set HF_TOKEN to a token that may read it",
+        ) from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"unknown model {source!r}: the hub has none of that name, or it is private",
+            "check the name, or set HF_TOKEN",
+        ) from None
+    except LocalEntryNotFoundError as error:
+        raise _unreachable(source, error) from None
+    except HfHubHTTPError as error:
+        raise ModelError(f"{source} cannot be looked up: {_brief(error)}", "check the name and the revision") from None
+    except Exception as error:
+        # No network: the client's transport errors have no common type.
+        raise _unreachable(source, error) from None
+
+
+def _unreachable(source: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"unknown model {source!r}: neither a folder here nor in the hub's local cache, and the hub cannot "
+        f"be reached ({_brief(error)})",
+        "give a model folder, or run where the hub can be reached",
+    )
+
+
+def _brief(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def require_access(facts: ModelFacts, revision: str | None) -> None:
+    """A repository that cannot be had is found out here, not after the engine has started."""
+    if facts.folder is None and facts.location != SCRIPTED:
+        repository_config(facts.location, revision)

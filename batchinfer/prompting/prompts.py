@@ -1,0 +1,216 @@
+"""A row becomes a prompt, and an answer is checked against the shape that the job asks for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jinja2
+import pyarrow as pa
+from jinja2.exceptions import SecurityError
+from jsonschema.exceptions import best_match
+from jsonschema.validators import validator_for
+from referencing.exceptions import Unresolvable
+
+from batchinfer.errors import RowError, SpecError
+from batchinfer.jobspec import JobSpec, OutputSpec, PromptSpec
+from batchinfer.jobspec.templates import compile_template
+
+Message = dict[str, str]
+
+
+class Prompt(NamedTuple):
+    """What one row asks: the user's `text` under an optional `system`, or whole `messages`.
+
+    The engine knows whether the model has a chat template, and turns the prompt into tokens.
+    """
+
+    text: str = ""
+    system: str | None = None
+    messages: tuple[Message, ...] | None = None
+
+    def as_messages(self) -> list[Message]:
+        """The prompt as a chat."""
+        if self.messages is not None:
+            return list(self.messages)
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": self.text}]
+
+    def as_text(self) -> str:
+        """The prompt for a model without a chat template."""
+        return f"{self.system}\n\n{self.text}" if self.system else self.text
+
+
+def needed_columns(spec: JobSpec) -> dict[str, str]:
+    """The columns that the job reads, each with the spec key that names it."""
+    needed: dict[str, str] = {}
+    if spec.input.id_column is not None:
+        needed[spec.input.id_column] = "input.id_column"
+    for name in spec.input.columns:
+        needed.setdefault(name, "input.columns")
+    for name, key in _prompt_columns(spec.prompt):
+        needed.setdefault(name, key)
+    if spec.input.group_by is not None:
+        needed.setdefault(spec.input.group_by, "input.group_by")
+    if spec.evaluate is not None:
+        needed.setdefault(spec.evaluate.expected, "evaluate.expected")
+        if spec.evaluate.by is not None:
+            needed.setdefault(spec.evaluate.by, "evaluate.by")
+    return needed
+
+
+def _prompt_columns(prompt: PromptSpec) -> list[tuple[str, str]]:
+    if prompt.column is not None:
+        return [(prompt.column, "prompt.column")]
+    if prompt.messages_column is not None:
+        return [(prompt.messages_column, "prompt.messages_column")]
+    names = compile_template(prompt.template or "").columns
+    if not names:
+        raise SpecError("prompt.template names no column of the input", "write a column in it, as {{ text }}")
+    return [(name, "prompt.template") for name in names]
+
+
+class PromptMaker:
+    """Makes the prompts of a shard."""
+
+    def __init__(self, prompt: PromptSpec) -> None:
+        self._system = prompt.system
+        self._columns = [name for name, _ in _prompt_columns(prompt)]
+        self._chat = prompt.messages_column is not None
+        self._template = None if prompt.template is None else compile_template(prompt.template)
+
+    def prompts(self, rows: pa.Table) -> list[Prompt | RowError]:
+        """One prompt, or the reason why there is none, for each of the rows."""
+        if self._template is None:
+            one = self._from_messages if self._chat else self._from_text
+            values = python_values(rows.column(self._columns[0]))
+            return [value if isinstance(value, RowError) else one(value) for value in values]
+        columns = {name: python_values(rows.column(name)) for name in self._columns}
+        filled = self._template.fill(columns, rows.num_rows)
+        render = self._template.renderer()
+        made: list[Prompt | RowError] = []
+        for text, *row in zip(filled, *columns.values(), strict=True):
+            if text is not None:
+                made.append(self._from_text(text))
+                continue
+            bad = next((value for value in row if isinstance(value, RowError)), None)
+            made.append(bad or self._from_template(render, dict(zip(self._columns, row, strict=True))))
+        return made
+
+    def _from_template(self, render: Callable[[Mapping[str, Any]], str], row: dict[str, Any]) -> Prompt | RowError:
+        try:
+            text = render(row)
+        except jinja2.UndefinedError as error:
+            nulls = [name for name, value in row.items() if value is None]
+            why = f"null in this row: {', '.join(nulls)}" if nulls else str(error)
+            return RowError("template_error", _told(f"the template met a missing value: {why}"))
+        except SecurityError as error:
+            return RowError("template_error", _told(f"the template did what the sandbox forbids: {error}"))
+        except Exception as error:
+            # A template is the user's program: whatever it raises on this row is this row's error.
+            return RowError("template_error", _told(f"{type(error).__name__}: {error}"))
+        return self._from_text(text)
+
+    def _from_text(self, value: Any) -> Prompt | RowError:
+        text = value if isinstance(value, str) else "" if value is None else str(value)
+        if not text.strip():
+            return RowError("prompt_empty", "the prompt is null" if value is None else "the prompt has no text")
+        if not (text.isascii() or _is_unicode(text)):
+            return RowError("prompt_invalid", "the prompt holds half of a surrogate pair, which is no character")
+        return Prompt(text, self._system)
+
+    def _from_messages(self, value: Any) -> Prompt | RowError:
+        if value is None or value == []:
+            return RowError("prompt_empty", "the messages are null or empty")
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError) as error:
+                return RowError("prompt_invalid", _told(f"the messages are not JSON: {error}"))
+        if not isinstance(value, list) or not all(_is_message(m) for m in value):
+            return RowError("prompt_invalid", "the messages are not a list of {role, content} with texts")
+        if not any(m["content"].strip() for m in value):
+            return RowError("prompt_empty", "the messages have no text")
+        if not all(_is_unicode(m["role"]) and _is_unicode(m["content"]) for m in value):
+            return RowError("prompt_invalid", "the messages hold half of a surrogate pair, which is no character")
+        system = [{"role": "system", "content": self._system}] if self._system and value[0]["role"] != "system" else []
+        return Prompt(messages=(*system, *({"role": m["role"], "content": m["content"]} for m in value)))
+
+
+def python_values(column: pa.ChunkedArray) -> list[Any]:
+    """The column's values, and a RowError for each that Python cannot hold.
+
+    Such are bytes that are no text in a column of texts, and dates beyond the year 9999.
+    """
+    try:
+        values: list[Any] = column.to_pylist()
+        return values
+    except Exception:
+        # What Arrow raises depends on the type, from OverflowError to UnicodeDecodeError.
+        return [_python_value(value) for value in column]
+
+
+def _python_value(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except Exception as error:
+        # As above, of one value: it is this row's error.
+        return RowError("prompt_invalid", _told(f"the row holds a value that cannot be read: {error}"))
+
+
+def _is_unicode(text: str) -> bool:
+    """Half of a surrogate pair is the one thing that a text in Python holds and no other text can."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _told(message: str) -> str:
+    """A message that fits a column of texts."""
+    return message.encode(errors="backslashreplace").decode()[:500]
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
+
+
+def _no_constant(name: str) -> None:
+    """Python reads NaN and Infinity, which JSON does not have."""
+    raise ValueError(f"{name} is no JSON")
+
+
+class OutputCheck:
+    """Does an answer have the shape that the job asks for? Decoding is constrained to it, but an answer
+    cut off by `max_tokens`, or white space up to it, does not fit all the same."""
+
+    def __init__(self, output: OutputSpec) -> None:
+        self._choices = set(output.choices) if output.choices is not None else None
+        self._regex = re.compile(output.regex) if output.regex is not None else None
+        schema = output.json_schema
+        self._validator = validator_for(schema)(schema) if schema is not None else None
+        self.trivial = not (self._choices or self._regex or self._validator)
+
+    def problem(self, text: str) -> str | None:
+        """What is wrong with `text`, None if it fits."""
+        if self._choices is not None and text not in self._choices:
+            return f"{text!r:.100} is none of the choices"
+        if self._regex is not None and not self._regex.fullmatch(text):
+            return f"{text!r:.100} does not match the regular expression"
+        if self._validator is not None:
+            try:
+                value = json.loads(text, parse_constant=_no_constant)
+            except (ValueError, RecursionError) as error:
+                return f"not JSON: {error}"
+            try:
+                misfit = best_match(self._validator.iter_errors(value))
+            except (Unresolvable, RecursionError) as error:
+                return f"the JSON schema cannot be applied: {type(error).__name__}: {error}"[:500]
+            if misfit is not None:
+                return f"does not fit the JSON schema at {misfit.json_path}: {misfit.message}"[:500]
+        return None

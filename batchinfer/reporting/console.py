@@ -1,0 +1,233 @@
+"""What a person or a program sees: a progress bar on a terminal, one JSON line an event elsewhere, and
+Ray's and vLLM's chatter in a log file instead."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+import structlog
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bar
+
+from batchinfer.accounting.records import ShardRecord
+from batchinfer.errors import BatchinferError, StorageError
+from batchinfer.execution.progress import Listener, Progress
+from batchinfer.reporting.terminal import money
+from batchinfer.rundir.ownership import LOG_MARK
+from batchinfer.storage import LocalStorage, Stores, join, storage_for
+
+_LOG_HEADER = LOG_MARK + b": what Ray, vLLM and their workers printed, session after session.\n"
+
+
+class Chatter:
+    """While it lasts, everything that this process and Ray's workers print goes to a file.
+
+    At the level of file descriptors: Ray's and vLLM's native parts do not ask Python. `stdout` and
+    `stderr` are the real ones, for what batchinfer itself has to say. Where the output is in a store,
+    which cannot append, the file stays on this machine while the run goes on, and is put there at its end.
+    """
+
+    def __init__(self, stores: Stores) -> None:
+        self._stores = stores
+        self._destination = ""
+        self.stdout: TextIO = sys.stdout
+        self.stderr: TextIO = sys.stderr
+        self.path = ""
+        self.kept = False
+        self._saved: list[int] = []
+
+    def __enter__(self) -> Chatter:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._saved = [os.dup(1), os.dup(2)]
+        self.stdout = os.fdopen(os.dup(self._saved[0]), "w", buffering=1)
+        self.stderr = os.fdopen(os.dup(self._saved[1]), "w", buffering=1)
+        handle, self.path = tempfile.mkstemp(prefix="batchinfer-", suffix=".log")
+        self._redirect(handle)
+        return self
+
+    def _redirect(self, handle: int) -> None:
+        for stream in (1, 2):
+            os.dup2(handle, stream)
+        os.close(handle)
+
+    def keep_at(self, output: str) -> None:
+        """Go on in `_run/run.log` of the run at `output`, with what was printed so far at its end."""
+        path = join(output, "_run", "run.log")
+        if not isinstance(storage_for(output, self._stores), LocalStorage):
+            self._destination = path
+            return
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Created whole, with its mark; one that is there was looked into before the run began.
+        LocalStorage().create(path, _LOG_HEADER)
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+        with open(self.path, "rb") as before, os.fdopen(os.dup(handle), "ab") as after:
+            shutil.copyfileobj(before, after)
+        self._redirect(handle)
+        os.unlink(self.path)
+        self.path = path
+        self.kept = True
+
+    def keep(self) -> str:
+        """Let the log outlive the run where it is. Returns its path."""
+        self.kept = True
+        return self.path
+
+    @property
+    def is_kept(self) -> bool:
+        """Does the log outlive the run, at `path` or in the run's store?"""
+        return self.kept or bool(self._destination)
+
+    def _send(self, failed: bool) -> None:
+        """Put the log where the run is, after that of earlier sessions; it stays here too if the run failed."""
+        storage = storage_for(self._destination, self._stores)
+        try:
+            before = storage.read(self._destination) if storage.stat(self._destination) else _LOG_HEADER
+            with open(self.path, "rb") as file:
+                storage.put(self._destination, before + file.read())
+        except StorageError as error:
+            self.kept = True
+            if not failed:
+                error.remedy += f"; the results are complete, and the log is {self.path}"
+                raise
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream, saved in zip((1, 2), self._saved, strict=True):
+            os.dup2(saved, stream)
+            os.close(saved)
+        self.stdout.close()
+        self.stderr.close()
+        try:
+            if self._destination:
+                self._send(kind is not None)
+        finally:
+            if not self.kept:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.path)
+
+
+class TerminalListener:
+    """A progress bar: rows, tokens/s, cost so far, time left."""
+
+    def __init__(self, chatter: Chatter) -> None:
+        self._chatter = chatter
+        self._console = Console(file=chatter.stderr)
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} rows"),
+            TextColumn("{task.fields[speed]}"),
+            TextColumn("{task.fields[cost]}"),
+            TextColumn("{task.fields[left]}"),
+            console=self._console,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task: TaskID | None = None
+
+    def event(self, name: str, **values: Any) -> None:
+        if name in ("started", "resumed", "retrying"):
+            self._chatter.keep_at(values["output"])
+        told = ", ".join(f"{key} {value}" for key, value in values.items())
+        self._console.print(f"[bold]{name}[/bold]: {told}", highlight=False, soft_wrap=True)
+
+    def begin(self, progress: Progress) -> None:
+        self._task = self._bar.add_task("loading", total=progress.rows_total, **_fields(progress))
+        self._bar.update(self._task, completed=progress.rows_done)
+        self._bar.start()
+
+    def advance(self, progress: Progress, record: ShardRecord) -> None:
+        if self._task is not None:
+            self._bar.update(self._task, description="running", completed=progress.rows_done, **_fields(progress))
+
+    def end(self) -> None:
+        self._bar.stop()
+
+
+def _fields(progress: Progress) -> dict[str, Any]:
+    left = progress.seconds_left
+    return {
+        "speed": f"{progress.tokens_per_second:,.0f} tokens/s",
+        "cost": money(progress.cost_usd),
+        "left": "" if left is None else f"{int(left) // 60}:{int(left) % 60:02d} left",
+    }
+
+
+class JsonListener:
+    """One JSON line an event, on stderr."""
+
+    def __init__(self, chatter: Chatter) -> None:
+        self._chatter = chatter
+        self._log = structlog.wrap_logger(
+            structlog.PrintLogger(chatter.stderr),
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.processors.JSONRenderer(default=str),
+            ],
+        )
+
+    def event(self, name: str, **values: Any) -> None:
+        if name in ("started", "resumed", "retrying"):
+            self._chatter.keep_at(values["output"])
+        self._log.info(name, **values)
+
+    def begin(self, progress: Progress) -> None:
+        self._log.info("running", rows_done=progress.rows_done, rows_total=progress.rows_total)
+
+    def advance(self, progress: Progress, record: ShardRecord) -> None:
+        left = progress.seconds_left
+        self._log.info(
+            "shard committed",
+            run_id=record.run_id,
+            shard_id=record.shard_id,
+            replica_id=record.replica_id,
+            attempt=record.attempt,
+            rows=record.rows,
+            rows_failed=record.rows_failed,
+            seconds=round(record.wall_seconds, 3),
+            rows_done=progress.rows_done,
+            rows_total=progress.rows_total,
+            tokens_per_second=round(progress.tokens_per_second, 1),
+            cost_usd=round(progress.cost_usd, 6),
+            seconds_left=None if left is None else round(left, 1),
+        )
+
+    def end(self) -> None:
+        pass
+
+
+def event_log() -> Listener:
+    """One JSON line an event on stderr, for a process that starts others and leaves their output alone."""
+    return JsonListener(Chatter({}))
+
+
+@contextlib.contextmanager
+def attending(stores: Stores) -> Iterator[Listener]:
+    """A listener that fits what stderr is, while the chatter goes to a file; an error that is not the user's
+    mistake names that file."""
+    with Chatter(stores) as chatter:
+        listener = TerminalListener(chatter) if sys.stderr.isatty() else JsonListener(chatter)
+        try:
+            yield listener
+        except BatchinferError as error:
+            if chatter.is_kept and error.exit_code == 1:
+                error.remedy += f"; the log is {chatter.keep()}"
+            raise
+        except Exception as error:
+            # A bug, or a failure that nobody foresaw: the whole of it goes to the log, a line to the user.
+            traceback.print_exc()
+            raise BatchinferError(
+                f"{type(error).__name__}: {error}", f"the whole of it is in {chatter.keep()}"
+            ) from error

@@ -1,0 +1,124 @@
+"""A plan as tables for a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from batchinfer.planner import Candidate, Interval, Plan
+from batchinfer.reporting.terminal import money
+
+_GIB = 2**30
+_SHOWN = 16
+"""Candidates on a terminal; `--json` has them all."""
+
+
+def render_plan(plan: Plan) -> RenderableType:
+    """What was chosen, what it is expected to take, and why the others lost."""
+    where = f"{plan.accelerator}{' (assumed: there is none here)' if plan.assumed else ''}"
+    title = Text.assemble((plan.model, "bold"), f", {_weights(plan)}, on {where}")
+    parts: list[RenderableType] = [title, _summary(plan)]
+    if plan.candidates:
+        parts += ["", _candidates(plan)]
+        if len(plan.candidates) > _SHOWN:
+            parts.append(f"and {len(plan.candidates) - _SHOWN} more: see --json")
+    return Group(*parts)
+
+
+def _weights(plan: Plan) -> str:
+    if plan.quantization in ("none", "auto"):
+        return "weights as they are"
+    return f"{plan.quantization} weights{' (quantized while loading)' if plan.online else ''}"
+
+
+def _summary(plan: Plan) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("layout", _layout(plan))
+    if plan.weight_bytes_per_gpu is not None:
+        cache = f", KV cache for {plan.kv_cache_tokens:,} tokens" if plan.kv_cache_tokens else ""
+        each = "GPU" if plan.num_gpus else "replica"
+        table.add_row("memory", f"{_size(plan.weight_bytes_per_gpu)} of weights a {each}{cache}")
+    if plan.workload is not None:
+        work = plan.workload
+        table.add_row(
+            "work",
+            f"{work.rows:,} rows of {work.input_tokens:,.0f} tokens in and {_range(work.output_tokens, ',.0f')} out",
+        )
+        table.add_row("", work.source)
+    if plan.estimate is not None:
+        made = plan.estimate
+        unit, factor = ("hours", 1) if made.hours.mid >= 1 else ("minutes", 60)
+        table.add_row("time", f"{_range(made.hours.scaled(factor), '.3g')} {unit}")
+        table.add_row("cost", f"{_money(made.cost_usd)}; {_money(made.usd_per_million_tokens)} per million tokens")
+        table.add_row("speed", f"{_range(made.tokens_per_second, ',.0f')} tokens/s")
+    else:
+        table.add_row("time, cost", "not known before a run: no earlier run of this model on this device says more")
+    table.add_row("price", f"${plan.price_per_gpu_hour:g} per device-hour ({plan.price_source})")
+    return table
+
+
+def _layout(plan: Plan) -> str:
+    count = (
+        f"{plan.max_replicas}"
+        if plan.min_replicas == plan.max_replicas
+        else f"{plan.min_replicas} to {plan.max_replicas}"
+    )
+    replicas = f"{count} replica{'s' if plan.max_replicas != 1 else ''}"
+    if not plan.num_gpus:
+        return f"{replicas} on the CPU" + (
+            f", tensor parallel {plan.tensor_parallel}" if plan.tensor_parallel > 1 else ""
+        )
+    text = f"{replicas} of {plan.num_gpus} GPU{'s' if plan.num_gpus > 1 else ''}"
+    if plan.num_gpus > 1:
+        text += f": tensor parallel {plan.tensor_parallel}, pipeline parallel {plan.pipeline_parallel}"
+    if plan.expert_parallel:
+        text += ", experts spread"
+    return text + (f", over {plan.nodes_per_replica} nodes each" if plan.nodes_per_replica > 1 else "")
+
+
+def _size(amount: int) -> str:
+    return f"{amount / _GIB:,.1f} GiB" if amount >= 0.1 * _GIB else f"{amount / 2**20:,.1f} MiB"
+
+
+def _candidates(plan: Plan) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("layout", "weights", "fits", "KV tokens", "tokens/s", "hours", "$", "$ per M tokens", "verdict"):
+        left = name in ("layout", "weights", "verdict")
+        table.add_column(name, justify="left" if left else "right", no_wrap=name != "verdict")
+    for candidate in plan.candidates[:_SHOWN]:
+        table.add_row(*_row(candidate))
+    return table
+
+
+def _row(candidate: Candidate) -> list[str]:
+    made = candidate.estimate
+    parallel = f"TP {candidate.tensor_parallel} x PP {candidate.pipeline_parallel}"
+    figures = ["", "", "", ""]
+    if made is not None:
+        figures = [
+            f"{made.tokens_per_second.mid:,.0f}",
+            f"{made.hours.mid:.3g}",
+            f"{made.cost_usd.mid:,.2f}",
+            f"{made.usd_per_million_tokens.mid:.3g}",
+        ]
+    return [
+        f"{candidate.replicas} x {parallel}" + (" EP" if candidate.expert_parallel else ""),
+        candidate.quantization,
+        "yes" if candidate.fit.fits else f"{candidate.fit.shortfall / _GIB:,.1f} GiB short",
+        f"{candidate.fit.kv_cache_tokens:,}" if candidate.fit.fits else "",
+        *figures,
+        candidate.verdict,
+    ]
+
+
+def _range(value: Interval, form: str) -> str:
+    if f"{value.low:{form}}" == f"{value.high:{form}}":
+        return f"{value.mid:{form}}"
+    return f"{value.mid:{form}} ({value.low:{form}} to {value.high:{form}})"
+
+
+def _money(value: Interval) -> str:
+    return f"{money(value.mid)} ({money(value.low)} to {money(value.high)})"

@@ -1,0 +1,92 @@
+"""A report as text for a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from batchinfer.accounting.report import Report
+
+
+def render(report: Report) -> RenderableType:
+    """The report as rich text."""
+    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in _lines(report):
+        table.add_row(name, value)
+    state = "complete" if report.complete else f"{report.rows_in_input - report.rows:,} rows still to do"
+    title = Text.assemble((report.job_name, "bold"), f": {report.model}, {_layout(report)}, {state}")
+    return Group(title, table)
+
+
+def money(usd: float) -> str:
+    """Dollars with as many digits as a person needs: cents for large sums, more for small ones."""
+    if usd >= 10:
+        return f"${usd:,.2f}"
+    return f"${usd:.4f}" if usd >= 0.01 or usd == 0 else f"${usd:.3g}"
+
+
+def _layout(report: Report) -> str:
+    parallel = report.tensor_parallel * report.pipeline_parallel
+    each = f", {report.tensor_parallel} x {report.pipeline_parallel} (TP x PP) each" if parallel > 1 else ""
+    return f"{report.replicas} replica{'s' if report.replicas != 1 else ''} on {report.accelerator}{each}"
+
+
+def _lines(report: Report) -> list[tuple[str, str]]:
+    lines = [("rows", f"{report.rows:,} of {report.rows_in_input:,}, in {report.shards:,} shards")]
+    failed = f"{report.rows_failed:,} ({report.error_rate:.2%})"
+    if report.errors:
+        failed += ": " + ", ".join(f"{code} {count:,}" for code, count in report.errors.items())
+    lines.append(("failed rows", failed))
+    if report.finish_reasons:
+        lines.append(("finish reasons", ", ".join(f"{r} {n:,}" for r, n in report.finish_reasons.items())))
+    for group, seen in report.accuracy.items():
+        label = "accuracy" if group == "all" else f"accuracy, {group}"
+        lines.append((label, f"{seen.accuracy:.1%} of {seen.compared:,}"))
+    cached = f" ({report.cached_tokens:,} cached)" if report.cached_tokens else ""
+    lines.append(("tokens", f"{report.input_tokens:,} in{cached}, {report.output_tokens:,} out"))
+    lines.append(("speed", f"{report.tokens_per_second:,.0f} tokens/s, {report.rows_per_second:,.1f} rows/s"))
+    lines.append(("device time", _seconds(report)))
+    lines.append(("cost", _cost(report)))
+    if report.planned is not None:
+        lines.append(("planned", _planned(report)))
+    lines.append(("price", f"${report.price_per_gpu_hour:g} per device-hour ({report.price_source})"))
+    if report.labels:
+        lines.append(("labels", ", ".join(f"{key}={value}" for key, value in sorted(report.labels.items()))))
+    lines.append(("results", f"{report.output}/data"))
+    return lines
+
+
+def _seconds(report: Report) -> str:
+    seconds = report.seconds
+    total = seconds.load + seconds.work + seconds.idle + seconds.waste
+    parts = [("work", seconds.work), ("load", seconds.load), ("idle", seconds.idle), ("waste", seconds.waste)]
+    shown = ", ".join(f"{name} {value:,.1f} s ({value / total if total else 0:.0%})" for name, value in parts)
+    killed = f"; {report.replicas_killed} of {report.replicas} replicas were lost" if report.replicas_killed else ""
+    return shown + killed
+
+
+def _planned(report: Report) -> str:
+    """What the plan expected, and what came of it."""
+    made = report.planned
+    assert made is not None
+    cost, hours, speed = made.cost_usd, made.hours, made.tokens_per_second
+    return (
+        f"{money(cost.mid)} ({money(cost.low)} to {money(cost.high)}) in {_time(hours.mid)}, "
+        f"{speed.mid:,.0f} tokens/s; it took {money(report.cost_usd)} and {_time(report.hours)}"
+    )
+
+
+def _time(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:,.1f} min"
+
+
+def _cost(report: Report) -> str:
+    parts = [money(report.cost_usd)]
+    if report.cost_per_million_tokens is not None:
+        parts.append(f"{money(report.cost_per_million_tokens)} per million tokens")
+    if report.cost_per_thousand_rows is not None:
+        parts.append(f"{money(report.cost_per_thousand_rows)} per thousand rows")
+    return ", ".join(parts)

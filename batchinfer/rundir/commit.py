@@ -1,0 +1,128 @@
+"""The commit is the file: one shard, one Parquet object, made once or not at all.
+
+The name depends on the shard alone, so a second attempt that comes late finds it taken and loses. The
+accounting is written as a file of its own and rides in the data file's footer as well: a crash between
+the two writes loses nothing (`repair`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchinfer.accounting.records import ShardRecord, shard_records, shard_table
+from batchinfer.errors import StorageError
+from batchinfer.rundir.paths import Layout, reading
+from batchinfer.storage import read_many
+
+FOOTER = b"batchinfer.accounting"
+
+
+def commit(layout: Layout, rows: pa.Table, record: ShardRecord) -> bool:
+    """Write the shard's results, then its accounting. False if another attempt was first."""
+    uri = layout.data(record.shard_id)
+    committed = layout.storage.create(uri, _encode(rows, [record]))
+    if not committed and layout.storage.stat(uri) is not None:
+        # Ray runs a task again whose worker died after the write: then what is there is this very attempt.
+        with layout.storage.open(uri) as file:
+            committed = footer_records(file, uri)[0] == record
+    if committed:
+        _account(layout, record)
+    return committed
+
+
+def commit_retry(layout: Layout, rows: pa.Table, positions: list[int], record: ShardRecord) -> bool:
+    """Put the rows of a retry into their places in the shard's file, whole or not at all.
+
+    `positions` are the rows' places in the shard. False if the file has changed since the retry was
+    planned: another retry was first.
+    """
+    storage, uri = layout.storage, layout.data(record.shard_id)
+    before = storage.stat(uri)
+    if before is None:
+        raise StorageError(f"{uri} is gone", "run the job again: it makes the missing shard anew")
+    data = storage.read(uri)
+    history = footer_records(pa.BufferReader(data), uri)
+    if history[-1].generation != record.generation - 1:
+        return False
+    old = pq.read_table(pa.BufferReader(data)).replace_schema_metadata(None)
+    order: list[int] = list(range(old.num_rows))
+    for i, position in enumerate(positions):
+        order[position] = old.num_rows + i
+    merged = pa.concat_tables([old, rows.cast(old.schema)]).take(order)
+    replaced = storage.replace(uri, _encode(merged, [*history, record]), before.tag)
+    if replaced:
+        _account(layout, record)
+    return replaced
+
+
+def _account(layout: Layout, record: ShardRecord) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(shard_table([record]), sink)
+    layout.storage.create(layout.accounting(record.shard_id, record.generation), sink.getvalue().to_pybytes())
+
+
+def _encode(rows: pa.Table, history: list[ShardRecord]) -> bytes:
+    footer = json.dumps([record.model_dump(mode="json") for record in history]).encode()
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows.replace_schema_metadata({FOOTER: footer}), sink, compression="zstd")
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def footer_records(file: Any, uri: str) -> list[ShardRecord]:
+    """The accounting in the footer of the data file at `uri`: the first attempt's, then one for each retry.
+
+    Raises OutputError for a file that no run wrote, or that is damaged.
+    """
+    with reading(uri, "move it away and run the job again: the shard is made anew"):
+        footer = pq.read_metadata(file).metadata
+        found: list[Any] = json.loads(footer[FOOTER])
+        return [ShardRecord.model_validate(record) for record in found]
+
+
+def committed_shards(layout: Layout) -> set[int]:
+    """The shards that have a data file."""
+    names = (entry.uri.rsplit("/", 1)[-1] for entry in layout.storage.list(layout.data_folder))
+    return {int(match[1]) for name in names if (match := re.fullmatch(r"shard-(\d{6,})\.parquet", name))}
+
+
+def read_accounting(layout: Layout) -> Iterator[ShardRecord]:
+    """Every record of the run, in order of shards and generations.
+
+    A run has a file for each shard: in a store far away they are fetched several at a time.
+    """
+    storage = layout.storage
+    uris = (entry.uri for entry in storage.list(layout.accounting_folder) if entry.uri.endswith(".parquet"))
+    listed, fetched = itertools.tee(uris)
+    for uri, data in zip(listed, read_many(storage, fetched), strict=True):
+        with reading(uri, "move it away and run the same command again: it is written anew from the results"):
+            records = shard_records(pq.read_table(pa.BufferReader(data), use_threads=False))
+        yield from records
+
+
+def repair(
+    layout: Layout, committed: Iterable[int], accounted: Iterable[ShardRecord], retried: Iterable[int]
+) -> list[ShardRecord]:
+    """Write the accounting that a crash kept from being written after its data was. Returns it.
+
+    Looks into the shards that have no accounting, and into those that the last retry was to replace.
+    """
+    have: dict[int, int] = {}
+    for record in accounted:
+        have[record.shard_id] = max(have.get(record.shard_id, -1), record.generation)
+    mended = []
+    for shard_id in sorted(set(committed) & ((set(committed) - have.keys()) | set(retried))):
+        with layout.storage.open(layout.data(shard_id)) as file:
+            history = footer_records(file, layout.data(shard_id))
+        for record in history:
+            if record.generation > have.get(shard_id, -1):
+                _account(layout, record)
+                mended.append(record)
+    return mended

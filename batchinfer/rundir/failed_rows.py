@@ -1,0 +1,43 @@
+"""Which rows of a run failed, for running them again."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from batchinfer.rundir.commit import committed_shards, read_accounting, repair
+from batchinfer.rundir.ownership import overwrite
+from batchinfer.rundir.paths import Layout, reading
+
+
+def failed_rows(layout: Layout) -> tuple[dict[int, list[int]], dict[int, int]]:
+    """For each shard with failed rows: their positions in it, and the generation of the next retry."""
+    records = list(read_accounting(layout))
+    records += repair(layout, committed_shards(layout), records, noted_retry(layout))
+    newest = {record.shard_id: record for record in sorted(records, key=lambda r: r.generation)}
+    positions, generations = {}, {}
+    for shard_id, record in newest.items():
+        if record.rows_failed:
+            uri = layout.data(shard_id)
+            with layout.storage.open(uri) as file, reading(uri, "move it away and run the job again"):
+                codes = pq.read_table(file, columns=["error_code"]).column("error_code")
+            positions[shard_id] = pc.indices_nonzero(pc.is_valid(codes)).to_pylist()
+            generations[shard_id] = record.generation + 1
+    return positions, generations
+
+
+def note_retry(layout: Layout, run_id: str, positions: dict[int, list[int]]) -> None:
+    """Write down which shards are about to be replaced, for `commit.repair` after a crash."""
+    noted = {"run_id": run_id, "shards": sorted(positions)}
+    overwrite(layout, layout.run("retry.json"), json.dumps(noted).encode())
+
+
+def noted_retry(layout: Layout) -> list[int]:
+    """The shards of the last retry."""
+    uri = layout.run("retry.json")
+    if layout.storage.stat(uri) is None:
+        return []
+    with reading(uri, "move it away and run the same command again"):
+        return [int(shard) for shard in json.loads(layout.storage.read(uri))["shards"]]

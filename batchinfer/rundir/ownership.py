@@ -1,0 +1,202 @@
+"""Which files of a run folder this product wrote: no other file is ever deleted, moved or overwritten.
+
+A file is known by its name and by a mark in its content, never by the folder that it lies in. Before anything is
+touched, `require_own` refuses a folder that holds other files; each overwrite and each delete looks again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchinfer.accounting.ledger import REPLICAS_SCHEMA
+from batchinfer.errors import OutputError, StorageError
+from batchinfer.input.manifest import FOOTER as MANIFEST_FOOTER
+from batchinfer.rundir.commit import FOOTER
+from batchinfer.rundir.paths import Layout
+from batchinfer.storage import Entry, delete_many, join
+
+SPEC_MARK = b"# Written by batchinfer"
+LOG_MARK = b"# The log of a batchinfer run"
+STOP_MARK = b"batchinfer: no shard starts any more\n"
+
+_LARGEST_JSON = 256 * 2**20
+"""Bytes. The largest plan or report is far smaller; a larger file is not read into memory to find out what it is."""
+
+_NAMED = 3
+_THREADS = 16
+
+_Check = Callable[[BinaryIO], bool]
+
+
+def _begins(mark: bytes) -> _Check:
+    return lambda file: file.read(len(mark)) == mark
+
+
+def _parquet_footer(key: bytes) -> _Check:
+    return lambda file: key in (pq.read_metadata(file).metadata or {})
+
+
+def _parquet_columns(*names: str) -> _Check:
+    return lambda file: set(names) <= set(pq.read_schema(file).names)
+
+
+def _json(*keys: str) -> _Check:
+    def check(file: BinaryIO) -> bool:
+        text = file.read(_LARGEST_JSON + 1)
+        found = json.loads(text) if len(text) <= _LARGEST_JSON else None
+        return isinstance(found, dict) and set(keys) <= found.keys()
+
+    return check
+
+
+def _lock(file: BinaryIO) -> bool:
+    # A lock on a disk names a process; one in a store is a lease.
+    text = file.read(10_000)
+    return bool(re.match(rb"\d+ on ", text)) or "lease" in json.loads(text)
+
+
+_KINDS: dict[str, _Check] = {
+    r"data/shard-\d{6,}\.parquet": _parquet_footer(FOOTER),
+    r"accounting/shard-\d{6,}(\.retry-\d+)?\.parquet": _parquet_columns("run_id", "shard_id", "replica_id", "meter"),
+    r"_run/manifest\.parquet": _parquet_footer(MANIFEST_FOOTER),
+    r"_run/spec\.yaml": _begins(SPEC_MARK),
+    r"_run/plan\.json": _json("accelerator", "max_replicas", "price_per_gpu_hour", "price_source"),
+    r"_run/report\.json": _json("run_id", "job_name", "rows_in_input", "cost_usd"),
+    r"_run/retry\.json": _json("run_id", "shards"),
+    r"_run/skipped\.json": _json("job", "tick", "because"),
+    r"_run/replicas\.parquet": _parquet_columns(*REPLICAS_SCHEMA.names),
+    r"_run/replicas/[0-9a-f]{12}\.json": _json("replica_id", "run_id", "meter", "shards_in_flight"),
+    r"_run/lock": _lock,
+    r"_run/run\.log": _begins(LOG_MARK),
+    r"_run/stop": _begins(STOP_MARK),
+}
+"""By path below the output: what shows that this product wrote the file."""
+
+_LASTING = r"(data|accounting)/.*"
+"""Made once and never overwritten, two for each shard: too many to look into before each session. A shard that has
+only one of the two is looked into, and so is each before a delete."""
+
+
+def require_own(layout: Layout, thorough: bool = False) -> None:
+    """Raise OutputError when the run's folders hold a file that this product did not write. Changes nothing.
+
+    Looks at every name, and into every file but the results and the accounting of shards that have both;
+    `thorough` into these, too, as before all are deleted.
+    """
+    _refuse(layout, _foreign(layout, _entries(layout), thorough))
+
+
+def overwrite(layout: Layout, uri: str, data: bytes) -> None:
+    """Write the file of the run at `uri`, in place of an earlier one of this product. Raises OutputError."""
+    _require_own_file(layout, uri)
+    layout.storage.put(uri, data)
+
+
+def remove(layout: Layout, uri: str) -> None:
+    """Delete the file of the run at `uri`, if there is one. Raises OutputError for one of somebody else."""
+    _require_own_file(layout, uri)
+    layout.storage.delete(uri)
+
+
+def clear(layout: Layout, kept: Iterable[str]) -> None:
+    """Delete every file of the run but `kept`, URIs, after a look into each. Raises OutputError before the first."""
+    entries = _entries(layout)
+    _refuse(layout, _foreign(layout, entries, thorough=True))
+    spared = set(kept)
+    delete_many(layout.storage, [entry.uri for entry in entries if entry.uri not in spared])
+
+
+def remove_leftovers(layout: Layout) -> None:
+    """Delete what killed writers left half-written in the folders of the run."""
+    for folder in (layout.root, *layout.folders, layout.journals_folder):
+        layout.storage.remove_leftovers(folder)
+
+
+def _entries(layout: Layout) -> list[Entry]:
+    return [entry for folder in layout.folders for entry in layout.storage.list(folder)]
+
+
+def _require_own_file(layout: Layout, uri: str) -> None:
+    entry = layout.storage.stat(uri)
+    if entry is None:
+        _refuse(layout, layout.storage.irregular(uri))
+    else:
+        _refuse(layout, _foreign(layout, [entry], thorough=True))
+
+
+def _foreign(layout: Layout, entries: Iterable[Entry], thorough: bool) -> Iterator[str]:
+    """The URIs of what this product did not write, in order. `thorough` looks into every file."""
+    storage = layout.storage
+    odd = {uri for folder in layout.folders for uri in storage.irregular(folder)}
+    yield from sorted(odd)
+    regular = [entry for entry in entries if entry.uri not in odd and _lies_in(entry.uri, odd) is None]
+    with_data, accounted = (
+        {_shard_of(layout, entry.uri) for entry in regular if entry.uri.startswith(join(folder, ""))}
+        for folder in (layout.data_folder, layout.accounting_folder)
+    )
+    looked_into = []
+    for entry in regular:
+        path = _below(layout, entry.uri)
+        if _check_of(path) is None:
+            yield entry.uri
+            continue
+        half = _shard_of(layout, entry.uri) not in with_data & accounted
+        if thorough or half or not re.fullmatch(_LASTING, path):
+            looked_into.append(entry)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for entry, own in zip(looked_into, pool.map(lambda e: _is_own(layout, e), looked_into), strict=True):
+            if not own:
+                yield entry.uri
+
+
+def _lies_in(uri: str, folders: set[str]) -> str | None:
+    return next((folder for folder in folders if uri.startswith(join(folder, ""))), None)
+
+
+def _below(layout: Layout, uri: str) -> str:
+    return uri.removeprefix(join(layout.root, ""))
+
+
+def _shard_of(layout: Layout, uri: str) -> str | None:
+    """The shard whose results or whose accounting the file holds, by its name."""
+    match = re.match(r"(?:data|accounting)/(shard-\d+)\.", _below(layout, uri))
+    return match[1] if match else None
+
+
+def _check_of(path: str) -> _Check | None:
+    return next((check for pattern, check in _KINDS.items() if re.fullmatch(pattern, path)), None)
+
+
+def _is_own(layout: Layout, entry: Entry) -> bool:
+    check = _check_of(_below(layout, entry.uri))
+    try:
+        with layout.storage.open(entry.uri) as file:
+            return check is not None and check(file)
+    except (pa.ArrowException, OSError, ValueError, RecursionError):
+        # Not what its name says.
+        return False
+    except StorageError:
+        # Another process of this run may have deleted it since it was listed.
+        if layout.storage.stat(entry.uri) is None:
+            return True
+        raise
+
+
+def _refuse(layout: Layout, foreign: Iterable[str]) -> None:
+    found = list(foreign)
+    if not found:
+        return
+    shown = "\n".join(f"  {uri}" for uri in found[:_NAMED])
+    more = f"\n  and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    raise OutputError(
+        f"{layout.root} holds files where a run writes that batchinfer did not write, or that are damaged:\n"
+        f"{shown}{more}",
+        "choose an output.uri of its own, or move these files away; nothing was changed",
+    )

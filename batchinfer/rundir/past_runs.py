@@ -1,0 +1,196 @@
+"""What the runs of a job have done, read from the runs themselves.
+
+There is no other record: a run has a file from the moment its manifest is written, a tick is done when its report is.
+Two runs that choose their files at the same time are kept apart by a lock around the writing of the manifest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+from batchinfer.errors import InputError, InputTaken, OutputBusy, OutputError
+from batchinfer.input import input_entries
+from batchinfer.input.files import partition_values
+from batchinfer.input.incremental import Claims, Selection, select
+from batchinfer.input.manifest import Manifest, claimed_files
+from batchinfer.jobspec import JobSpec
+from batchinfer.jobspec.cron import Tick, tick_name, tick_of
+from batchinfer.jobspec.schedule import PastRun, State
+from batchinfer.rundir.paths import Layout
+from batchinfer.storage import Entry, Stores, join, normal_uri, read_many, storage_for
+
+_MANIFEST, _REPORT, _SKIPPED, _LOCK = (
+    f"/_run/{name}" for name in ("manifest.parquet", "report.json", "skipped.json", "lock")
+)
+CLAIM_WAIT_SECONDS = 600.0
+LONGEST_PAUSE = 5.0
+"""Between two looks at a lock that another holds: in a store each look is two requests that are paid for."""
+
+
+def past_runs(root: str, job: str, stores: Stores) -> list[PastRun]:
+    """Every run of the job `job` below the folder `root`, in order of their ticks."""
+    kinds = _folders(root, stores)
+    found = []
+    for folder, fingerprint, _, _ in _claimed(kinds[_MANIFEST], stores):
+        if fingerprint.get("job") == job and "tick" in fingerprint:
+            state: State = "done" if folder in kinds[_REPORT] else "unfinished"
+            if state == "unfinished" and folder in kinds[_LOCK] and is_locked(folder + _LOCK, stores):
+                state = "running"
+            found.append(PastRun(tick_of(fingerprint["tick"]), folder, state))
+    for folder in kinds[_SKIPPED] - kinds[_MANIFEST]:
+        about = json.loads(storage_for(folder, stores).read(folder + _SKIPPED))
+        if about["job"] == job:
+            found.append(PastRun(tick_of(about["tick"]), folder, "skipped"))
+    return sorted(found, key=lambda run: (run.tick, run.root))
+
+
+def note_skipped(folder: str, job: str, at: datetime, because: str, stores: Stores) -> None:
+    """Write down that the tick whose run would be in `folder`, an absolute place, is left out, and why."""
+    about = {"job": job, "tick": tick_name(at), "because": because}
+    storage_for(folder, stores).create(folder + _SKIPPED, json.dumps(about, indent=2).encode())
+
+
+def require_same_tick(old: Manifest | None, tick: Tick, layout: Layout) -> None:
+    """Refuse to put one tick's results into the folder of another."""
+    other = None if old is None else old.fingerprint.get("tick")
+    if old is not None and other != tick.name:
+        whose = f"the tick {other}" if other else "a job that ran without a schedule"
+        raise OutputError(
+            f"{layout.root} is the run of {whose}, and this is the tick {tick.name}",
+            "put {{ run.time }} in output.uri, which no two ticks share",
+        )
+
+
+class Choice:
+    """Picks the files of one incremental run, and makes sure that no other run of the job gets them."""
+
+    def __init__(self, spec: JobSpec, tick: Tick, layout: Layout) -> None:
+        assert spec.input.incremental is not None
+        self._spec = spec
+        self._rule = spec.input.incremental
+        self._tick = tick
+        self._layout = layout
+        self.selection: Selection | None = None
+
+    @classmethod
+    def of(cls, spec: JobSpec, tick: Tick, layout: Layout) -> Choice | None:
+        """The choice that `spec`, with absolute places, asks for; None where every run takes all files."""
+        return None if spec.input.incremental is None else cls(spec, tick, layout)
+
+    def __call__(self, entries: list[Entry]) -> list[Entry]:
+        """Those of `entries` that this run takes; raises InputError."""
+        claims = self._claims()
+        uri, stores = self._spec.input.uri, self._spec.storage
+        if not entries and not claims.tags and not _is_there(uri, stores):
+            # Nothing there, and there never was: a mistake, for which this has the words.
+            input_entries(uri, self._spec.input.format, stores)
+        self.selection = select(entries, claims, self._rule, self._partition)
+        return list(self.selection.taken)
+
+    @contextlib.contextmanager
+    def claiming(self, manifest: Manifest) -> Iterator[None]:
+        """Hold off the job's other runs while the manifest is written; raises InputTaken if one of them has taken
+        a file of it since it was made."""
+        place = join(self._tick.root, "_schedule", f"{self._spec.name}.claims")
+        with waiting_lock(place, CLAIM_WAIT_SECONDS, self._spec.storage) as require_held:
+            files = {**manifest.fingerprint.get("empty", {}), **manifest.files}
+            mine = [Entry(uri, 0, tag) for uri, tag in files.items()]
+            free = {e.uri for e in select(mine, self._claims(), self._rule, self._partition).taken}
+            taken = sorted(set(files) - free)
+            if taken:
+                raise InputTaken(
+                    f"another run of {self._spec.name} took {taken[0]}"
+                    + (f" and {len(taken) - 1} more files" if len(taken) > 1 else "")
+                    + " while this one was starting",
+                    "run the same command again: it takes what is left",
+                )
+            # The look takes time, and a lock in a store may be lost meanwhile.
+            require_held()
+            yield
+
+    def _claims(self) -> Claims:
+        """What the job's other runs have taken."""
+        stores = self._spec.storage
+        others = _folders(self._tick.root, stores)[_MANIFEST] - {self._layout.root}
+        found = _claimed(others, stores)
+        return Claims.of((files, having) for _, about, files, having in found if about.get("job") == self._spec.name)
+
+    def _partition(self, uri: str) -> str:
+        values = partition_values(self._spec.input.uri, uri)
+        if not values:
+            raise InputError(
+                f"{uri} is in no partition, and input.incremental.by is partition",
+                "give input.uri a folder of key=value folders, or take whole files: by: file",
+            )
+        return "/".join(f"{name}={value}" for name, value in values.items())
+
+
+def _is_there(uri: str, stores: Stores) -> bool:
+    """Is the place a folder, if an empty one? Of one in a bucket only a marker tells, which some tools make."""
+    place = normal_uri(uri)
+    _, scheme, path = place.rpartition("://")
+    is_bucket = bool(scheme) and "/" not in path
+    return is_bucket or storage_for(place, stores).stat(join(place, "")) is not None
+
+
+def _folders(root: str, stores: Stores) -> dict[str, set[str]]:
+    """The run folders below `root` that have each kind of file."""
+    found: dict[str, set[str]] = {kind: set() for kind in (_MANIFEST, _REPORT, _SKIPPED, _LOCK)}
+    for entry in storage_for(root, stores).list(root):
+        for kind, folders in found.items():
+            if entry.uri.endswith(kind):
+                folders.add(entry.uri.removesuffix(kind))
+    return found
+
+
+def _claimed(folders: Iterable[str], stores: Stores) -> Iterator[tuple[str, dict[str, Any], dict[str, str], set[str]]]:
+    """Each run's folder, and what its manifest took (see `claimed_files`)."""
+    uris = [folder + _MANIFEST for folder in sorted(folders)]
+    if not uris:
+        return
+    # All lie below one folder, and so in one store.
+    for uri, data in zip(uris, read_many(storage_for(uris[0], stores), uris), strict=True):
+        try:
+            claimed = claimed_files(data)
+        except (pa.ArrowException, KeyError):
+            raise OutputError(
+                f"{uri} is damaged: which files that run took cannot be told",
+                "restore it; or delete that run's folder, and its files are run again",
+            ) from None
+        yield uri.removesuffix(_MANIFEST), *claimed
+
+
+def is_locked(uri: str, stores: Stores) -> bool:
+    """Does a living process hold the lock at `uri`?"""
+    try:
+        with storage_for(uri, stores).lock(uri):
+            return False
+    except OutputBusy:
+        return True
+
+
+@contextlib.contextmanager
+def waiting_lock(uri: str, seconds: float, stores: Stores) -> Iterator[Callable[[], None]]:
+    """Hold the lock at `uri`, waiting for others that hold it; raises OutputBusy after so many seconds.
+
+    Gives what `Storage.lock` gives.
+    """
+    deadline, pause = time.monotonic() + seconds, 0.2
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                require_held = held.enter_context(storage_for(uri, stores).lock(uri))
+                break
+            except OutputBusy:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+        yield require_held

@@ -1,0 +1,71 @@
+"""Where the files of a run are."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from batchinfer.errors import OutputError, StorageError
+from batchinfer.storage import Storage, Stores, join, storage_for
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The files of the run at `root`, in a store that is reached as `stores` says."""
+
+    root: str
+    stores: Stores = field(default_factory=dict)
+
+    @property
+    def storage(self) -> Storage:
+        return storage_for(self.root, self.stores)
+
+    @property
+    def data_folder(self) -> str:
+        return join(self.root, "data")
+
+    @property
+    def accounting_folder(self) -> str:
+        return join(self.root, "accounting")
+
+    @property
+    def folders(self) -> tuple[str, str, str]:
+        """All that a run writes lies in these."""
+        return self.data_folder, self.accounting_folder, join(self.root, "_run")
+
+    def data(self, shard_id: int) -> str:
+        return join(self.data_folder, f"{shard_name(shard_id)}.parquet")
+
+    def accounting(self, shard_id: int, generation: int) -> str:
+        suffix = f".retry-{generation}" if generation else ""
+        return join(self.accounting_folder, f"{shard_name(shard_id)}{suffix}.parquet")
+
+    def run(self, name: str) -> str:
+        return join(self.root, "_run", name)
+
+    @property
+    def journals_folder(self) -> str:
+        return self.run("replicas")
+
+    def journal(self, replica_id: str) -> str:
+        return join(self.journals_folder, f"{replica_id}.json")
+
+
+@contextlib.contextmanager
+def reading(uri: str, remedy: str) -> Iterator[None]:
+    """A run's file is data from outside: one that does not hold what its name says is an OutputError with `remedy`."""
+    try:
+        yield
+    except StorageError as error:
+        if isinstance(error.__cause__, IsADirectoryError):
+            raise OutputError(f"{uri} is a folder, where a run has a file", remedy) from error
+        raise
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise OutputError(f"{uri} is not what a run of batchinfer wrote there, or it is damaged", remedy) from error
+
+
+def shard_name(shard_id: int) -> str:
+    return f"shard-{shard_id:06d}"

@@ -1,0 +1,261 @@
+"""The use cases of a job that runs again and again: run it for a time, run what is due, say how it stands.
+
+Everything is decided from what the earlier runs left behind (`past_runs`) by `schedule.decide`; here it is done.
+One tick of a job runs at a time, held by a lock that ends with the process, unless `schedule.overlap` is allow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel, ConfigDict
+
+from batchinfer.accounting.report import Report
+from batchinfer.errors import BatchinferError, InputTaken, OutputBusy, OutputError, SpecError, UserError
+from batchinfer.execution import ray_pipeline, runner
+from batchinfer.execution.checks import absolute, refusals_are_the_users
+from batchinfer.execution.progress import Listener
+from batchinfer.jobspec import JobSpec, ScheduleSpec, load
+from batchinfer.jobspec.cron import latest_tick, tick_name
+from batchinfer.jobspec.schedule import (
+    PastRun,
+    coming,
+    current_time,
+    decide,
+    require_distinct_folders,
+    resolve,
+    runs_folder,
+)
+from batchinfer.rundir.past_runs import note_skipped, past_runs, waiting_lock
+from batchinfer.rundir.paths import Layout
+from batchinfer.storage import join, storage_for
+
+CLAIM_ATTEMPTS = 3
+
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """A spec with a schedule, and the file that it came from."""
+
+    path: str
+    spec: JobSpec
+    schedule: ScheduleSpec
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of running what was due: a report for each run that ended, and what kept others from it."""
+
+    reports: list[Report] = field(default_factory=list)
+    errors: list[BatchinferError] = field(default_factory=list)
+
+
+class Standing(BaseModel):
+    """How a scheduled job stands: its last run and that run's state (`never` where there is none), the tick
+    that is due now and the next one. Times are ISO 8601, those of ticks in the schedule's time zone."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    spec: str
+    cron: str
+    timezone: str
+    overlap: str
+    last_tick: str | None
+    state: str
+    output: str | None
+    due: str | None
+    next_tick: str | None
+
+
+def scheduled(paths: Sequence[str], overrides: Sequence[str] = ()) -> list[Scheduled]:
+    """The specs at `paths`, files or folders of them; in a folder those without a schedule are passed over.
+
+    Raises SpecError for a wrong spec, for a file without a schedule, and for two schedules of one name.
+    """
+    found: list[Scheduled] = []
+    for path in paths:
+        inside = sorted(str(p) for pattern in ("*.yaml", "*.yml") for p in Path(path).glob(pattern))
+        for file in inside if Path(path).is_dir() else [path]:
+            spec = load(file, overrides)
+            if spec.schedule is not None:
+                found.append(Scheduled(file, spec, spec.schedule))
+            elif not Path(path).is_dir():
+                raise SpecError(f"{file} has no schedule", 'add schedule: {cron: "0 2 * * *", timezone: UTC}')
+    if not found:
+        raise SpecError(f"no spec in {', '.join(paths)} has a schedule", "add schedule.cron to one")
+    names: dict[str, str] = {}
+    for job in found:
+        if job.spec.name in names:
+            raise SpecError(
+                f"{names[job.spec.name]} and {job.path} are both schedules named {job.spec.name!r}",
+                "give one of them another name: it tells their runs apart",
+            )
+        names[job.spec.name] = job.path
+        require_distinct_folders(job.spec, utc_now())
+    return found
+
+
+def run(
+    spec: JobSpec,
+    listener: Listener,
+    cluster: str | None = None,
+    fresh: bool = False,
+    at: datetime | None = None,
+) -> Report:
+    """Run the job for the time `at`. None is now, or the latest tick; runs of it that died are resumed first."""
+    if not spec.repeats:
+        return runner.run(spec, listener, cluster, fresh, at)
+    with _turn(spec, listener):
+        target = at or current_time(spec, utc_now())
+        if at is None:
+            died = [run for run in _past(spec) if run.state == "unfinished" and run.tick != target]
+            for run in died:
+                _resume(spec, run, listener, cluster)
+        return _run(spec, target, listener, cluster, fresh)
+
+
+def backfill(
+    spec: JobSpec, times: Sequence[datetime], listener: Listener, cluster: str | None = None, fresh: bool = False
+) -> list[Report]:
+    """Run the job for each of `times`, in order, on one connection. What is done already is not done again."""
+    runner.validate(spec, times[0])
+    with _turn(spec, listener), ray_pipeline.connected(cluster):
+        return [_run(spec, at, listener, cluster, fresh) for at in times]
+
+
+def run_due(
+    spec: JobSpec, schedule: ScheduleSpec, listener: Listener, cluster: str | None = None, clock: Clock = utc_now
+) -> Outcome:
+    """Resume the runs of the job that died, run the tick that is due, if any, and return.
+
+    Where another process is running the job, `schedule.overlap` says what becomes of the tick.
+    """
+    outcome = Outcome()
+    try:
+        with _turn(spec, listener):
+            due = decide(schedule, _past(spec), clock())
+            if due.skip is not None:
+                _skip(spec, due.skip, listener)
+            for died in due.resume:
+                try:
+                    outcome.reports.append(_resume(spec, died, listener, cluster))
+                except OutputBusy:
+                    listener.event("runs already", tick=tick_name(died.tick))
+                except UserError as error:
+                    # What one run needs mended must not keep the nights after it from their files.
+                    listener.event("cannot be resumed", tick=tick_name(died.tick), reason=error.message)
+                    outcome.errors.append(error)
+            if due.start is not None:
+                listener.event("due", job=spec.name, tick=tick_name(due.start))
+                outcome.reports.append(_run(spec, due.start, listener, cluster))
+    except OutputBusy as error:
+        skip = decide(schedule, _past(spec), clock(), busy=True).skip
+        if skip is not None:
+            _skip(spec, skip, listener)
+        else:
+            listener.event("runs already", job=spec.name, reason=error.message)
+    return outcome
+
+
+def standing(job: Scheduled, now: datetime) -> Standing:
+    """How the job stands at `now`."""
+    past = _past(job.spec)
+    last = past[-1] if past else None
+    latest = latest_tick(job.schedule.cron, job.schedule.timezone, now)
+    due = latest if latest is not None and latest not in {run.tick for run in past} else None
+    state: str = last.state if last else "never"
+    if last is not None and last.state == "done":
+        layout = Layout(last.root, job.spec.storage)
+        made = Report.model_validate_json(layout.storage.read(layout.run("report.json")))
+        state = "failed rows" if made.error_rate > made.max_error_rate else "done"
+    return Standing(
+        name=job.spec.name,
+        spec=job.path,
+        cron=job.schedule.cron,
+        timezone=job.schedule.timezone,
+        overlap=job.schedule.overlap,
+        last_tick=local_time(last.tick, job.schedule) if last else None,
+        state=state,
+        output=last.root if last else None,
+        due=local_time(due, job.schedule) if due else None,
+        next_tick=next((local_time(at, job.schedule) for at in coming(job.schedule, now)), None),
+    )
+
+
+def local_time(at: datetime, schedule: ScheduleSpec) -> str:
+    """The instant on the schedule's clock, ISO 8601 with the offset from UTC."""
+    return at.astimezone(ZoneInfo(schedule.timezone)).isoformat()
+
+
+@refusals_are_the_users()
+def _past(spec: JobSpec) -> list[PastRun]:
+    return past_runs(runs_folder(spec), spec.name, spec.storage)
+
+
+def _run(spec: JobSpec, at: datetime, listener: Listener, cluster: str | None, fresh: bool = False) -> Report:
+    for _ in range(CLAIM_ATTEMPTS - 1):
+        with contextlib.suppress(InputTaken):
+            return runner.run(spec, listener, cluster, fresh, at)
+    return runner.run(spec, listener, cluster, fresh, at)
+
+
+def _resume(spec: JobSpec, run: PastRun, listener: Listener, cluster: str | None) -> Report:
+    rendered, _ = resolve(spec, run.tick)
+    if absolute(rendered).output.uri != run.root:
+        raise OutputError(
+            f"the tick {tick_name(run.tick)} is unfinished in {run.root}, where output.uri no longer leads",
+            "put output.uri and schedule.timezone back to end it, or delete its folder to give its files back",
+        )
+    listener.event("resuming", job=spec.name, tick=tick_name(run.tick))
+    return _run(spec, run.tick, listener, cluster)
+
+
+def _skip(spec: JobSpec, at: datetime, listener: Listener) -> None:
+    running = ", ".join(tick_name(run.tick) for run in _past(spec) if run.state == "running")
+    rendered, _ = resolve(spec, at)
+    place = absolute(rendered).output.uri
+    note_skipped(place, spec.name, at, f"the tick {running} was running", spec.storage)
+    listener.event("skipped", job=spec.name, tick=tick_name(at), running=running)
+
+
+@contextlib.contextmanager
+def _turn(spec: JobSpec, listener: Listener) -> Iterator[None]:
+    """Hold the job, so that no other of its ticks runs; raises OutputBusy if one does and this is not to wait.
+
+    With `queue`, one process at a time waits, and another that comes ends at once.
+    """
+    overlap = spec.schedule.overlap if spec.schedule else "skip"
+    if overlap == "allow" or not spec.repeats:
+        yield
+        return
+    root = runs_folder(spec)
+    # Before the lock is made there: what is wrong with the place is the user's to mend.
+    storage_for(root, spec.storage).require_writable(root)
+    place = join(root, "_schedule", spec.name)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(waiting_lock(f"{place}.lock", 0, spec.storage))
+        except OutputBusy:
+            if overlap == "skip":
+                raise OutputBusy(
+                    f"another process is running the job {spec.name}",
+                    "wait for it to end; or let ticks wait or run side by side: schedule.overlap",
+                ) from None
+            with waiting_lock(f"{place}.queue", 0, spec.storage):
+                listener.event("queued", job=spec.name)
+                held.enter_context(waiting_lock(f"{place}.lock", math.inf, spec.storage))
+        yield

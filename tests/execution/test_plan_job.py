@@ -1,0 +1,118 @@
+"""What earlier runs do to a plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from builders import make_report_value, make_spec
+
+from batchinfer.execution.checks import check
+from batchinfer.execution.plan_job import plan_job
+from batchinfer.jobspec import JobSpec
+from batchinfer.planner import Plan, assumed_cluster
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> JobSpec:
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"id": list(range(5000)), "text": ["x" * 2000] * 5000}), tmp_path / "in" / "a.parquet")
+    return make_spec(
+        model={"source": "llama-3.1-8b"},
+        input={"uri": str(tmp_path / "in"), "id_column": "id"},
+        sampling={"max_tokens": 100},
+        output={"uri": str(tmp_path / "runs" / "tonight")},
+        resources={"accelerator": "H100", "replicas": 1, "tensor_parallel": 1},
+    )
+
+
+def planned(spec: JobSpec) -> Plan:
+    return plan_job(check(spec, "run", access=False), assumed_cluster(spec, 2**34))
+
+
+def ran_before(tmp_path: Path, **values: Any) -> None:
+    """The report of an earlier night, in the folder beside."""
+    known = {
+        "job_name": "a-job",
+        "model": "llama-3.1-8b",
+        "accelerator": "H100",
+        "quantization": "none",
+        "tensor_parallel": 1,
+        "pipeline_parallel": 1,
+    }
+    folder = tmp_path / "runs" / "last-night" / "_run"
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text(make_report_value(**known | values).model_dump_json())
+
+
+def test_the_first_plan_is_the_estimators(spec):
+    plan = planned(spec)
+    assert plan.estimate is not None
+    assert plan.workload is not None
+    assert plan.workload.rows == 5000
+    assert plan.estimate.cost_usd.low < plan.estimate.cost_usd.mid < plan.estimate.cost_usd.high
+
+
+@pytest.mark.parametrize("accelerator", ["H100", "cpu"])
+def test_a_night_without_a_row_is_laid_out_all_the_same(spec, tmp_path, accelerator):
+    ran_before(tmp_path, accelerator=accelerator, rows=1000, input_tokens=500_000, output_tokens=20_000)
+    pq.write_table(pa.table({"id": [0], "text": [""]})[:0], tmp_path / "in" / "a.parquet")
+    resources = make_spec(resources={"accelerator": accelerator, "replicas": 1}).resources
+    plan = planned(spec.model_copy(update={"resources": resources}))
+    assert (plan.accelerator, plan.max_replicas, plan.workload, plan.estimate) == (accelerator, 1, None, None)
+
+
+def test_an_earlier_run_of_the_job_says_how_long_answers_are(spec, tmp_path):
+    ran_before(tmp_path, rows=1000, input_tokens=500_000, output_tokens=20_000)
+    plan = planned(spec)
+    assert plan.workload is not None
+    assert plan.workload.output_tokens.mid == pytest.approx(20)
+    assert "earlier run" in plan.workload.source
+
+
+def test_a_run_at_half_the_speed_doubles_the_time_and_narrows_the_interval(spec, tmp_path):
+    answers = {"rows": 5000, "input_tokens": 5000 * 501, "output_tokens": 5000 * 50}
+    ran_before(tmp_path, **answers, work_seconds=1.0)
+    seconds = answers["input_tokens"] + answers["output_tokens"]
+    # As fast as it measured whatever the estimator thought: a second of work for all of these tokens.
+    fast = planned(spec).estimate
+    assert fast is not None
+    (tmp_path / "runs" / "last-night" / "_run" / "report.json").unlink()
+    (tmp_path / "runs" / "last-night" / "_run").rmdir()
+    (tmp_path / "runs" / "last-night").rmdir()
+    ran_before(tmp_path, **answers, work_seconds=2.0)
+    slow = planned(spec).estimate
+    assert slow is not None
+    assert fast.tokens_per_second.mid == pytest.approx(2 * slow.tokens_per_second.mid, rel=1e-6)
+    assert fast.tokens_per_second.mid == pytest.approx(seconds, rel=0.15)
+
+
+@pytest.mark.parametrize("other", [{"accelerator": "H200"}, {"model": "llama-3.1-70b"}, {"quantization": "fp8"}])
+def test_a_run_of_something_else_calibrates_nothing(spec, tmp_path, other):
+    before = planned(spec).estimate
+    ran_before(tmp_path, rows=1000, input_tokens=500_000, output_tokens=20_000, work_seconds=1e6, job_name="x", **other)
+    assert planned(spec).estimate == before
+
+
+def test_on_a_cpu_an_earlier_run_is_the_estimate(spec, tmp_path):
+    spec = spec.model_copy(update={"resources": make_spec(resources={"accelerator": "cpu"}).resources})
+    assert planned(spec).estimate is None
+    ran_before(
+        tmp_path, accelerator="cpu", rows=5000, input_tokens=2_500_000, output_tokens=250_000, work_seconds=1000.0,
+        load_seconds=40.0,
+    )  # fmt: skip
+    estimate = planned(spec).estimate
+    assert estimate is not None
+    assert estimate.tokens_per_second.mid == pytest.approx(2750)
+    work = 5000 * 550 / 2750
+    assert estimate.hours.mid == pytest.approx((work + 40) / 3600, rel=0.02)
+
+
+def test_what_is_no_report_of_ours_is_passed_over(spec, tmp_path):
+    folder = tmp_path / "runs" / "theirs" / "_run"
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text('{"rows": "many"}')
+    assert planned(spec).estimate is not None

@@ -1,0 +1,105 @@
+"""What a sample of the rows says about the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from builders import make_spec
+from conftest import ROOT
+from tokenizers import Tokenizer
+
+from batchinfer.execution.sample_prompts import survey
+from batchinfer.input import build_manifest
+from batchinfer.prompting.prompts import needed_columns
+
+MODEL = ROOT / "jobs/demo/model"
+
+
+def surveyed(
+    folder: Path, texts: list[str | None], tokenizer: Path | None = None, earlier: float | None = None, **keys
+):
+    pq.write_table(pa.table({"id": list(range(len(texts))), "text": texts}), folder / "rows.parquet")
+    prompt = {"template": "{{ text }}", "chat": keys.pop("chat", None)}
+    spec = make_spec(input={"uri": str(folder), "id_column": "id"}, prompt=prompt, **keys)
+    manifest = build_manifest(spec, needed_columns(spec), {})
+    return survey(spec, manifest, str(tokenizer) if tokenizer else None, earlier)
+
+
+def test_lengths_are_counted_with_the_models_own_tokenizer(tmp_path):
+    texts = ["Open a socket and listen.", "Parse the header of a message, then its body."]
+    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    plain = [len(tokenizer.encode(text).ids) for text in texts]
+    work = surveyed(tmp_path, texts, MODEL, chat=False)
+    assert work.rows == work.sampled_rows == 2
+    assert work.input_tokens == sum(plain) / 2
+    assert work.longest_input_tokens == max(plain)
+    assert "the model's own tokenizer" in work.source
+
+
+def test_a_chat_template_counts(tmp_path):
+    plain = surveyed(tmp_path, ["Open a socket."], MODEL, chat=False)
+    assert surveyed(tmp_path, ["Open a socket."], MODEL).input_tokens > plain.input_tokens
+
+
+def test_the_count_is_the_one_that_the_engine_makes(tmp_path):
+    # Eight: what transformers 5.19 makes of it, through apply_chat_template.
+    assert surveyed(tmp_path, ["Open a socket."], MODEL).input_tokens == 8
+
+
+def test_without_a_tokenizer_four_characters_are_a_token_and_the_plan_says_so(tmp_path):
+    work = surveyed(tmp_path, ["x" * 400])
+    assert work.input_tokens == 100
+    assert "four characters a token" in work.source
+
+
+def test_the_sample_is_small_and_spread_over_the_input(tmp_path):
+    lengths = [400 if i < 50_000 else 800 for i in range(100_000)]
+    work = surveyed(tmp_path, ["x" * n for n in lengths], shards={"rows": 1000})
+    assert work.rows == 100_000
+    assert work.sampled_rows == 512
+    assert work.input_tokens == pytest.approx(150, rel=0.01)
+
+
+def test_rows_without_a_prompt_are_not_counted(tmp_path):
+    work = surveyed(tmp_path, ["x" * 40, None])
+    assert (work.rows, work.sampled_rows, work.input_tokens) == (2, 1, 10)
+
+
+def test_an_empty_input_is_no_work(tmp_path):
+    pq.write_table(
+        pa.table({"id": pa.array([], pa.int64()), "text": pa.array([], pa.string())}), tmp_path / "a.parquet"
+    )
+    spec = make_spec(input={"uri": str(tmp_path), "id_column": "id"}, prompt={"template": "{{ text }}"})
+    work = survey(spec, build_manifest(spec, needed_columns(spec), {}), None)
+    assert (work.rows, work.sampled_rows) == (0, 0)
+
+
+def test_answers_are_as_long_as_an_earlier_run_made_them(tmp_path):
+    work = surveyed(tmp_path, ["x"], earlier=30.0, sampling={"max_tokens": 200, "temperature": 1.0, "n": 3})
+    assert work.output_tokens.mid == pytest.approx(30)
+    assert work.output_tokens.low < 30 < work.output_tokens.high
+
+
+def test_answers_are_at_most_max_tokens_and_the_choices_length(tmp_path):
+    free = surveyed(tmp_path, ["x"], sampling={"max_tokens": 200}).output_tokens
+    assert (free.low, free.high) == (50, 200)
+    exact = surveyed(tmp_path, ["x"], sampling={"max_tokens": 200, "ignore_eos": True}).output_tokens
+    assert (exact.low, exact.mid, exact.high) == (200, 200, 200)
+    chosen = surveyed(tmp_path, ["x"], MODEL, output={"uri": "/out", "choices": ["gui", "concurrency"]}).output_tokens
+    assert 2 <= chosen.low <= chosen.high <= 10
+
+
+def test_rows_far_apart_that_share_a_document_are_noticed(tmp_path):
+    documents = [f"{i}" * 600 for i in range(4)]
+    work = surveyed(tmp_path, [documents[i % 4] + f" question {i}" for i in range(2000)])
+    assert work.scattered == 1.0
+    assert work.shares_apart
+    assert "100% of them begin as rows elsewhere in the input do" in work.source
+
+
+def test_rows_beside_one_another_that_share_a_document_need_no_more_shards_at_once(tmp_path):
+    work = surveyed(tmp_path, [f"{i // 500}" * 600 + f" question {i}" for i in range(2000)], shards={"rows": 500})
+    assert not work.shares_apart

@@ -1,0 +1,163 @@
+"""When a job runs: decisions from values."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+
+import pytest
+from builders import make_spec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchinfer.errors import SpecError, UserError
+from batchinfer.jobspec import JobSpec, ScheduleSpec
+from batchinfer.jobspec.schedule import Due, PastRun, current_time, decide, require_distinct_folders, resolve, times_on
+
+NIGHTLY = ScheduleSpec(cron="0 2 * * *")
+NOW = datetime(2026, 11, 20, 14, tzinfo=UTC)
+
+
+def tick(day: int) -> datetime:
+    return datetime(2026, 11, day, 2, tzinfo=UTC)
+
+
+def past(day: int, state: str = "done") -> PastRun:
+    return PastRun(tick(day), f"/out/{day}", state)
+
+
+def scheduled(**changes: object) -> JobSpec:
+    return make_spec(**({"schedule": {"cron": "0 2 * * *", "timezone": "Europe/Berlin"}} | changes))
+
+
+def test_the_latest_tick_is_due_once() -> None:
+    assert decide(NIGHTLY, [], NOW) == Due(start=tick(20))
+    assert decide(NIGHTLY, [past(20)], NOW) == Due()
+    assert decide(NIGHTLY, [past(19)], tick(20) - timedelta(seconds=1)) == Due()
+
+
+def test_of_missed_ticks_only_the_latest_is_caught_up() -> None:
+    assert decide(NIGHTLY, [past(11)], NOW) == Due(start=tick(20))
+
+
+def test_runs_that_died_are_resumed_first_oldest_first() -> None:
+    died = [past(18, "unfinished"), past(17, "unfinished")]
+    assert decide(NIGHTLY, died, NOW) == Due(resume=(died[1], died[0]), start=tick(20))
+    assert decide(NIGHTLY, [past(20, "unfinished")], NOW) == Due(resume=(past(20, "unfinished"),))
+
+
+@pytest.mark.parametrize(
+    ("overlap", "expected"),
+    [("skip", Due(skip=tick(20))), ("queue", Due()), ("allow", Due(start=tick(20)))],
+)
+def test_a_tick_that_comes_while_another_runs(overlap: str, expected: Due) -> None:
+    schedule = NIGHTLY.model_copy(update={"overlap": overlap})
+    assert decide(schedule, [past(19, "running")], NOW) == expected
+    # The run that holds the job is this very tick: it is neither skipped nor started again.
+    assert decide(schedule, [past(20, "running")], NOW) == Due()
+    # Its holder has not written anything yet: which tick it runs cannot be told.
+    assert decide(schedule, [past(19)], NOW, busy=True) == (Due(start=tick(20)) if overlap == "allow" else Due())
+
+
+def test_a_skipped_tick_stays_skipped() -> None:
+    assert decide(NIGHTLY, [past(19), past(20, "skipped")], NOW) == Due()
+
+
+STEPS = st.lists(
+    st.tuples(st.integers(0, 40), st.sampled_from(["ends well", "dies", "dies before its manifest", "goes on"])),
+    max_size=25,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(steps=STEPS, overlap=st.sampled_from(["skip", "queue", "allow"]))
+def test_no_tick_is_started_twice_and_the_last_one_is_accounted_for(steps: list[tuple[int, str]], overlap: str) -> None:
+    """A scheduler that looks at random times, over runs that end, die or go on until it looks again."""
+    schedule = ScheduleSpec(cron="0 */6 * * *", timezone="Europe/Berlin", overlap=overlap)
+    now = datetime(2026, 10, 20, tzinfo=UTC)
+    runs: dict[datetime, str] = {}
+    started: list[datetime] = []
+    for hours, end in [*steps, (0, "ends well"), (0, "ends well")]:
+        now += timedelta(hours=hours)
+        due = decide(schedule, [PastRun(at, str(at), state) for at, state in sorted(runs.items())], now)
+        assert overlap == "allow" or "running" not in runs.values() or (due.resume, due.start) == ((), None)
+        for at in list(runs):
+            if runs[at] == "running":
+                runs[at] = "done"
+        for run in due.resume:
+            assert runs[run.tick] == "unfinished"
+            runs[run.tick] = "done" if end == "ends well" else "unfinished"
+        if due.skip is not None:
+            assert due.skip not in runs
+            runs[due.skip] = "skipped"
+        if due.start is not None and end != "dies before its manifest":
+            started.append(due.start)
+            runs[due.start] = {"ends well": "done", "dies": "unfinished", "goes on": "running"}[end]
+    assert len(started) == len(set(started))
+    assert not set(started) & {at for at, state in runs.items() if state == "skipped"}
+    assert set(runs.values()) <= {"done", "skipped"}
+    assert decide(schedule, [PastRun(at, str(at), state) for at, state in runs.items()], now) == Due()
+
+
+def test_a_job_with_a_schedule_gets_a_folder_a_tick() -> None:
+    rendered, found = resolve(scheduled(output={"uri": "/out/"}), tick(20))
+    assert rendered.output.uri == "/out/20261120T020000Z"
+    assert found is not None
+    assert (found.at, found.root) == (tick(20), "/out")
+
+
+def test_a_variable_in_the_output_is_the_users_own_way_to_name_folders() -> None:
+    spec = scheduled(input={"uri": "/in/{{ run.date - 1 }}"}, output={"uri": "/out/{{ run.date }}/x"})
+    rendered, found = resolve(spec, datetime(2026, 11, 20, 23, 30, tzinfo=UTC))
+    assert (rendered.input.uri, rendered.output.uri) == ("/in/2026-11-20", "/out/2026-11-21/x")
+    assert found is not None
+    assert found.root == "/out"
+
+
+def test_a_job_that_runs_once_stays_as_it_is() -> None:
+    spec = make_spec()
+    assert resolve(spec, NOW) == (spec, None)
+
+
+def test_by_hand_a_scheduled_job_runs_its_latest_tick_and_another_job_runs_now() -> None:
+    assert current_time(scheduled(), NOW) == datetime(2026, 11, 20, 1, tzinfo=UTC)
+    assert current_time(make_spec(), NOW) == NOW
+
+
+def test_a_backfill_is_every_tick_of_its_days_that_has_come() -> None:
+    days = date(2026, 11, 18), date(2026, 11, 30)
+    assert times_on(scheduled(), *days, NOW) == [datetime(2026, 11, day, 1, tzinfo=UTC) for day in (18, 19, 20)]
+    assert times_on(make_spec(), *days, NOW) == [datetime(2026, 11, day, tzinfo=UTC) for day in (18, 19, 20)]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "cron", "message"),
+    [
+        (date(2026, 11, 20), date(2026, 11, 19), "0 2 * * *", "2026-11-20 is after 2026-11-19"),
+        (date(2027, 1, 1), date(2027, 1, 2), "0 2 * * *", "2027-01-01 to 2027-01-02: these days have not come yet"),
+        (date(2026, 11, 19), date(2026, 11, 19), "0 2 1 * *", "2026-11-19: these days have no tick"),
+    ],
+)
+def test_days_without_a_tick_are_a_mistake(first: date, last: date, cron: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        times_on(scheduled(schedule={"cron": cron}), first, last, NOW)
+
+
+@pytest.mark.parametrize(
+    ("cron", "output", "message"),
+    [
+        ("0 * * * *", "/out/{{ run.date }}", "one folder: /out/2026-11-20"),
+        ("0 2 * * *", "/out/{{ run.hour }}", "one folder: /out/02"),
+        # Told apart all year but in the hour that the clock shows twice.
+        ("0 * * * *", "/out/{{ run.date }}T{{ run.hour }}", "one folder: /out/2027-10-31T02"),
+        ("0 * * * *", "/out/{{ run.time }}", None),
+        ("0 2 * * *", "/out/{{ run.date }}", None),
+        ("0 * * * *", "/out", None),
+    ],
+)
+def test_two_ticks_never_share_a_folder(cron: str, output: str, message: str | None) -> None:
+    spec = scheduled(schedule={"cron": cron, "timezone": "Europe/Berlin"}, output={"uri": output})
+    if message is None:
+        require_distinct_folders(spec, NOW)
+    else:
+        with pytest.raises(SpecError, match=message):
+            require_distinct_folders(spec, NOW)
