@@ -11,6 +11,7 @@ import ast
 import inspect
 import json
 import sys
+import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,9 @@ def _parameter(parameter: Any) -> tuple[str, str, str]:
         name = ", ".join(f"`{option}`" for option in [*parameter.opts, *parameter.secondary_opts])
         if parameter.metavar:
             name = name.removesuffix("`") + f" {parameter.metavar}`"
+        choices = typing.get_args(parameter.type_descriptor.annotation)
+        if typing.get_origin(parameter.type_descriptor.annotation) is typing.Literal:
+            name = name.removesuffix("`") + f" {'|'.join(choices)}`"
     default = "required" if parameter.required else ""
     if not default and parameter.default not in (None, False, "", []) and not callable(parameter.default):
         default = code(parameter.default) if parameter.default is not True else "on"
