@@ -135,6 +135,7 @@ def spec_page() -> str:
         out.append(f"## {title}\n")
         out.append(paragraphs(section.get("description")) + "\n")
         out.append(_keys_table(path, section, definitions))
+        out += [f"- {note}" for note in _details(path, section)]
         out += [f"- {note}" for note in notes.get(path or "top level", [])]
         out.append("")
     return "\n".join(out)
@@ -168,8 +169,20 @@ def _keys_table(path: str, section: Mapping[str, Any], definitions: Mapping[str,
     for name, value in section["properties"].items():
         default = "required" if name in required else _default(value)
         key = f"{path}.{name}" if path else name
-        rows.append((f"`{key}`", _type(value, definitions), default, _limits(value), value.get("description", "")))
+        rows.append((f"`{key}`", _type(value, definitions), default, _limits(value), _described(value)[0]))
     return table(("key", "type", "default", "limits", "what it says"), rows)
+
+
+def _described(value: Mapping[str, Any]) -> tuple[str, str]:
+    """The first paragraph of a field's description, which says what it is, and the others."""
+    first, _, rest = paragraphs(value.get("description")).partition("\n\n")
+    return first, " ".join(rest.split())
+
+
+def _details(path: str, section: Mapping[str, Any]) -> list[str]:
+    """What descriptions say beyond their first paragraph, under the table: a cell is too narrow for it."""
+    found = ((f"{path}.{name}" if path else name, _described(value)[1]) for name, value in section["properties"].items())
+    return [f"`{key}`: {rest}" for key, rest in found if rest]
 
 
 def _default(value: Mapping[str, Any]) -> str:
@@ -293,9 +306,13 @@ def report_page() -> str:
     """The fields of report.json."""
     words = WORDS["report"]
     out = ["# The report\n", words["intro"]]
-    require_words("fields of the report", Report.model_fields, words["fields"])
     schema = Report.model_json_schema()
-    rows = [(f"`{n}`", _field_type(n, value, schema["$defs"]), words["fields"][n]) for n, value in _fields(schema)]
+    described = {name: value["description"] for name, value in _fields(schema) if "description" in value}
+    require_words("fields of the report", Report.model_fields, words["fields"] | described)
+    rows = [
+        (f"`{n}`", _field_type(n, value, schema["$defs"]), described.get(n) or words["fields"][n])
+        for n, value in _fields(schema)
+    ]
     out.append(table(("field", "type", "what it says"), rows))
     return "\n".join(out)
 
