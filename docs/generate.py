@@ -33,7 +33,7 @@ DOCS = Path(__file__).parent
 PACKAGE = Path(batchinfer.__file__).parent
 WORDS: dict[str, Any] = yaml.safe_load((DOCS / "words.yaml").read_text(encoding="utf-8"))
 
-GENERATED = "<!-- Written by docs/generate.py from the code: change the code or docs/words.yaml, then `make docs`. -->\n"
+GENERATED = "<!-- Written by docs/generate.py from the code. Change the code or docs/words.yaml and run it. -->\n"
 
 
 class WordsMissing(Exception):
@@ -129,7 +129,7 @@ def spec_page() -> str:
     sections = list(_sections(schema, definitions))
     unknown = notes.keys() - {path or "top level" for path, _ in sections}
     if unknown:
-        raise WordsMissing(f"words.yaml has notes on sections that the spec does not have: {', '.join(sorted(unknown))}")
+        raise WordsMissing(f"words.yaml has notes on sections that are gone: {', '.join(sorted(unknown))}")
     for path, section in sections:
         title = f"`{path}`" if path else "Top level"
         out.append(f"## {title}\n")
@@ -181,8 +181,8 @@ def _described(value: Mapping[str, Any]) -> tuple[str, str]:
 
 def _details(path: str, section: Mapping[str, Any]) -> list[str]:
     """What descriptions say beyond their first paragraph, under the table: a cell is too narrow for it."""
-    found = ((f"{path}.{name}" if path else name, _described(value)[1]) for name, value in section["properties"].items())
-    return [f"`{key}`: {rest}" for key, rest in found if rest]
+    rests = {name: _described(value)[1] for name, value in section["properties"].items()}
+    return [f"`{path}.{name}`: {rest}" if path else f"`{name}`: {rest}" for name, rest in rests.items() if rest]
 
 
 def _default(value: Mapping[str, Any]) -> str:
@@ -307,19 +307,12 @@ def report_page() -> str:
     words = WORDS["report"]
     out = ["# The report\n", words["intro"]]
     schema = Report.model_json_schema()
-    described = {name: value["description"] for name, value in _fields(schema) if "description" in value}
-    require_words("fields of the report", Report.model_fields, words["fields"] | described)
     rows = [
-        (f"`{n}`", _field_type(n, value, schema["$defs"]), described.get(n) or words["fields"][n])
-        for n, value in _fields(schema)
+        (f"`{name}`", _field_type(name, value, schema["$defs"]), value.get("description", ""))
+        for name, value in schema["properties"].items()
     ]
     out.append(table(("field", "type", "what it says"), rows))
     return "\n".join(out)
-
-
-def _fields(schema: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    fields: dict[str, Any] = schema["properties"]
-    return fields.items()
 
 
 def _field_type(name: str, value: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
