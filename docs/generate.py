@@ -201,7 +201,7 @@ def _type(value: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return ", ".join(code(one) for one in value["enum"])
     if "anyOf" in value:
         return " or ".join(dict.fromkeys(_type(one, definitions) for one in value["anyOf"]))
-    kind = value.get("type", "anything")
+    kind: str = value.get("type", "anything")
     if kind == "array":
         return f"list of {_type(value.get('items', {}), definitions)}"
     if kind == "object":
@@ -371,15 +371,15 @@ def errors_page() -> str:
     require_words("exit codes", map(str, codes), words["exit_codes"])
     out.append(table(("code", "what it says"), ((str(c), words["exit_codes"][str(c)]) for c in codes)))
     out += ["## Classes of errors\n", words["classes_intro"]]
-    rows = [
+    classes = [
         (f"`{kind.__name__}`", str(kind.exit_code), f"`{kind.__mro__[1].__name__}`", paragraphs(kind.__doc__))
         for kind in _error_classes(errors.BatchinferError)
     ]
-    out.append(table(("class", "exit code", "a kind of", "what happened"), rows))
+    out.append(table(("class", "exit code", "a kind of", "what happened"), classes))
     require_words("error codes of rows", errors.ROW_ERROR_CODES, words["rows"])
     out += ["## Error codes of rows\n", words["rows_intro"]]
-    rows = [(f"`{name}`", text, words["rows"][name]) for name, text in errors.ROW_ERROR_CODES.items()]
-    out.append(table(("`error_code`", "what happened", "what to do"), rows))
+    codes_of_rows = [(f"`{name}`", text, words["rows"][name]) for name, text in errors.ROW_ERROR_CODES.items()]
+    out.append(table(("`error_code`", "what happened", "what to do"), codes_of_rows))
     return "\n".join(out)
 
 
