@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from builders import make_record, make_spec, manifest_of, write_parquet
 
 from batchinfer.engine import Completion
 from batchinfer.execution.result_rows import result_table
@@ -22,6 +21,7 @@ from batchinfer.prompting.prompts import PromptMaker
 from batchinfer.rundir.commit import commit
 from batchinfer.rundir.paths import Layout
 from batchinfer.storage.local import LocalStorage
+from tests.support.builders import make_record, make_spec, manifest_of, write_parquet
 
 ROWS = 4096
 TABLE = pa.table(

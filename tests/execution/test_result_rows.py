@@ -3,13 +3,13 @@ from __future__ import annotations
 from collections import Counter
 
 import pyarrow as pa
-from builders import make_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from batchinfer.engine import Completion
 from batchinfer.errors import RowError
 from batchinfer.execution.result_rows import counts, result_table
+from tests.support.builders import make_spec
 
 CODES = st.sampled_from(["engine_rejected", "output_invalid"])
 TOKENS = st.integers(0, 2**31 - 1)

@@ -7,13 +7,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import make_spec
-from conftest import ROOT
 from tokenizers import Tokenizer
 
 from batchinfer.execution.sample_prompts import survey
 from batchinfer.input import build_manifest
 from batchinfer.prompting.prompts import needed_columns
+from tests.support import ROOT
+from tests.support.builders import make_spec
 
 MODEL = ROOT / "jobs/demo/model"
 

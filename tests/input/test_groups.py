@@ -6,7 +6,6 @@ import datetime
 
 import pyarrow as pa
 import pytest
-from builders import make_spec, rows_of, write_lines, write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from batchinfer.input import build_manifest
 from batchinfer.input.groups import find_groups
 from batchinfer.input.manifest import from_parquet, to_parquet
 from batchinfer.prompting.prompts import needed_columns
+from tests.support.builders import make_spec, rows_of, write_lines, write_parquet
 
 
 def manifest_by(uri, group_by="doc", file_format="parquet", rows=4, **values):

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import make_record, make_spec, manifest_of, rows_of, write_lines, write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,6 +28,7 @@ from batchinfer.prompting.prompts import PromptMaker, needed_columns
 from batchinfer.rundir.commit import commit
 from batchinfer.rundir.paths import Layout
 from batchinfer.storage import storage_for
+from tests.support.builders import make_record, make_spec, manifest_of, rows_of, write_lines, write_parquet
 
 
 def through(folder: Path, output: Path, columns: list[str], prompt: dict, rows: int = 2, file_format="parquet"):

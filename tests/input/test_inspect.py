@@ -3,10 +3,10 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import make_spec, manifest_of, rows_of, write_lines, write_parquet
 
 from batchinfer.errors import InputError
 from batchinfer.input import build_manifest
+from tests.support.builders import make_spec, manifest_of, rows_of, write_lines, write_parquet
 
 
 def refusal(uri, columns, file_format="parquet"):

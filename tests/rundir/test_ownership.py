@@ -12,15 +12,15 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import KeepingListener, results, scripted_spec, write_corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s3_runs import assert_whole, spec_on
 
 from batchinfer.errors import BatchinferError, OutputError
 from batchinfer.execution import runner
 from batchinfer.rundir.ownership import STOP_MARK, clear, overwrite, remove, require_own
 from batchinfer.rundir.paths import Layout
+from tests.support.s3_runs import assert_whole, spec_on
+from tests.support.scripted_jobs import KeepingListener, results, scripted_spec, write_corpus
 
 OWN_NAMES = [
     *("data/shard-000000.parquet", "data/shard-000003.parquet", "accounting/shard-000001.parquet"),

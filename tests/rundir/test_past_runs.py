@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import make_spec, write_parquet
 
 from batchinfer.errors import InputError, InputTaken, OutputError
 from batchinfer.execution.checks import Checked, check
@@ -16,6 +15,7 @@ from batchinfer.jobspec import JobSpec
 from batchinfer.jobspec.schedule import resolve
 from batchinfer.rundir.past_runs import note_skipped, past_runs
 from batchinfer.storage import Storage
+from tests.support.builders import make_spec, write_parquet
 
 
 def nightly(tmp_path: Path, /, **incremental: str) -> JobSpec:

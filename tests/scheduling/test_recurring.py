@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-from conftest import KeepingListener, assert_ledger_adds_up, results, scripted_spec
 
 from batchinfer.errors import InputError, OutputBusy, OutputError
 from batchinfer.input.manifest import from_parquet
@@ -25,6 +24,8 @@ from batchinfer.jobspec import JobSpec, to_yaml
 from batchinfer.jobspec.cron import tick_name
 from batchinfer.rundir.past_runs import past_runs, waiting_lock
 from batchinfer.scheduling import recurring
+from tests.support import ROOT
+from tests.support.scripted_jobs import KeepingListener, assert_ledger_adds_up, results, scripted_spec
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -162,8 +163,8 @@ class LooksFromOutside(KeepingListener):
     def advance(self, *values: Any) -> None:
         if self.seen is None:
             code = f"""
-import sys; sys.path[:0] = {[str(Path(__file__).parents[n]) for n in (0, 1)]!r}
-from test_recurring import run_due; from batchinfer.jobspec import load
+import sys; sys.path.insert(0, {str(ROOT)!r})
+from tests.scheduling.test_recurring import run_due; from batchinfer.jobspec import load
 print(run_due(load({str(self._spec)!r}), 19))"""
             self.seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import ray
 import yaml
-from kubernetes_schemas import CRDS, pod_templates, require_core, require_custom
 
 import batchinfer
 from batchinfer.catalog import accelerators, node_labels
+from tests.support.kubernetes_schemas import CRDS, pod_templates, require_core, require_custom
 
 FOLDER = Path(__file__).parents[3] / "k8s"
 FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))

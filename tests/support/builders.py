@@ -118,7 +118,7 @@ def make_report_value(*, work_seconds: float = 100.0, load_seconds: float = 10.0
     """The report of a run of one shard on one replica of one device; `values` of the shard's record."""
     end = round((work_seconds + load_seconds) * 1e6)
     meter = make_reading(end, load=load_seconds, busy=work_seconds)
-    known = {"num_gpus": 1, "gpu_seconds": work_seconds, "finished_at_us": end, "meter": meter}
+    known: dict[str, Any] = {"num_gpus": 1, "gpu_seconds": work_seconds, "finished_at_us": end, "meter": meter}
     record = make_record(**(known | values))
     journal = make_journal(
         num_gpus=1, started_at_us=0, ready_at_us=round(load_seconds * 1e6), finished_at_us=end, meter=meter
