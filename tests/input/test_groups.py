@@ -6,7 +6,7 @@ import datetime
 
 import pyarrow as pa
 import pytest
-from builders import make_spec, rows_of, write_lines, write_parquet
+from builders import make_fingerprint, make_spec, rows_of, write_lines, write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +21,7 @@ def manifest_by(uri, group_by="doc", file_format="parquet", rows=4, **values):
     spec = make_spec(
         input={"uri": str(uri), "format": file_format, "group_by": group_by}, shards={"rows": rows, **values}
     )
-    return build_manifest(spec, needed_columns(spec), {})
+    return build_manifest(spec, needed_columns(spec), make_fingerprint())
 
 
 def groups_of(manifest, uri, file_format="parquet"):
