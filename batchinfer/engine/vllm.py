@@ -15,16 +15,15 @@ import jinja2
 
 from batchinfer.engine.base import Completion, EngineDied
 from batchinfer.engine.pump import Pump, Request
-from batchinfer.errors import EngineError, ResourceError, RowError
+from batchinfer.errors import EngineError, RowError
 from batchinfer.jobspec import JobSpec, SamplingSpec
 from batchinfer.model.checkpoint import SAFE_FORMAT, Adapter, local_adapter
 from batchinfer.planner import Plan
+from batchinfer.planner.host import require_avx512
 from batchinfer.prompting.prompts import Prompt
 
 LINGER_SECONDS = 0.25
 """Shards of a job whose rows share prefixes arrive at a replica within this time of one another."""
-
-_FOUR_BITS = ("w4a16", "awq", "gptq")
 
 
 def engine_arguments(spec: JobSpec, plan: Plan, adapter: Adapter | None = None) -> dict[str, Any]:
@@ -232,12 +231,8 @@ def _require_kernels(spec: JobSpec, plan: Plan) -> None:
     first request. Needs vLLM imported, which loads the kernels that this CPU can run."""
     import torch
 
-    if plan.accelerator == "cpu" and plan.quantization in _FOUR_BITS and not hasattr(torch.ops._C, "cpu_gemm_wna16"):
-        raise ResourceError(
-            f"{spec.model.source} has {plan.quantization} weights; vLLM's CPU kernel for 4 bits needs AVX-512, which "
-            f"this machine does not have",
-            "take a w8a8 or 16-bit checkpoint, or run on a CPU with AVX-512 or on a GPU",
-        )
+    if plan.accelerator == "cpu":
+        require_avx512(spec.model.source, plan.quantization, hasattr(torch.ops._C, "cpu_gemm_wna16"))
 
 
 def _logprobs(output: Any) -> list[list[dict[str, Any]]]:

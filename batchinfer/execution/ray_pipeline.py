@@ -29,7 +29,7 @@ from batchinfer.execution.job import Job
 from batchinfer.execution.placement import replica_arguments
 from batchinfer.execution.process_guard import DRIVER, Guard
 from batchinfer.execution.replica import Replica
-from batchinfer.execution.shard_block import seal, unseal
+from batchinfer.execution.shard_block import Envelope, seal, unseal
 from batchinfer.input import read_shards
 from batchinfer.input.manifest import Manifest, Shard
 from batchinfer.input.shard_sizes import in_order, readers, shards_held
@@ -115,33 +115,30 @@ class _Read:
                 if _stopping(layout):
                     return
                 kept = positions[shard.shard_id]
-                places = list(range(rows.num_rows)) if kept is None else kept
-                about = {
-                    "shard_id": shard.shard_id,
-                    "generation": generations[shard.shard_id],
-                    "first_row": shard.first_row,
-                    "retried": kept,
-                }
-                yield seal(rows if kept is None else rows.take(places), about)
+                envelope = Envelope(
+                    shard_id=shard.shard_id,
+                    generation=generations[shard.shard_id],
+                    first_row=shard.first_row,
+                    retried=None if kept is None else tuple(kept),
+                )
+                yield seal(rows if kept is None else rows.take(kept), envelope)
 
         return read
 
 
 def _stopping(layout: Layout) -> bool:
-    return layout.storage.stat(layout.run("stop")) is not None
+    return layout.storage.stat(layout.stop) is not None
 
 
 def _commit(block: pa.Table, layout: Layout) -> pa.Table:
     """The last stage: a shard's results to its files; gives the record and whether it won."""
     found = []
     if block.num_rows:
-        rows, about = unseal(block)
-        record = ShardRecord.model_validate(about["record"])
-        if about["retried"] is None:
-            won = commit(layout, rows, record)
-        else:
-            won = commit_retry(layout, rows, about["retried"], record)
-        found.append(json.dumps({"record": about["record"], "won": won}))
+        rows, envelope = unseal(block)
+        record, retried = envelope.record, envelope.retried
+        assert record is not None, "a replica seals each shard with its record"
+        won = commit(layout, rows, record) if retried is None else commit_retry(layout, rows, retried, record)
+        found.append(json.dumps({"record": record.model_dump(mode="json"), "won": won}))
     return pa.table({"commit": pa.array(found, pa.string())})
 
 

@@ -18,6 +18,7 @@ from batchinfer.input.manifest import (
     to_parquet,
 )
 from batchinfer.storage import Entry
+from tests.support.builders import make_fingerprint
 from tests.support.manifests import all_rows, input_files, positions
 
 relaxed = settings(deadline=None, max_examples=100)
@@ -89,7 +90,7 @@ def test_a_manifest_comes_back_from_its_file_as_it_was(files, rows, max_bytes):
         schema=schema,
         partitions=("year",),
         empty_files=tuple(file.entry.uri for file in files if not file.rows),
-        fingerprint={"run_id": "r", "spec": {"a": {"b": [1, None, "é"]}}},
+        fingerprint=make_fingerprint(spec={"a": {"b": [1, None, "é"]}}),
     )
     back = from_parquet(to_parquet(manifest))
     assert back == manifest
@@ -120,7 +121,9 @@ def test_rows_that_follow_each_other_across_row_groups_are_one_segment():
 
 def test_a_manifest_of_an_earlier_version_is_read_without_the_bytes_of_its_shards():
     file = InputFile(Entry("/in", 60, "t"), (RowGroup(4, 40, 0), RowGroup(2, 20, 40)))
-    manifest = Manifest(tuple(cut([file], lambda _: 4, 1000)), pa.schema([("id", pa.int64())]), (), (), {})
+    manifest = Manifest(
+        tuple(cut([file], lambda _: 4, 1000)), pa.schema([("id", pa.int64())]), (), (), make_fingerprint()
+    )
     written = pq.read_table(pa.BufferReader(to_parquet(manifest)))
     earlier = pa.BufferOutputStream()
     pq.write_table(written.drop_columns(["bytes"]), earlier)

@@ -178,17 +178,17 @@ def test_a_fresh_run_deletes_all_of_the_earlier_one_and_nothing_else(tmp_path, f
     shutil.copytree(finished / "out", out)
     (out / "notes.txt").write_bytes(b"mine")
     layout = Layout(str(out))
-    clear(layout, kept=[layout.run("lock")])
+    clear(layout, kept=[layout.lock])
     assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == ["_run/lock", "notes.txt"]
 
 
 def test_a_file_that_turns_up_while_a_run_goes_on_is_not_overwritten(tmp_path):
     layout = Layout(str(tmp_path))
-    overwrite(layout, layout.run("stop"), STOP_MARK)
-    overwrite(layout, layout.run("stop"), STOP_MARK)
-    remove(layout, layout.run("stop"))
+    overwrite(layout, layout.stop, STOP_MARK)
+    overwrite(layout, layout.stop, STOP_MARK)
+    remove(layout, layout.stop)
     (tmp_path / "_run" / "stop").write_bytes(b"precious")
-    for act in (lambda: overwrite(layout, layout.run("stop"), STOP_MARK), lambda: remove(layout, layout.run("stop"))):
+    for act in (lambda: overwrite(layout, layout.stop, STOP_MARK), lambda: remove(layout, layout.stop)):
         with pytest.raises(OutputError, match="batchinfer did not write"):
             act()
     assert (tmp_path / "_run" / "stop").read_bytes() == b"precious"

@@ -36,7 +36,7 @@ def claimed(spec: JobSpec, day: int) -> list[str]:
     checked = looked(spec, day)
     assert checked.choice is not None
     with checked.choice.claiming(checked.manifest):
-        checked.layout.storage.create(checked.layout.run("manifest.parquet"), to_parquet(checked.manifest))
+        checked.layout.storage.create(checked.layout.manifest, to_parquet(checked.manifest))
     return names(checked)
 
 
@@ -147,5 +147,5 @@ def test_a_damaged_manifest_stops_the_job_rather_than_running_its_files_again(tm
     claimed(spec, 1)
     (manifest,) = (tmp_path / "out").glob("*/_run/manifest.parquet")
     manifest.write_bytes(b"PAR1")
-    with pytest.raises(OutputError, match="which files that run took cannot be told"):
+    with pytest.raises(OutputError, match=r"manifest\.parquet is not what a run of batchinfer wrote there"):
         looked(spec, 2)

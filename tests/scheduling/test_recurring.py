@@ -56,7 +56,7 @@ def tick(output: Path, day: int) -> Path:
     return output / tick_name(datetime(2026, 11, day, 2, tzinfo=UTC))
 
 
-def run_due(spec: JobSpec, day: int) -> recurring.Outcome:
+def run_due(spec: JobSpec, day: int) -> recurring.DueOutcome:
     assert spec.schedule is not None
     return recurring.run_due(spec, spec.schedule, KeepingListener(), clock=at(day))
 
@@ -178,7 +178,7 @@ def test_while_a_tick_runs_the_next_one_is_skipped_and_stays_so(tmp_path: Path) 
     assert spec.schedule is not None
     recurring.run_due(spec, spec.schedule, outside, clock=at(18))
     assert outside.seen is not None
-    assert outside.seen.stdout.strip() == "Outcome(reports=[], errors=[])", outside.seen.stderr
+    assert outside.seen.stdout.strip() == "DueOutcome(reports=[], errors=[])", outside.seen.stderr
     assert [run.state for run in past_runs(str(output), "nightly", {})] == ["done", "skipped"]
     assert "20261118T020000Z was running" in (tick(output, 19) / "_run" / "skipped.json").read_text()
     assert run_due(spec, 19).reports == []
