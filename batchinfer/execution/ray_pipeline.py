@@ -16,15 +16,12 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-from ray.autoscaler.v2.sdk import get_cluster_status
-from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask, TaskPoolStrategy
 from ray.data.block import BlockMetadata
-from ray.experimental.internal_kv import _internal_kv_get
 
 from batchinfer.accounting.records import ShardRecord
 from batchinfer.errors import BatchinferError, ClusterError, WorkersLost
+from batchinfer.execution import ray_private
 from batchinfer.execution.job import Job
 from batchinfer.execution.placement import replica_arguments
 from batchinfer.execution.process_guard import DRIVER, Guard
@@ -167,7 +164,7 @@ def _dataset(job: Job, source: ShardSource, arguments: dict[str, Any]) -> Any:
     )
     results = rows.map_batches(
         Replica,
-        fn_constructor_args=(job, lost_attempts(read_journals(job.layout)), _retries),
+        fn_constructor_args=(job, lost_attempts(read_journals(job.layout)), ray_private.attempts_before),
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
@@ -204,20 +201,22 @@ def _iterate(batches: Iterable[pa.Table]) -> Iterator[Committed]:
 
 
 def _set_context() -> None:
-    context = DataContext.get_current()
-    # A shard travels as one row (`shard_block.seal`), and no block is to hold two: one block, one task, one shard.
-    context.target_max_block_size = 1
-    context.enable_progress_bars = False
-    # Ray would sum up the maps of every replica's memory once a second, which takes long for an engine's.
-    context.memory_usage_poll_interval_s = None
-    context.print_on_execution_start = False
-    # They would ask `placement` for an actor's arguments, which makes a placement group, without an actor.
-    context.issue_detectors_config.detectors = []
-    # Of processes killed while they loaded: a model that does not load is no such death (`replica`).
-    context.max_consecutive_actor_init_deaths = _DEATHS_WHILE_LOADING
-    context.actor_init_retry_on_errors = False
-    # Else Ray Data wraps it in an error of its own whose cause is lost on the way from the worker.
-    context.raise_original_map_exception = True
+    ray_private.set_data_context(
+        DataContext.get_current(),
+        # A shard travels as one row (`shard_block.seal`), and no block is to hold two: one block, one task, one shard.
+        target_max_block_size=1,
+        enable_progress_bars=False,
+        # Ray would sum up the maps of every replica's memory once a second, which takes long for an engine's.
+        memory_usage_poll_interval_s=None,
+        print_on_execution_start=False,
+        # They would ask `placement` for an actor's arguments, which makes a placement group, without an actor.
+        issue_detectors_config__detectors=[],
+        # Of processes killed while they loaded: a model that does not load is no such death (`replica`).
+        max_consecutive_actor_init_deaths=_DEATHS_WHILE_LOADING,
+        actor_init_retry_on_errors=False,
+        # Else Ray Data wraps it in an error of its own whose cause is lost on the way from the worker.
+        raise_original_map_exception=True,
+    )
 
 
 @contextlib.contextmanager
@@ -242,17 +241,11 @@ def _plain_errors() -> Iterator[None]:
         raise
 
 
-def _retries() -> int:
-    """How often Ray has run the task of the calling thread before: its worker, its node or its result was lost."""
-    # No public interface gives it; ray is pinned.
-    number: int = ray._private.worker.global_worker.core_worker.get_current_task_attempt_number()
-    return number
-
-
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[None]:
     """On the cluster at `address`, or on one started here that ends, with all its processes, before this
     does, and with this process if it is killed. A connection that this process has already is used."""
+    ray_private.require()
     if ray.is_initialized():
         yield
         return
@@ -312,16 +305,7 @@ def _join(address: str) -> None:
 def describe_cluster() -> Cluster:
     """What the cluster that this process is connected to has."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return cluster_of(nodes, autoscaled(_node_types()), avx512=len(nodes) > 1 or _has_avx512())
-
-
-def _node_types() -> list[str]:
-    # Ray has no public name for any of this; its own `ray status` reads the same two places.
-    if is_autoscaler_v2():
-        status = get_cluster_status(ray.get_runtime_context().gcs_address)
-        return [node.ray_node_type_name for node in status.active_nodes + status.idle_nodes]
-    found = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
-    return list(found.get("autoscaler_report", {}).get("node_type_mapping", {}).values())
+    return cluster_of(nodes, autoscaled(ray_private.node_types()), avx512=len(nodes) > 1 or _has_avx512())
 
 
 def waits_for(plan: Plan) -> dict[str, dict[str, float]] | None:
