@@ -7,7 +7,6 @@ for a person; `schemas/job-spec.schema.json` is generated from here.
 from __future__ import annotations
 
 import json
-import re
 from typing import Annotated, Any, Literal, Self
 
 from jsonschema.exceptions import SchemaError
@@ -18,7 +17,9 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
 from batchinfer.jobspec.base import Keys, Place
+from batchinfer.jobspec.constraints import require_reachable, require_usable_patterns
 from batchinfer.jobspec.model_keys import SCRIPTED, ModelSpec
+from batchinfer.jobspec.regex import compile_regex
 from batchinfer.jobspec.schedule_keys import IncrementalSpec, PlaceWithVariables, ScheduleSpec
 from batchinfer.jobspec.store_keys import StoresSpec
 from batchinfer.jobspec.templates import compile_template
@@ -137,7 +138,7 @@ class SamplingSpec(Keys):
     generate` only.
     """
 
-    max_tokens: int = Field(default=256, ge=1)
+    max_tokens: int = Field(default=256, ge=1, lt=2**31)
     """The most tokens an answer may have; a longer one is cut and has the `finish_reason` `length`.
 
     The plan and the size of automatic shards depend on it: set it close to what answers need."""
@@ -157,7 +158,7 @@ class SamplingSpec(Keys):
     """Sample only from this many most likely tokens. 0 or -1: from all."""
     min_p: float = Field(default=0.0, ge=0.0, le=1.0)
     """Sample only tokens at least this probable, relative to the most likely one. 0: no such limit."""
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     """The seed of each request's random choices, so that a repeated run samples the same way.
 
     On a CPU a seed also turns `engine.enable_chunked_prefill` off, because vLLM cannot do both there. null: no fixed
@@ -200,6 +201,16 @@ class SamplingSpec(Keys):
             raise ValueError("n > 1 with temperature 0 gives the same text n times: set a temperature above 0")
         if self.min_tokens > self.max_tokens:
             raise ValueError("min_tokens is above max_tokens")
+        if "" in ([self.stop] if isinstance(self.stop, str) else self.stop or ()):
+            raise ValueError("stop holds a text without characters: leave it out")
+        if not all(word.strip() for word in self.bad_words or ()):
+            raise ValueError("bad_words holds a text without characters: leave it out")
+        if self.allowed_token_ids == ():
+            raise ValueError("allowed_token_ids is empty, so that no answer could be made: leave it out")
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            wrong = [token for token in getattr(self, name) or () if token < 0]
+            if wrong:
+                raise ValueError(f"{name} holds {wrong[0]}: token ids begin at 0")
         return self
 
 
@@ -246,7 +257,10 @@ class OutputSpec(Keys):
 
     Every `$ref` must point into the schema itself. Allow enough `sampling.max_tokens`: JSON that is cut off fails."""
     regex: str | None = None
-    """The whole answer matches this regular expression, in Python's syntax. Example: `[0-9]{4}-[0-9]{2}`."""
+    """The whole answer matches this regular expression, in Python's syntax. Example: `[0-9]{4}-[0-9]{2}`.
+
+    `\\d`, `\\w` and `\\s` are ASCII. Look-around, back-references, flags, `\\b`, `\\A` and `\\Z` are refused. Give
+    repetitions an upper count: an answer that `sampling.max_tokens` cuts may not match."""
 
     @field_validator("json_schema")
     @classmethod
@@ -267,16 +281,14 @@ class OutputSpec(Keys):
             except SchemaError as error:
                 raise ValueError(f"is not a valid JSON Schema: {error.message}") from None
             _require_references(schema)
+            require_usable_patterns(schema)
         return schema
 
     @field_validator("regex")
     @classmethod
     def _valid_regex(cls, regex: str | None) -> str | None:
         if regex is not None:
-            try:
-                re.compile(regex)
-            except (re.error, RecursionError, OverflowError) as error:
-                raise ValueError(f"is not a valid regular expression: {error}") from None
+            compile_regex(regex)
         return regex
 
     @model_validator(mode="after")
@@ -284,6 +296,8 @@ class OutputSpec(Keys):
         given = [name for name in ("choices", "json_schema", "regex") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"takes at most one of choices, json_schema, regex; given: {given}")
+        if self.choices is not None and "" in self.choices:
+            raise ValueError("choices holds a text without characters: write what the answer should be")
         if self.choices and len(set(self.choices)) != len(self.choices):
             raise ValueError("choices has the same choice twice")
         if self.column in RESULT_COLUMNS:
@@ -541,6 +555,11 @@ class JobSpec(Keys):
             raise ValueError("output.column 'logprobs' is the name of a result column: choose another")
         if self.input.id_column is None and ROW_NUMBER in self.input.columns:
             raise ValueError(f"input.columns holds {ROW_NUMBER!r}, the name of the generated id: set input.id_column")
+        return self
+
+    @model_validator(mode="after")
+    def _shape_is_reachable(self) -> Self:
+        require_reachable(self.output, self.sampling)
         return self
 
     @model_validator(mode="after")

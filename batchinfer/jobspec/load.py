@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 import types
@@ -23,6 +24,16 @@ _SHOWN = 200
 """How much of one word of the user's it repeats."""
 
 _MAX_VALUES = 100_000
+"""Keys and values of a spec, with every alias written out: more would take minutes to check."""
+
+_MAX_BYTES = 2**20
+"""Bytes of a spec or of one --set value, read in seconds. The largest specs list thousands of choices in 300 KiB."""
+
+_MAX_WRITTEN_VALUES = 50_000
+"""Keys and values that a spec may hold as it is written: to read them takes a second or two."""
+
+_COUNTING_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The parser in C, five times as fast, where PyYAML was built with it. It differs in details: it only counts."""
 
 _TAKES = {
     ("resources", "replicas"): "should be auto, a number from 1, or {min: N, max: N}",
@@ -36,13 +47,17 @@ _TAKES = {
 def load(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
     """The spec at `path`, with `KEY.KEY=VALUE` overrides applied; raises SpecError."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open("rb") as file:
+            # No more than it takes to see that it is too long: the path may be that of a device.
+            text = file.read(_MAX_BYTES + 1).decode()
     except FileNotFoundError:
         near = difflib.get_close_matches(str(path), [str(p) for p in Path(path).parent.glob("*.y*ml")], n=1, cutoff=0.5)
         raise SpecError(
             f"there is no spec at {path}", f"did you mean {near[0]}?" if near else "check the path"
         ) from None
-    except UnicodeDecodeError:
+    except UnicodeDecodeError as error:
+        if len(error.object) > _MAX_BYTES:
+            raise _too_long(str(path)) from None
         raise SpecError(f"{path} is not UTF-8 text", "a spec is a YAML file") from None
     except OSError as error:
         raise SpecError(
@@ -56,6 +71,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
 def parse(text: str, name: str = "spec", overrides: Sequence[str] = ()) -> JobSpec:
     """The spec in `text`; `name` stands in messages for the file."""
     try:
+        _require_short(text, name)
         loader = yaml.SafeLoader(text)
         tree = loader.get_single_node()
         _require_small(tree, name)
@@ -117,6 +133,34 @@ def to_yaml(spec: JobSpec) -> str:
     return yaml.safe_dump(spec.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
 
 
+def _too_long(name: str) -> SpecError:
+    return SpecError(
+        f"{name:.{_SHOWN}}: is longer than {_MAX_BYTES:,} bytes",
+        "a spec is a page or two: put data into the input, not into the spec",
+    )
+
+
+def _require_short(text: str, name: str) -> None:
+    """Refuse a text that would take long to read, before it is read."""
+    if len(text) > _MAX_BYTES or (not text.isascii() and len(text.encode(errors="surrogatepass")) > _MAX_BYTES):
+        raise _too_long(name)
+    # A value takes two characters and more: the next few are counted only where there may be too many.
+    if len(text) <= 2 * _MAX_WRITTEN_VALUES:
+        return
+    values = 0
+    # What is no YAML is told by the parser that reads it.
+    with contextlib.suppress(yaml.YAMLError):
+        for event in yaml.parse(text, Loader=_COUNTING_LOADER):
+            values += isinstance(event, yaml.NodeEvent)
+            if values > _MAX_WRITTEN_VALUES:
+                break
+    if values > _MAX_WRITTEN_VALUES:
+        raise SpecError(
+            f"{name:.{_SHOWN}}: holds more than {_MAX_WRITTEN_VALUES:,} keys and values",
+            "a spec is a page or two: put data into the input, not into the spec",
+        )
+
+
 def _require_small(tree: yaml.Node | None, name: str) -> None:
     """A few lines of aliases of aliases can stand for more values than any memory holds.
 
@@ -171,6 +215,7 @@ def _require_distinct_keys(tree: yaml.Node | None, name: str) -> None:
 
 def _apply(raw: dict[Any, Any], key: str, value: str) -> None:
     try:
+        _require_short(value, f"--set {key:.{_SHOWN}}")
         _require_small(yaml.compose(value, Loader=yaml.SafeLoader), f"--set {key:.{_SHOWN}}")
         parsed = yaml.safe_load(value)
     except SpecError:

@@ -1,0 +1,111 @@
+"""What is plainly wrong with an answer of a fixed shape, or with sampling beside it, before any engine runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from batchinfer.jobspec.regex import compile_regex
+
+if TYPE_CHECKING:
+    from batchinfer.jobspec.job_keys import OutputSpec, SamplingSpec
+
+MAX_SCHEMA_DEPTH = 64
+"""Objects and arrays within one another in a JSON Schema. vLLM 0.32 refuses every row of a deeper one."""
+
+_DATA = ("const", "default", "enum", "examples")
+"""Keys of a JSON Schema that hold any JSON, no schema."""
+
+
+def require_usable_patterns(schema: Mapping[str, Any]) -> None:
+    """Refuse a JSON Schema with a regular expression that the engine reads otherwise, or that is nested too deeply."""
+    for pattern in schema_patterns(schema):
+        try:
+            compile_regex(pattern, answer=False)
+        except ValueError as error:
+            raise ValueError(f"its pattern {pattern!r:.60} {error}") from None
+
+
+def schema_patterns(schema: Mapping[str, Any]) -> Iterator[str]:
+    """The regular expressions of a JSON Schema; raises ValueError beyond MAX_SCHEMA_DEPTH."""
+    waiting: list[tuple[Any, int]] = [(schema, 1)]
+    while waiting:
+        at, depth = waiting.pop()
+        if depth > MAX_SCHEMA_DEPTH:
+            raise ValueError(f"is nested too deeply: an engine takes {MAX_SCHEMA_DEPTH} levels of objects and arrays")
+        if isinstance(at, dict):
+            if isinstance(at.get("pattern"), str):
+                yield at["pattern"]
+            if isinstance(at.get("patternProperties"), dict):
+                yield from at["patternProperties"]
+            waiting += [(value, depth + 1) for key, value in at.items() if key not in _DATA]
+        elif isinstance(at, list):
+            waiting += [(value, depth + 1) for value in at]
+
+
+def require_reachable(output: OutputSpec, sampling: SamplingSpec) -> None:
+    """Refuse sampling that cuts, spoils or forbids what the output must look like."""
+    kind = constraint(output)
+    if kind is None:
+        return
+    if sampling.ignore_eos:
+        raise ValueError(f"sampling.ignore_eos does not go with output.{kind}: the answer could not end where it fits")
+    for stop in [sampling.stop] if isinstance(sampling.stop, str) else sampling.stop or ():
+        where = _cut_by(stop, output, sampling.include_stop_str_in_output)
+        if where is not None:
+            raise ValueError(
+                f"sampling.stop {stop!r:.60} would cut {where}: leave it out, the answer ends where output.{kind} ends"
+            )
+    for word in sampling.bad_words or ():
+        where = _forbidden_by(word, output)
+        if where is not None:
+            raise ValueError(f"sampling.bad_words {word!r:.60} forbids {where}: leave one of the two out")
+
+
+def constraint(output: OutputSpec) -> str | None:
+    """The key that fixes the shape of the answer."""
+    return next((key for key in ("choices", "json_schema", "regex") if getattr(output, key) is not None), None)
+
+
+def _cut_by(stop: str, output: OutputSpec, kept: bool) -> str | None:
+    """What a stop text would cut short. `kept`: the stop text stays in the answer."""
+    if output.choices is not None:
+        return _first(output.choices, lambda choice: _before(choice, stop, kept) != choice, "the choice")
+    if output.regex is not None:
+        return "an answer that matches output.regex" if compile_regex(output.regex).may_contain(stop, kept) else None
+    # JSON has no raw control character; any other text may be part of a string or a key.
+    return None if any(letter < " " for letter in stop) else "an answer in JSON"
+
+
+def _before(text: str, stop: str, kept: bool) -> str:
+    at = text.find(stop)
+    return text if at < 0 else text[: at + len(stop) * kept]
+
+
+def _forbidden_by(word: str, output: OutputSpec) -> str | None:
+    word = word.strip()
+    if not word:
+        return None
+    if output.choices is not None:
+        return _first(output.choices, lambda choice: word in choice, "the choice")
+    if output.regex is not None:
+        return "every answer that matches output.regex" if compile_regex(output.regex).must_contain(word) else None
+    return "every answer in JSON" if output.json_schema and word in _brackets(output.json_schema) else None
+
+
+def _brackets(schema: Mapping[str, Any]) -> tuple[str, ...]:
+    return {"object": ("{", "}"), "array": ("[", "]"), "string": ('"',)}.get(str(schema.get("type")), ())
+
+
+def _first(choices: Sequence[str], wrong: Callable[[str], bool], name: str) -> str | None:
+    return next((f"{name} {choice!r:.60}" for choice in choices if wrong(choice)), None)
+
+
+def advice(output: OutputSpec, sampling: SamplingSpec) -> str | None:
+    """What a user should know of an answer's length before paying for it; None if nothing."""
+    if output.regex is None or compile_regex(output.regex).longest is not None:
+        return None
+    return (
+        f"output.regex {output.regex!r:.60} has no upper length: an answer may run to sampling.max_tokens "
+        f"({sampling.max_tokens}), where it is cut and may not match; write a count such as {{1,40}} for * and +"
+    )
