@@ -35,6 +35,7 @@ _SLOWEST = (
     *("test_kills.py", "test_architectures.py", "test_recurring.py", "test_model_keys.py", "test_vllm_engine.py"),
     *("test_submit.py", "test_runner.py", "test_parallel_jobs.py", "test_store_faults.py"),
     *("test_jobs.py", "test_cli.py", "test_s3_jobs.py", "test_placement.py", "test_secrets.py", "test_s3.py"),
+    "test_code_blocks.py",
 )
 """Begun first, so that two workers end at about the same time. A worker has its next file before it has ended the
 one it is at, and so the second worker gets all three of the engine's, which share a process (engine_process.py)."""

@@ -40,7 +40,7 @@ def test_kubernetes_takes_the_file(name):
         require_core(document)
 
 
-@pytest.mark.skipif(not CRDS.is_dir(), reason="needs KubeRay's CRDs: see BATCHINFER_KUBERAY_CRDS in README.md")
+@pytest.mark.skipif(not CRDS.is_dir(), reason="needs KubeRay's CRDs: see BATCHINFER_KUBERAY_CRDS in CONTRIBUTING.md")
 def test_kuberay_takes_the_rays():
     kinds = set()
     for document in (document for name in FILES for document in documents(name)):

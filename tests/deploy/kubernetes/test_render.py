@@ -95,7 +95,7 @@ def test_kubernetes_takes_every_object_and_every_pod(example):
     assert len(list(pod_templates(example[-1]))) == 3, "head, workers, submitter"
 
 
-@pytest.mark.skipif(not CRDS.is_dir(), reason="needs KubeRay's CRDs: see BATCHINFER_KUBERAY_CRDS in README.md")
+@pytest.mark.skipif(not CRDS.is_dir(), reason="needs KubeRay's CRDs: see BATCHINFER_KUBERAY_CRDS in CONTRIBUTING.md")
 def test_kuberay_takes_the_job(example):
     require_custom(example[-1])
 
