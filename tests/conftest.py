@@ -9,6 +9,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -52,6 +53,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
     for item in items:
         item.add_marker(tier_of(item))
+    early = tiers.HEAVY & sys.modules.keys()
+    if early:
+        # All tiers would pay for it: every one collects every file.
+        raise pytest.UsageError(f"{sorted(early)} imported by a file of tests: import in a fixture or in the test")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -82,6 +87,20 @@ def ray_cluster() -> Iterator[None]:
 def corpus(tmp_path: Path) -> Path:
     """1,000 rows in three files: id, text, topic."""
     return write_corpus(tmp_path / "corpus")
+
+
+@pytest.fixture(scope="session")
+def torch() -> ModuleType:
+    import torch
+
+    return torch
+
+
+@pytest.fixture(scope="session")
+def transformers() -> ModuleType:
+    import transformers
+
+    return transformers
 
 
 @pytest.fixture(scope="session")

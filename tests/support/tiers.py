@@ -1,7 +1,7 @@
 """Three tiers of tests: unit (the default), integration and end to end; and what keeps a unit test one.
 
-A unit test runs in the process of the tests. It starts no other process, hence no Ray, and imports neither vLLM nor
-moto: all three take seconds, and unit tests are what one runs while working.
+A unit test runs in the process of the tests. It starts no other process, hence no Ray, and imports none of `HEAVY`:
+each takes seconds, and unit tests are what one runs while working.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ UNIT, INTEGRATION, END_TO_END = "unit", "integration", "end_to_end"
 
 MARKERS = {
     UNIT: "in this process alone; the tier of every test that is in no other",
-    INTEGRATION: "starts processes: Ray, an S3 server, commands; with the scripted engine",
+    INTEGRATION: "starts processes (Ray, an S3 server, commands) with the scripted engine, or imports torch",
     END_TO_END: "starts vLLM, submits jobs to a cluster, or kills what runs",
 }
 
-SERVICES = {"ray_cluster", "s3_url"}
-"""Fixtures that start a process: what uses one is an integration test without saying so."""
+SERVICES = {"ray_cluster", "s3_url", "torch", "transformers"}
+"""Fixtures that take seconds: what uses one is an integration test without saying so."""
 
-HEAVY = {"vllm", "moto"}
+HEAVY = {"vllm", "moto", "torch", "transformers"}
 
 
 class NotAUnitTest(BaseException):
