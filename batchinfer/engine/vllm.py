@@ -11,6 +11,7 @@ import jinja2
 
 from batchinfer.engine import vllm_private
 from batchinfer.engine.base import Completion, EngineDied
+from batchinfer.engine.installed import not_importable
 from batchinfer.engine.pump import Pump, Request
 from batchinfer.errors import EngineError, RowError, WrongRelease
 from batchinfer.jobspec import JobSpec, SamplingSpec
@@ -107,6 +108,7 @@ class VllmEngine:
     def __init__(self, spec: JobSpec, plan: Plan, fork: bool = False) -> None:
         fork = fork and "VLLM_WORKER_MULTIPROC_METHOD" not in os.environ
         _prepare_environment(plan)
+        require_vllm()
         vllm_private.require()
         from vllm.lora.request import LoRARequest
 
@@ -218,6 +220,15 @@ class VllmEngine:
     def close(self) -> None:
         self._pump.close()
         self._fetched.cleanup()
+
+
+def require_vllm() -> None:
+    """Raise EngineError if vLLM cannot be imported, with the packages in its way."""
+    try:
+        # What imports transformers, which a wrong build of torchvision breaks: RuntimeError, OSError or ImportError.
+        import vllm.engine.arg_utils  # noqa: F401
+    except Exception as error:
+        raise not_importable(error) from error
 
 
 def _require_kernels(spec: JobSpec, plan: Plan) -> None:
