@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 
 import psutil
@@ -48,7 +48,7 @@ from batchinfer.planner import Plan, assumed_cluster, shards_in_flight
 from batchinfer.planner.plan import DEFAULT_SLOTS
 from batchinfer.rundir.commit import committed_shards, read_accounting, repair
 from batchinfer.rundir.failed_rows import failed_rows, note_retry, noted_retry
-from batchinfer.rundir.journals import read_journals
+from batchinfer.rundir.journals import living_replicas, read_journals
 from batchinfer.rundir.ownership import SPEC_MARK, STOP_MARK, clear, overwrite, remove, remove_leftovers, require_own
 from batchinfer.rundir.paths import Layout, reading
 from batchinfer.storage import normal_uri
@@ -144,7 +144,8 @@ def retry(uri: str, listener: Listener, cluster: str | None = None) -> Report:
 def report(uri: str) -> Report:
     """The report of the run at `uri`, computed from its accounting; writes nothing."""
     layout, manifest, spec = _open_run(uri)
-    return _report(layout, spec, manifest, list(read_accounting(layout)))
+    records, journals = list(read_accounting(layout)), read_journals(layout)
+    return _report(layout, spec, manifest, records, living_replicas(layout, journals))
 
 
 def require_error_rate(made: Report) -> None:
@@ -315,8 +316,10 @@ def _account_for(layout: Layout) -> list[ShardRecord]:
     return records
 
 
-def _report(layout: Layout, spec: JobSpec, manifest: Manifest, records: list[ShardRecord]) -> Report:
-    replicas = replica_accounts(records, read_journals(layout))
+def _report(
+    layout: Layout, spec: JobSpec, manifest: Manifest, records: list[ShardRecord], alive: Collection[str] = ()
+) -> Report:
+    replicas = replica_accounts(records, read_journals(layout), alive)
     return make_report(
         job_name=spec.name,
         run_id=manifest.fingerprint.run_id,
@@ -329,6 +332,8 @@ def _report(layout: Layout, spec: JobSpec, manifest: Manifest, records: list[Sha
         max_error_rate=spec.limits.max_error_rate,
         tick=manifest.fingerprint.tick,
         labels=spec.labels,
+        dtype=spec.model.dtype,
+        task=spec.task,
     )
 
 

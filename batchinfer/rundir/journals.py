@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 
 from batchinfer.accounting.records import ReplicaRecord
+from batchinfer.rundir.past_runs import is_locked
 from batchinfer.rundir.paths import Layout, reading
 from batchinfer.storage import read_many
+
+ALIVE_SECONDS = 20.0
+"""A replica writes its journal every second. Long enough for a slow store and clocks that are a little apart; longer,
+and a run that is resumed right after a kill shows the killed replicas as running."""
 
 
 def read_journals(layout: Layout) -> list[ReplicaRecord]:
@@ -18,6 +24,17 @@ def read_journals(layout: Layout) -> list[ReplicaRecord]:
         with reading(uri, "move it away: that replica's seconds are then missing from the accounts"):
             journals.append(ReplicaRecord.model_validate_json(text))
     return journals
+
+
+def living_replicas(layout: Layout, journals: list[ReplicaRecord]) -> frozenset[str]:
+    """The ids of the replicas that run now: a process holds the run, and their journals moved lately."""
+    moment = time.time()
+    fresh = frozenset(
+        journal.replica_id
+        for journal in journals
+        if journal.finished_at_us is None and abs(moment - journal.meter.at_us / 1e6) < ALIVE_SECONDS
+    )
+    return fresh if fresh and is_locked(layout.lock, layout.stores) else frozenset()
 
 
 def lost_attempts(journals: list[ReplicaRecord]) -> Counter[int]:

@@ -15,7 +15,6 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchinfer.accounting.ledger import REPLICAS_SCHEMA
 from batchinfer.errors import OutputError, StorageError
 from batchinfer.input.manifest import FOOTER as MANIFEST_FOOTER
 from batchinfer.rundir.commit import FOOTER
@@ -71,7 +70,7 @@ _KINDS: dict[str, _Check] = {
     r"_run/report\.json": _json("run_id", "job_name", "rows_in_input", "cost_usd"),
     r"_run/retry\.json": _json("run_id", "shards"),
     r"_run/skipped\.json": _json("job", "tick", "because"),
-    r"_run/replicas\.parquet": _parquet_columns(*REPLICAS_SCHEMA.names),
+    r"_run/replicas\.parquet": _parquet_columns("replica_id", "run_id", "wasted_seconds", "killed"),
     r"_run/replicas/[0-9a-f]{12}\.json": _json("replica_id", "run_id", "meter", "shards_in_flight"),
     r"_run/lock": _lock,
     r"_run/run\.log": _begins(LOG_MARK),
