@@ -75,9 +75,9 @@ def plan(spec: JobSpec, listener: Listener, cluster: str | None = None, at: date
     if checked.manifest.hint is not None:
         listener.event("hint", text=checked.manifest.hint)
     if cluster is None and spec.resources.accelerator not in ("auto", "cpu"):
-        return plan_job(checked, assumed_cluster(spec, psutil.virtual_memory().total))
+        return plan_job(checked, assumed_cluster(spec, psutil.virtual_memory().total), listener)
     with _connected(cluster, listener):
-        return plan_job(checked, ray_pipeline.describe_cluster())
+        return plan_job(checked, ray_pipeline.describe_cluster(), listener)
 
 
 def run(
@@ -102,7 +102,7 @@ def run(
         listener.event("nothing to do", shards=len(manifest.shards))
         return _conclude(layout, checked.spec, manifest)
     with _connected(cluster, listener):
-        plan = plan_job(checked, ray_pipeline.describe_cluster())
+        plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
         with layout.storage.lock(layout.lock) as require_held:
             _begin(checked, plan)
             listener.event(
@@ -131,7 +131,7 @@ def retry(uri: str, listener: Listener, cluster: str | None = None) -> Report:
         return _conclude(layout, spec, manifest)
     checked = Checked(spec, facts, layout, manifest, frozenset(committed_shards(layout)), resumed=True)
     with _connected(cluster, listener):
-        plan = plan_job(checked, ray_pipeline.describe_cluster())
+        plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
         with layout.storage.lock(layout.lock) as require_held:
             note_retry(layout, manifest.fingerprint.run_id, positions)
             shards = [shard for shard in manifest.shards if shard.shard_id in positions]
