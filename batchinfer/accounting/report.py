@@ -177,7 +177,7 @@ def make_report(
     job_name: str,
     run_id: str,
     output: str,
-    plan: Plan,
+    plan: Plan | None,
     totals: Totals,
     replicas: Sequence[ReplicaAccount],
     rows_in_input: int,
@@ -185,13 +185,17 @@ def make_report(
     max_error_rate: float,
     tick: str | None = None,
     labels: Mapping[str, str] | None = None,
+    model: str = "",
     dtype: str = "auto",
     task: str = "generate",
 ) -> Report:
-    """The report of a run whose accounts are `totals`. `plan` stands in where no replica says what it was."""
+    """The report of a run whose accounts are `totals`. `plan` is what the run was begun with, None where that is lost:
+    what the replicas say of themselves goes before it, and `model` is said where neither knows.
+    """
     tokens = totals.input_tokens + totals.output_tokens
     active = totals.active_seconds
-    parts = _parts(replicas, plan)
+    begun = plan or _nothing_known(model)
+    parts = _parts(replicas, begun)
     most = max(parts, key=lambda part: part.device_seconds, default=None)
     paid = sum(part.device_seconds for part in parts)
     accuracy = _accuracy(totals)
@@ -201,11 +205,11 @@ def make_report(
         tick=tick,
         output=output,
         complete=totals.rows == rows_in_input,
-        model=plan.model,
-        quantization=most.quantization if most else plan.quantization,
-        accelerator=most.accelerator if most else plan.accelerator,
-        tensor_parallel=most.tensor_parallel if most else plan.tensor_parallel,
-        pipeline_parallel=most.pipeline_parallel if most else plan.pipeline_parallel,
+        model=begun.model,
+        quantization=most.quantization if most else begun.quantization,
+        accelerator=most.accelerator if most else begun.accelerator,
+        tensor_parallel=most.tensor_parallel if most else begun.tensor_parallel,
+        pipeline_parallel=most.pipeline_parallel if most else begun.pipeline_parallel,
         rows=totals.rows,
         rows_in_input=rows_in_input,
         rows_failed=totals.rows_failed,
@@ -224,8 +228,8 @@ def make_report(
         cost_usd=totals.cost_usd,
         cost_per_million_tokens=totals.cost_usd / tokens * 1e6 if tokens else None,
         cost_per_thousand_rows=totals.cost_usd / totals.rows * 1e3 if totals.rows else None,
-        price_per_gpu_hour=totals.cost_usd * 3600 / paid if paid else plan.price_per_gpu_hour,
-        price_source="; ".join(dict.fromkeys(part.price_source for part in parts)) or plan.price_source,
+        price_per_gpu_hour=totals.cost_usd * 3600 / paid if paid else begun.price_per_gpu_hour,
+        price_source="; ".join(dict.fromkeys(part.price_source for part in parts)) or begun.price_source,
         dtype=most.dtype if most else dtype,
         task=task,
         parts=parts,
@@ -242,8 +246,24 @@ def make_report(
         replicas_killed=sum(replica.killed for replica in replicas),
         replicas_running=sum(replica.running for replica in replicas),
         hours=totals.up_seconds / 3600,
-        planned=plan.estimate,
+        planned=begun.estimate,
         labels=dict(labels or {}),
+    )
+
+
+def _nothing_known(model: str) -> Plan:
+    return Plan(
+        model=model,
+        quantization="none",
+        accelerator="cpu",
+        tensor_parallel=1,
+        pipeline_parallel=1,
+        min_replicas=1,
+        max_replicas=1,
+        num_gpus=0,
+        price_per_gpu_hour=0.0,
+        price_source="not known: the plan of the run is lost",
+        kv_cache_memory_bytes=None,
     )
 
 

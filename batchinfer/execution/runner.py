@@ -46,9 +46,9 @@ from batchinfer.jobspec.cron import Tick
 from batchinfer.jobspec.schedule import current_time, resolve
 from batchinfer.planner import Plan, assumed_cluster, shards_in_flight
 from batchinfer.planner.plan import DEFAULT_SLOTS
-from batchinfer.rundir.commit import committed_shards, read_accounting, repair
+from batchinfer.rundir.commit import committed_shards, read_accounting, read_records, repair
 from batchinfer.rundir.failed_rows import failed_rows, note_retry, noted_retry
-from batchinfer.rundir.journals import living_replicas, read_journals
+from batchinfer.rundir.journals import living_replicas, read_journals, require_of_run
 from batchinfer.rundir.ownership import SPEC_MARK, STOP_MARK, clear, overwrite, remove, remove_leftovers, require_own
 from batchinfer.rundir.paths import Layout, reading
 from batchinfer.storage import normal_uri
@@ -144,8 +144,8 @@ def retry(uri: str, listener: Listener, cluster: str | None = None) -> Report:
 def report(uri: str) -> Report:
     """The report of the run at `uri`, computed from its accounting; writes nothing."""
     layout, manifest, spec = _open_run(uri)
-    records, journals = list(read_accounting(layout)), read_journals(layout)
-    return _report(layout, spec, manifest, records, living_replicas(layout, journals))
+    records = read_records(layout, manifest, noted_retry(layout))
+    return _report(layout, spec, manifest, records, living_replicas(layout, read_journals(layout)))
 
 
 def require_error_rate(made: Report) -> None:
@@ -213,10 +213,12 @@ def _write_run_files(layout: Layout, checked: Checked, plan: Plan) -> None:
         layout.storage.create(layout.manifest, to_parquet(checked.manifest))
 
 
-def _read_plan(layout: Layout) -> Plan:
-    uri = layout.plan
-    with reading(uri, "move it away and run the job again: it is written anew"):
-        return Plan.model_validate_json(layout.storage.read(uri))
+def _read_plan(layout: Layout) -> Plan | None:
+    """The plan of the run, None where there is no file of it: a report is made without."""
+    if layout.storage.stat(layout.plan) is None:
+        return None
+    with reading(layout.plan, "move it away: the report is made without it"):
+        return Plan.model_validate_json(layout.storage.read(layout.plan))
 
 
 def _connected(cluster: str | None, listener: Listener) -> contextlib.AbstractContextManager[None]:
@@ -256,14 +258,14 @@ def _execute(job: Job, manifest: Manifest, work: Work, listener: Listener, requi
     except KeyboardInterrupt:
         stopper.reason = stopper.reason or "interrupted"
     except BatchinferError as error:
-        _account_for(layout)
+        _account_for(layout, manifest)
         if isinstance(error, EngineError | WorkersLost):
             error.message += _shards_left(layout, tally.left, earlier)
         raise
     finally:
         listener.end()
     if stopper.reason and tally.left:
-        _account_for(layout)
+        _account_for(layout, manifest)
         raise _stopped(stopper, tally, work)
     lost = {shard.shard_id for shard in work.shards} - committed_shards(layout)
     if lost:
@@ -304,12 +306,11 @@ def _wait_for_journals(layout: Layout, earlier: set[str]) -> None:
         time.sleep(0.1)
 
 
-def _account_for(layout: Layout) -> list[ShardRecord]:
-    """Complete the accounting and write `replicas.parquet`."""
-    records = list(read_accounting(layout))
-    records += repair(layout, committed_shards(layout), records, noted_retry(layout))
-    # As they are read the next time: the same report to the last bit of its sums.
-    records.sort(key=lambda record: (record.shard_id, record.generation))
+def _account_for(layout: Layout, manifest: Manifest) -> list[ShardRecord]:
+    """Complete the accounting and write the replicas' accounts."""
+    retried = noted_retry(layout)
+    repair(layout, committed_shards(layout), read_accounting(layout), retried)
+    records = read_records(layout, manifest, retried)
     sink = pa.BufferOutputStream()
     pq.write_table(replicas_table(replica_accounts(records, read_journals(layout))), sink)
     overwrite(layout, layout.replicas, sink.getvalue().to_pybytes())
@@ -319,7 +320,9 @@ def _account_for(layout: Layout) -> list[ShardRecord]:
 def _report(
     layout: Layout, spec: JobSpec, manifest: Manifest, records: list[ShardRecord], alive: Collection[str] = ()
 ) -> Report:
-    replicas = replica_accounts(records, read_journals(layout), alive)
+    journals = read_journals(layout)
+    require_of_run(layout, journals, manifest.fingerprint.run_id)
+    replicas = replica_accounts(records, journals, alive)
     return make_report(
         job_name=spec.name,
         run_id=manifest.fingerprint.run_id,
@@ -332,6 +335,7 @@ def _report(
         max_error_rate=spec.limits.max_error_rate,
         tick=manifest.fingerprint.tick,
         labels=spec.labels,
+        model=spec.model.source,
         dtype=spec.model.dtype,
         task=spec.task,
     )
@@ -339,6 +343,6 @@ def _report(
 
 def _conclude(layout: Layout, spec: JobSpec, manifest: Manifest) -> Report:
     """Write the accounts and the report."""
-    made = _report(layout, spec, manifest, _account_for(layout))
+    made = _report(layout, spec, manifest, _account_for(layout, manifest))
     overwrite(layout, layout.report, made.model_dump_json(indent=2).encode())
     return made

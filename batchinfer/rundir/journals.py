@@ -6,6 +6,7 @@ import time
 from collections import Counter
 
 from batchinfer.accounting.records import ReplicaRecord
+from batchinfer.errors import OutputError
 from batchinfer.rundir.past_runs import is_locked
 from batchinfer.rundir.paths import Layout, reading
 from batchinfer.storage import read_many
@@ -16,14 +17,28 @@ and a run that is resumed right after a kill shows the killed replicas as runnin
 
 
 def read_journals(layout: Layout) -> list[ReplicaRecord]:
-    """What every replica of the run, of this session and of earlier ones, wrote about itself."""
+    """What every replica of the run, of this session and of earlier ones, wrote about itself. Raises OutputError for
+    one that is damaged, or that has another replica's name."""
     storage = layout.storage
     uris = [entry.uri for entry in storage.list(layout.journals_folder)]
     journals = []
     for uri, text in zip(uris, read_many(storage, uris), strict=True):
-        with reading(uri, "move it away: that replica's seconds are then missing from the accounts"):
-            journals.append(ReplicaRecord.model_validate_json(text))
+        with reading(uri, "move it away: what is known of that replica from its commits is counted then"):
+            journal = ReplicaRecord.model_validate_json(text)
+            if uri != layout.journal(journal.replica_id):
+                raise ValueError("it is a copy of another replica's journal")
+        journals.append(journal)
     return journals
+
+
+def require_of_run(layout: Layout, journals: list[ReplicaRecord], run_id: str) -> None:
+    """Raise OutputError for a journal of another run."""
+    for journal in journals:
+        if journal.run_id != run_id:
+            raise OutputError(
+                f"{layout.journal(journal.replica_id)} does not belong to this run: it is of the run {journal.run_id}",
+                "move it away, then give the same command again",
+            )
 
 
 def living_replicas(layout: Layout, journals: list[ReplicaRecord]) -> frozenset[str]:
