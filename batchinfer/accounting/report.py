@@ -107,6 +107,8 @@ class Report(BaseModel):
     """Rows that have an `error_code` after the latest retry."""
     max_error_rate: float
     """The spec's `limits.max_error_rate` when the run was last made or resumed."""
+    max_cost_usd: float | None = None
+    """The spec's `limits.max_cost_usd` at that time. null: no limit."""
     errors: dict[str, int]
     """Failed rows by `error_code`."""
     finish_reasons: dict[str, int]
@@ -183,6 +185,7 @@ def make_report(
     rows_in_input: int,
     shards_in_input: int,
     max_error_rate: float,
+    max_cost_usd: float | None = None,
     tick: str | None = None,
     labels: Mapping[str, str] | None = None,
     model: str = "",
@@ -214,6 +217,7 @@ def make_report(
         rows_in_input=rows_in_input,
         rows_failed=totals.rows_failed,
         max_error_rate=max_error_rate,
+        max_cost_usd=max_cost_usd,
         errors=totals.errors,
         finish_reasons=totals.finish_reasons,
         accuracy=accuracy,

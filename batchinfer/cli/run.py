@@ -128,7 +128,7 @@ def _attended(command: Callable[[Listener], Report | list[Report]], as_json: boo
         made = command(listener)
     _print(made, as_json)
     for report in made if isinstance(made, list) else [made]:
-        runner.require_error_rate(report)
+        runner.require_limits(report)
 
 
 def _print(made: Report | list[Report], as_json: bool) -> None:

@@ -31,7 +31,7 @@ from batchinfer.execution.process_guard import DRIVER, Guard
 from batchinfer.execution.replica import Replica
 from batchinfer.execution.shard_block import Envelope, seal, unseal
 from batchinfer.input import read_shards
-from batchinfer.input.manifest import Manifest, Shard
+from batchinfer.input.manifest import Manifest, Shard, read_together
 from batchinfer.input.shard_sizes import in_order, readers, shards_held
 from batchinfer.planner import Cluster, Plan, autoscaled, cluster_of, shortage
 from batchinfer.planner.host import CPU_REPLICA_CPUS, SMALL_TASK_CPUS
@@ -76,7 +76,11 @@ class ShardSource(Datasource):  # type: ignore[misc] # Ray ships no types
 
     def __init__(self, job: Job, manifest: Manifest, work: Work) -> None:
         super().__init__()
-        self._groups = in_order(work.shards, job.spec.sampling.max_tokens, work.positions)
+        if job.spec.limits.max_cost_usd is None:
+            self._groups = in_order(work.shards, job.spec.sampling.max_tokens, work.positions)
+        else:
+            # The small ones at the beginning of the input first: they show what a shard costs.
+            self._groups = list(read_together(work.shards))
         self._read = _Read(job, manifest.schema, manifest.partitions, work)
 
     def estimate_inmemory_data_size(self) -> int | None:

@@ -12,6 +12,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchinfer.accounting.budget import shards_with_budget
 from batchinfer.accounting.ledger import replica_accounts, replicas_table, totals
 from batchinfer.accounting.records import ShardRecord
 from batchinfer.accounting.report import Report, make_report
@@ -148,13 +149,20 @@ def report(uri: str) -> Report:
     return _report(layout, spec, manifest, records, living_replicas(layout, read_journals(layout)))
 
 
-def require_error_rate(made: Report) -> None:
-    """Raise TooManyFailedRows when more rows failed than the spec allows."""
+def require_limits(made: Report) -> None:
+    """Raise TooManyFailedRows when more rows failed than the spec allows, Stopped when the run passed its budget."""
     if made.error_rate > made.max_error_rate:
         raise TooManyFailedRows(
             f"{made.rows_failed:,} of {made.rows:,} rows failed ({made.error_rate:.1%}), "
             f"more than limits.max_error_rate allows ({made.max_error_rate:.1%})",
             f"see error_code in {made.output}/data; `batchinfer retry {made.output}` runs the failed rows again",
+        )
+    if made.max_cost_usd is not None and made.cost_usd > made.max_cost_usd:
+        raise Stopped(
+            f"the run cost ${made.cost_usd:.4g}, more than limits.max_cost_usd of ${made.max_cost_usd:g}; "
+            "every row is in the output",
+            "what was in flight when the budget ended was paid for; set a higher limit, or take smaller shards: "
+            "shards.rows",
         )
 
 
@@ -184,7 +192,8 @@ def _job(spec: JobSpec, plan: Plan, layout: Layout, manifest: Manifest) -> Job:
     rows = max((shard.rows for shard in manifest.shards), default=1)
     slots = spec.engine.max_num_seqs or (DEFAULT_SLOTS if plan.engine is None else plan.engine.max_num_seqs)
     sharing = plan.workload is not None and plan.workload.shares_apart
-    in_flight = shards_in_flight(slots, rows, sharing)
+    cost = plan.estimate.cost_usd if plan.estimate is not None else None
+    in_flight = shards_with_budget(shards_in_flight(slots, rows, sharing), spec.limits, cost)
     return Job(manifest.fingerprint.run_id, spec, plan, layout, in_flight)
 
 
@@ -333,6 +342,7 @@ def _report(
         rows_in_input=manifest.rows,
         shards_in_input=len(manifest.shards),
         max_error_rate=spec.limits.max_error_rate,
+        max_cost_usd=spec.limits.max_cost_usd,
         tick=manifest.fingerprint.tick,
         labels=spec.labels,
         model=spec.model.source,

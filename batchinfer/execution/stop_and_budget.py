@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Self
 
-from batchinfer.accounting.budget import Spending, over_budget
+from batchinfer.accounting.budget import LEAST_START_SECONDS, Spending, over_budget
 from batchinfer.accounting.ledger import Ledger, ReplicaAccount, active_seconds
 from batchinfer.accounting.records import ReplicaRecord, ShardRecord
 from batchinfer.catalog.accelerators import device_cost
@@ -117,8 +117,11 @@ class Tally:
         accounts = self._accounts()
         alive = [journal for journal in self._journals if journal.replica_id in self._alive]
         flying = {shard for journal in alive for shard in journal.shards_in_flight} & self._waiting.keys()
+        plan = self._job.plan
+        least = LEAST_START_SECONDS * plan.devices * plan.min_replicas
         return Spending(
             cost_usd=sum(account.cost_usd for account in accounts),
+            cost_to_start=0.0 if self._alive else device_cost(least, plan.price_per_gpu_hour),
             cost_in_flight=sum(device_cost(a.in_flight_seconds, a.price_per_gpu_hour) for a in accounts),
             cost_per_row=self._cost / self._rows if self._rows else None,
             rows_in_flight=sum(self._waiting[shard] for shard in flying),
