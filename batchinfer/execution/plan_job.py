@@ -57,12 +57,14 @@ def plan_job(checked: Checked, cluster: Cluster, listener: Listener | None = Non
     """
     spec, facts = checked.spec, checked.facts
     earlier = list(earlier_reports(checked.layout, listener))
-    surveyed = survey(spec, checked.manifest, facts.folder, output_tokens(earlier, spec, facts.name))
+    context = facts.shape.context if facts.shape is not None else None
+    found = survey(spec, checked.manifest, facts.folder, output_tokens(earlier, spec, facts.name), context)
+    surveyed = found.workload
     # Without a token, as in a night with nothing new, there is nothing whose time or price could be told.
     workload = surveyed if surveyed.rows and surveyed.input_tokens + surveyed.output_tokens.mid else None
 
     def planned(calibration: float | None) -> Plan:
-        return make_plan(
+        made = make_plan(
             spec,
             cluster,
             facts.name,
@@ -72,14 +74,16 @@ def plan_job(checked: Checked, cluster: Cluster, listener: Listener | None = Non
             workload=workload,
             calibration=calibration,
         )
+        return made.model_copy(update={"sample": found.sample})
 
     plan = planned(None)
     if workload is None:
         return plan
     same = [report for report in earlier if _same(report, plan)]
     if facts.shape is not None and plan.num_gpus:
-        found = calibration_from(_readings(same, facts.shape, spec), plan.model, plan.accelerator, plan.quantization)
-        return plan if found is None else planned(found)
+        of = (plan.model, plan.accelerator, plan.quantization)
+        calibration = calibration_from(_readings(same, facts.shape, spec), *of)
+        return plan if calibration is None else planned(calibration)
     # What a host computes in a second is in no catalog: only a run tells.
     return plan.model_copy(update={"estimate": measured_estimate(same, plan, workload)})
 

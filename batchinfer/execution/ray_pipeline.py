@@ -30,6 +30,7 @@ from batchinfer.execution.placement import replica_arguments
 from batchinfer.execution.process_guard import DRIVER, Guard
 from batchinfer.execution.replica import Replica
 from batchinfer.execution.shard_block import Envelope, seal, unseal
+from batchinfer.execution.this_machine import has_avx512
 from batchinfer.input import read_shards
 from batchinfer.input.manifest import Manifest, Shard, read_together
 from batchinfer.input.shard_sizes import in_order, readers, shards_held
@@ -316,7 +317,7 @@ def _join(address: str) -> None:
 def describe_cluster() -> Cluster:
     """What the cluster that this process is connected to has."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return cluster_of(nodes, autoscaled(_node_types()), avx512=len(nodes) > 1 or _has_avx512())
+    return cluster_of(nodes, autoscaled(_node_types()), avx512=len(nodes) > 1 or has_avx512())
 
 
 def _node_types() -> list[str]:
@@ -336,13 +337,3 @@ def waits_for(plan: Plan) -> dict[str, dict[str, float]] | None:
     needs["CPU"] = round(needs["CPU"] + 2 * SMALL_TASK_CPUS, 4)
     free = shortage(needs, ray.available_resources())
     return {"needs": {name: needs[name] for name in free}, "free": free} if free else None
-
-
-def _has_avx512() -> bool:
-    """Of this machine; where nobody says, the engine finds out."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            flags = next((line for line in file if line.startswith("flags")), "avx512f")
-    except OSError:
-        return True
-    return "avx512f" in flags

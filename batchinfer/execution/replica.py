@@ -191,6 +191,8 @@ class Replica:
     def _checked(self, completion: Completion) -> Completion:
         if completion.error is None and not self._check.trivial:
             problem = next(filter(None, map(self._check.problem, completion.texts)), None)
+            if problem is not None and "length" in completion.finish_reasons:
+                problem = f"the answer was cut at sampling.max_tokens ({self._job.spec.sampling.max_tokens}): {problem}"
             if problem is not None:
                 completion.error = RowError("output_invalid", problem)
         return completion

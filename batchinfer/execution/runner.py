@@ -40,12 +40,14 @@ from batchinfer.execution.metrics import Metrics, labels_of
 from batchinfer.execution.plan_job import plan_job
 from batchinfer.execution.progress import Listener
 from batchinfer.execution.ray_pipeline import Work
+from batchinfer.execution.sample_prompts import survey
 from batchinfer.execution.stop_and_budget import BudgetWatch, Stopper, Tally
+from batchinfer.execution.this_machine import host_cluster, may_have_gpus
 from batchinfer.input.manifest import Manifest, to_parquet
 from batchinfer.jobspec import JobSpec, parse, to_yaml
 from batchinfer.jobspec.cron import Tick
 from batchinfer.jobspec.schedule import current_time, resolve
-from batchinfer.planner import Plan, assumed_cluster, shards_in_flight
+from batchinfer.planner import Plan, PromptSample, assumed_cluster, shards_in_flight
 from batchinfer.planner.plan import DEFAULT_SLOTS
 from batchinfer.rundir.commit import committed_shards, read_accounting, read_records, repair
 from batchinfer.rundir.failed_rows import failed_rows, note_retry, noted_retry
@@ -65,6 +67,12 @@ def validate(spec: JobSpec, at: datetime | None = None) -> Checked:
     return check(rendered, _new_run_id(), tick=tick)
 
 
+def forecast(checked: Checked) -> PromptSample:
+    """What a sample of the rows of a checked job says: how long the prompts are, and which rows will fail."""
+    context = checked.facts.shape.context if checked.facts.shape is not None else None
+    return survey(checked.spec, checked.manifest, checked.facts.folder, context=context).sample
+
+
 def plan(spec: JobSpec, listener: Listener, cluster: str | None = None, at: datetime | None = None) -> Plan:
     """What `run` would run, what it would take, and why; writes nothing. Raises UserError.
 
@@ -77,6 +85,8 @@ def plan(spec: JobSpec, listener: Listener, cluster: str | None = None, at: date
         listener.event("hint", text=checked.manifest.hint)
     if cluster is None and spec.resources.accelerator not in ("auto", "cpu"):
         return plan_job(checked, assumed_cluster(spec, psutil.virtual_memory().total), listener)
+    if cluster is None and (spec.resources.accelerator == "cpu" or not may_have_gpus()):
+        return plan_job(checked, host_cluster(), listener)
     with _connected(cluster, listener):
         return plan_job(checked, ray_pipeline.describe_cluster(), listener)
 

@@ -13,7 +13,7 @@ def test_a_run_that_passed_its_budget_never_ends_with_0():
     made = make_report_value()
     require_limits(made)
     require_limits(made.model_copy(update={"max_cost_usd": made.cost_usd}))
-    with pytest.raises(Stopped, match="more than limits.max_cost_usd") as caught:
+    with pytest.raises(Stopped, match=r"more than limits\.max_cost_usd") as caught:
         require_limits(made.model_copy(update={"max_cost_usd": made.cost_usd * 0.99}))
     assert caught.value.exit_code == 4
 
