@@ -137,7 +137,7 @@ def run_due(specs: Specs, overrides: Overrides = None, as_json: AsJson = False, 
     if outcome.errors:
         raise outcome.errors[0]
     for report in outcome.reports:
-        runner.require_error_rate(report)
+        runner.require_limits(report)
 
 
 def _merge(outcome: DueOutcome, more: DueOutcome) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from batchinfer.catalog import engine_support, models
 from batchinfer.errors import InputError, ModelError, OutputError, StoreRefused, UserError
+from batchinfer.execution.sample_prompts import require_room_for_choices
 from batchinfer.input import build_manifest, input_entries
 from batchinfer.input.files import fixed_part, is_glob
 from batchinfer.input.manifest import Fingerprint, Manifest, from_parquet
@@ -18,6 +19,7 @@ from batchinfer.jobspec.cron import Tick
 from batchinfer.model.checkpoint import require_adapter, require_draft, require_weights
 from batchinfer.model.download import is_remote
 from batchinfer.model.resolve import ModelFacts, model_facts, require_access
+from batchinfer.planner.plan import require_consistent, source_of
 from batchinfer.prompting.prompts import needed_columns
 from batchinfer.rundir.commit import committed_shards
 from batchinfer.rundir.ownership import require_own
@@ -94,6 +96,7 @@ def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = N
     require_lasting(spec)
     layout = Layout(spec.output.uri, spec.storage)
     require_own(layout, thorough=fresh)
+    require_room_for_choices(spec, facts.folder)
     columns = needed_columns(spec)
     old = find_manifest(layout)
     committed = committed_shards(layout)
@@ -226,6 +229,8 @@ def require_model(spec: JobSpec, access: bool = True) -> ModelFacts:
     """
     facts = model_facts(spec.model, spec.storage)
     _require_engine_support(facts)
+    if facts.shape is not None:
+        require_consistent(spec, facts.shape, source_of(spec, facts.name, facts.entry, facts.quantization))
     if is_remote(facts.location) or os.path.isdir(facts.location):
         storage = storage_for(facts.location, spec.storage)
         names = storage.names(facts.location)

@@ -102,6 +102,14 @@ class Journal:
                 finished_at_us=reading.at_us if finished else None,
                 meter=reading,
                 shards_in_flight=tuple(sorted(self._in_flight)),
+                job_name=job.spec.name,
+                labels=job.spec.labels,
+                model=plan.model,
+                quantization=plan.quantization,
+                dtype=job.spec.model.dtype,
+                tensor_parallel=plan.tensor_parallel,
+                pipeline_parallel=plan.pipeline_parallel,
+                price_source=plan.price_source,
             )
             uri = job.layout.journal(self.replica_id)
             job.layout.storage.put(uri, record.model_dump_json().encode())
@@ -183,6 +191,8 @@ class Replica:
     def _checked(self, completion: Completion) -> Completion:
         if completion.error is None and not self._check.trivial:
             problem = next(filter(None, map(self._check.problem, completion.texts)), None)
+            if problem is not None and "length" in completion.finish_reasons:
+                problem = f"the answer was cut at sampling.max_tokens ({self._job.spec.sampling.max_tokens}): {problem}"
             if problem is not None:
                 completion.error = RowError("output_invalid", problem)
         return completion
@@ -221,6 +231,7 @@ class Replica:
             evaluation=evaluate(spec, rows, completions),
             meter=outcome.reading,
             labels=spec.labels,
+            dtype=spec.model.dtype,
         )
 
     def _leave(self) -> None:

@@ -47,7 +47,7 @@ from batchinfer.jobspec.schedule import (
 )
 from batchinfer.rundir.attempts import failed_attempts, forget_failed, held_since, note_failed, note_turn
 from batchinfer.rundir.past_runs import note_skipped, past_runs, waiting_lock
-from batchinfer.rundir.paths import Layout
+from batchinfer.rundir.paths import Layout, reading
 from batchinfer.storage import join, storage_for
 
 CLAIM_ATTEMPTS = 3
@@ -247,7 +247,10 @@ def standing(job: Scheduled, now: datetime) -> JobStanding:
     state: str = last.state if last else "never"
     if last is not None and last.state == "done":
         layout = Layout(last.root, job.spec.storage)
-        made = Report.model_validate_json(layout.storage.read(layout.report))
+        with reading(
+            layout.report, f"`batchinfer report {last.root}` shows it anew; delete this file to run the tick again"
+        ):
+            made = Report.model_validate_json(layout.storage.read(layout.report))
         state = "failed rows" if made.error_rate > made.max_error_rate else "done"
     tick, output = (last.tick, last.root) if last else (None, None)
     failures = list(failed_attempts(runs_folder(job.spec), job.spec.name, job.spec.storage))
