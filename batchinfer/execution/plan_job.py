@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 import pydantic
 
 from batchinfer.accounting.report import Report
 from batchinfer.catalog import QUANTIZATIONS, ModelShape, accelerators
+from batchinfer.errors import StorageError
 from batchinfer.execution.checks import Checked
 from batchinfer.execution.sample_prompts import survey
 from batchinfer.jobspec import JobSpec
@@ -65,17 +67,23 @@ def plan_job(checked: Checked, cluster: Cluster) -> Plan:
 
 
 def earlier_reports(layout: Layout) -> Iterator[Report]:
-    """The reports of this output's last run and of those in the folders beside it, such as other nights'."""
+    """The reports of this output's last run and of those in the folders beside it, such as other nights'.
+
+    A hint and no more: what these credentials may not list or read is left out.
+    """
     storage = layout.storage
+    roots = [layout.root]
     parent = layout.root.rstrip("/").rpartition("/")[0]
-    for name in storage.names(parent):
-        uri = Layout(join(parent, name.rstrip("/"))).run("report.json")
-        if storage.stat(uri) is not None:
-            try:
+    # A bucket has nothing beside it.
+    if parent != "s3:/":
+        with contextlib.suppress(StorageError):
+            roots = [join(parent, name.rstrip("/")) for name in storage.names(parent)]
+    for root in roots:
+        # A report of another version, or of another program, says nothing here.
+        with contextlib.suppress(StorageError, pydantic.ValidationError):
+            uri = Layout(root).run("report.json")
+            if storage.stat(uri) is not None:
                 yield Report.model_validate_json(storage.read(uri))
-            except pydantic.ValidationError:
-                # Of another version, or of another program: it says nothing here.
-                continue
 
 
 def output_tokens(earlier: Sequence[Report], spec: JobSpec) -> float | None:
