@@ -25,7 +25,7 @@ from batchinfer.rundir.commit import committed_shards
 from batchinfer.rundir.ownership import require_own
 from batchinfer.rundir.past_runs import FileChoice, require_same_tick
 from batchinfer.rundir.paths import MANIFEST, Layout, reading
-from batchinfer.storage import join, local_path, normal_uri, storage_for
+from batchinfer.storage import impatient, join, local_path, normal_uri, storage_for
 
 _FREE_KEYS = ("name", "resources", "limits", "schedule", "storage", "labels")
 """Keys that may change between the runs of one output: they shape no result."""
@@ -74,9 +74,11 @@ def _absolute_model(model: ModelSpec) -> ModelSpec:
 
 @contextlib.contextmanager
 def refusals_are_the_users() -> Iterator[None]:
-    """Before a run begins, a store that refuses is a mistake of the spec or of the credentials."""
+    """Before a run begins, a store that refuses is a mistake of the spec or of the credentials, and an address that
+    never answers most likely is one."""
     try:
-        yield
+        with impatient():
+            yield
     except StoreRefused as error:
         raise UserError(error.message, error.remedy) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 
@@ -92,16 +93,17 @@ def earlier_reports(layout: Layout, listener: Listener | None = None) -> Iterato
     """The reports of this output's last run and of those in the folders beside it, such as other nights'.
 
     What another run says is a hint, which anybody may have written: one that cannot be read or makes no sense is
-    ignored, and named to `listener`.
+    ignored, and named to `listener`. These credentials may be unable to list what lies beside the output.
     """
     storage = layout.storage
+    roots = [layout.root]
     parent = layout.root.rstrip("/").rpartition("/")[0]
-    try:
-        names = storage.names(parent)
-    except StorageError:
-        return
-    for name in names:
-        beside = Layout(join(parent, name.rstrip("/")), layout.stores)
+    # A bucket has nothing beside it.
+    if parent != "s3:/":
+        with contextlib.suppress(StorageError):
+            roots = [join(parent, name.rstrip("/")) for name in storage.names(parent)]
+    for root in roots:
+        beside = Layout(root, layout.stores)
         try:
             entry = storage.stat(beside.report)
             if entry is None:
