@@ -89,7 +89,9 @@ STEPS = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(steps=STEPS, overlap=st.sampled_from(["skip", "queue", "allow"]))
-def test_no_tick_is_started_twice_and_none_since_the_first_is_left_out(steps: list[tuple[int, str]], overlap: str) -> None:
+def test_no_tick_is_started_twice_and_none_since_the_first_is_left_out(
+    steps: list[tuple[int, str]], overlap: str
+) -> None:
     """A scheduler that looks at random times, over runs that end, die or go on until it looks again."""
     schedule = ScheduleSpec(cron="0 */6 * * *", timezone="Europe/Berlin", overlap=overlap, catchup=1000)
     now = datetime(2026, 10, 20, tzinfo=UTC)

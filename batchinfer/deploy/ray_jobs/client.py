@@ -218,7 +218,9 @@ def _spare_loopback_the_proxy(address: str) -> None:
 def _unreachable(address: str, error: Exception) -> ClusterError:
     why = getattr(error, "strerror", None) or str(error).splitlines()[0]
     through = _through(address if "://" in address else f"http://{address}")
-    remedy = "check --address (http://HEAD:8265) and that the head's dashboard runs; for Kubernetes: kubectl port-forward"
+    remedy = (
+        "check --address (http://HEAD:8265) and that the head's dashboard runs; for Kubernetes: kubectl port-forward"
+    )
     if through:
         remedy = f"if the proxy does not lead there, add the host to NO_PROXY; or {remedy}"
     return ClusterError(f"no cluster answers at {address}{through}: {why}", remedy)
