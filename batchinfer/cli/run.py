@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from batchinfer.cli.app import Address, AsJson, Fresh, Overrides, RunUri, SpecPath, app, console, print_json
+import typer
+
+from batchinfer.cli.app import Address, AsJson, Fresh, Overrides, RunUri, SpecPath, Yes, app, console, print_json
 from batchinfer.cli.schedule import At, Date, From, To, run_times
+from batchinfer.errors import UserError
 
 if TYPE_CHECKING:
     from batchinfer.accounting.report import Report
@@ -87,6 +91,7 @@ def run(
     spec: SpecPath,
     overrides: Overrides = None,
     fresh: Fresh = False,
+    yes: Yes = False,
     as_json: AsJson = False,
     address: Address = None,
     date: Date = None,
@@ -95,24 +100,39 @@ def run(
     last: To = None,
 ) -> None:
     """Run the job, or go on where an earlier run of it stopped, and print the report."""
+    from batchinfer.execution import runner
     from batchinfer.jobspec import load
     from batchinfer.scheduling import recurring
 
     loaded = load(spec, overrides or [])
     times = run_times(loaded, date, at, first, last)
+    one = times[0] if times else None
+    if fresh and not yes:
+        for time in times or (None,):
+            _require_consent(runner.given_up_by_fresh(loaded, time))
     if len(times) > 1:
         _attended(lambda listener: recurring.backfill(loaded, times, listener, address, fresh), as_json, loaded.storage)
     else:
-        one = times[0] if times else None
         _attended(lambda listener: recurring.run(loaded, listener, address, fresh, one), as_json, loaded.storage)
 
 
+def _require_consent(lines: list[str]) -> None:
+    """Ask before --fresh deletes results of another spec; raises UserError unless a person agrees."""
+    if not lines:
+        return
+    shown = "\n  ".join(lines)
+    if not sys.stdin.isatty():
+        raise UserError(f"--fresh would delete them: {shown}", "say --yes to delete them, or choose another output.uri")
+    if not typer.confirm(f"{shown}\nDelete them and begin anew?", err=True):
+        raise UserError("nothing was deleted", "choose another output.uri to keep both")
+
+
 @app.command()
-def retry(uri: RunUri, as_json: AsJson = False, address: Address = None) -> None:
+def retry(uri: RunUri, overrides: Overrides = None, as_json: AsJson = False, address: Address = None) -> None:
     """Run the failed rows of a run again, and put what they give into their places."""
     from batchinfer.execution import runner
 
-    _attended(lambda listener: runner.retry(uri, listener, address), as_json, {})
+    _attended(lambda listener: runner.retry(uri, listener, address, overrides or []), as_json, {})
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 
 import psutil
@@ -23,12 +23,14 @@ from batchinfer.errors import (
     Stopped,
     StorageError,
     TooManyFailedRows,
+    UserError,
     WorkersLost,
 )
 from batchinfer.execution import ray_pipeline
 from batchinfer.execution.checks import (
     Checked,
     absolute,
+    changes_of_spec,
     check,
     find_manifest,
     refusals_are_the_users,
@@ -44,7 +46,7 @@ from batchinfer.execution.sample_prompts import survey
 from batchinfer.execution.stop_and_budget import BudgetWatch, Stopper, Tally
 from batchinfer.execution.this_machine import host_cluster, may_have_gpus
 from batchinfer.input.manifest import Manifest, to_parquet
-from batchinfer.jobspec import JobSpec, parse, to_yaml
+from batchinfer.jobspec import JobSpec, key_values, parse, to_yaml
 from batchinfer.jobspec.cron import Tick
 from batchinfer.jobspec.schedule import current_time, resolve
 from batchinfer.planner import Plan, PromptSample, assumed_cluster, shards_in_flight
@@ -59,6 +61,12 @@ from batchinfer.storage import normal_uri
 JOURNAL_WAIT_SECONDS = 30.0
 DEAD_AFTER_SECONDS = 5.0
 NAMED_SHARDS = 20
+
+_RETRY_KEYS = ("sampling.", "engine.", "resources.", "limits.", "labels.", "storage.")
+"""What `retry --set` may change: how a row is run. What is asked of it and what its result looks like may not."""
+
+_RETRY_EXCEPT = ("sampling.n", "sampling.logprobs")
+"""These shape the columns of the result."""
 
 
 def validate(spec: JobSpec, at: datetime | None = None) -> Checked:
@@ -130,9 +138,29 @@ def run(
             return _conclude(layout, checked.spec, manifest)
 
 
-def retry(uri: str, listener: Listener, cluster: str | None = None) -> Report:
-    """Run the failed rows of the run at `uri` again, and put what they give into their places."""
-    layout, manifest, spec = _open_run(uri)
+@refusals_are_the_users()
+def given_up_by_fresh(spec: JobSpec, at: datetime | None = None) -> list[str]:
+    """What `run` with `fresh` would delete of another spec: a line for each key that differs, after the folder."""
+    rendered = absolute(_resolved(spec, at)[0])
+    layout = Layout(rendered.output.uri, rendered.storage)
+    old = find_manifest(layout)
+    shards = len(committed_shards(layout))
+    changed = changes_of_spec(old, rendered) if old is not None and shards else []
+    return [f"{layout.root} has {shards} shards of results of another spec:", *changed] if changed else []
+
+
+def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: Sequence[str] = ()) -> Report:
+    """Run the failed rows of the run at `uri` again, and put what they give into their places.
+
+    `overrides`: KEY=VALUE texts for this retry alone; see `_RETRY_KEYS`. Raises UserError.
+    """
+    for key, _ in key_values("--set", overrides, "sampling.max_tokens=64"):
+        if not key.startswith(_RETRY_KEYS) or key in _RETRY_EXCEPT:
+            raise UserError(
+                f"--set {key}: a retry cannot change that, since the rows that did not fail keep their results",
+                f"it may change {', '.join(key.rstrip('.') for key in _RETRY_KEYS)}; for the rest, run with --fresh",
+            )
+    layout, manifest, spec = _open_run(uri, overrides)
     require_own(layout)
     facts = require_model(spec)
     require_same_input(manifest, spec)
@@ -185,7 +213,7 @@ def _new_run_id() -> str:
 
 
 @refusals_are_the_users()
-def _open_run(uri: str) -> tuple[Layout, Manifest, JobSpec]:
+def _open_run(uri: str, overrides: Sequence[str] = ()) -> tuple[Layout, Manifest, JobSpec]:
     """The run at `uri`, reached first as the environment says, then as its own spec says."""
     layout = Layout(normal_uri(uri))
     manifest = find_manifest(layout)
@@ -194,7 +222,7 @@ def _open_run(uri: str) -> tuple[Layout, Manifest, JobSpec]:
     place = layout.spec
     with reading(place, "move it away and run the job again: it is written anew"):
         text = layout.storage.read(place).decode()
-    spec = absolute(parse(text, place))
+    spec = absolute(parse(text, place, overrides))
     return Layout(layout.root, spec.storage), manifest, spec
 
 
