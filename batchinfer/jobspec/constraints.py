@@ -38,6 +38,8 @@ def schema_patterns(schema: Mapping[str, Any]) -> Iterator[str]:
                 yield at["pattern"]
             if isinstance(at.get("patternProperties"), dict):
                 yield from at["patternProperties"]
+                if "unevaluatedProperties" in at:
+                    raise ValueError("has unevaluatedProperties beside patternProperties: use additionalProperties")
             waiting += [(value, depth + 1) for key, value in at.items() if key not in _DATA]
         elif isinstance(at, list):
             waiting += [(value, depth + 1) for value in at]
