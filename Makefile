@@ -5,7 +5,7 @@ BATCHINFER_EXTRA ?= cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: run test soak check format schemas clean
+.PHONY: run test soak check docs format schemas clean
 
 run: .venv/.ready
 	$(BIN)/python jobs/demo/docstrings.py runs/demo-input
@@ -26,6 +26,10 @@ check: .venv/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/.ready-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python docs/generate.py --check
 
 format: .venv/.ready-dev
 	$(BIN)/ruff check --fix .
@@ -55,4 +59,4 @@ extra = $$($(BIN)/python -c "import tomllib; \
 	touch $@
 
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv runs site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -9,7 +9,8 @@
     │   │   └── OutputBusy              another process is writing there
     │   ├── ModelError                  the model
     │   ├── ResourceError               the GPUs of the cluster
-    │   └── ClusterError                the cluster cannot be reached, or is not one to submit to
+    │   ├── ClusterError                the cluster cannot be reached, or is not one to submit to
+    │   └── WrongRelease                a package that batchinfer builds on is of another release
     ├── TooManyFailedRows      exit 3   the run ended, with more failed rows than allowed
     ├── Stopped                exit 4   stopped by a signal or a budget: resumable
     ├── EngineError            exit 1   the engine did not start, or died more often than allowed
@@ -77,6 +78,10 @@ class ResourceError(UserError):
 
 class ClusterError(UserError):
     """The cluster cannot be reached, does not let us in, or is not made for this job."""
+
+
+class WrongRelease(UserError):
+    """A package that batchinfer builds on is of a release that lacks what is needed of it."""
 
 
 class TooManyFailedRows(BatchinferError):

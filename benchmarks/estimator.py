@@ -109,7 +109,7 @@ def examine(group: Group) -> Iterator[Row]:
             source=group.source,
         )
         efficiency = VLLM if group.stack == "vLLM" else TENSORRT_LLM
-        speed = replica_speed(shape, quantization, accelerator, *layout, of, settings, workload, efficiency)
+        speed = replica_speed(shape, quantization, accelerator, *layout[:2], of, settings, workload, efficiency)
         yield Row(
             group=group,
             input_tokens=prompt,

@@ -24,8 +24,9 @@ from batchinfer.accounting.records import MeterReading, ShardRecord
 from batchinfer.engine.scripted import ScriptedEngine
 from batchinfer.execution.replica import COLLECTED_AFTER
 from batchinfer.execution.result_rows import counts, result_table
-from batchinfer.execution.shard_block import seal, unseal
+from batchinfer.execution.shard_block import Envelope, seal, unseal
 from batchinfer.input import build_manifest, read_shards
+from batchinfer.input.manifest import Fingerprint
 from batchinfer.jobspec import JobSpec
 from batchinfer.prompting.prompts import PromptMaker, needed_columns
 from batchinfer.rundir.commit import commit
@@ -71,7 +72,7 @@ def measure(folder: Path, rows_per_shard: int, shards: int) -> dict[str, list[fl
             "output": {"uri": str(folder / "out")},
         }
     )
-    manifest = build_manifest(spec, needed_columns(spec), {})
+    manifest = build_manifest(spec, needed_columns(spec), Fingerprint(run_id="stages", spec={}))
     source = read_shards(manifest.shards, manifest.schema, (), spec.input.uri, "parquet")
     maker, engine, stages = PromptMaker(spec.prompt), ScriptedEngine(spec), Stages(rows_per_shard)
     layout = Layout(spec.output.uri)
@@ -80,14 +81,14 @@ def measure(folder: Path, rows_per_shard: int, shards: int) -> dict[str, list[fl
     gc.set_threshold(COLLECTED_AFTER)
     for _ in range(shards):
         shard, rows = stages.run("read", next, source)
-        about = {"first_row": shard.first_row, "retried": None}
-        block = stages.run("seal the rows", seal, rows, about)
-        rows, about = stages.run("open them", unseal, block)
+        envelope = Envelope(shard_id=shard.shard_id, generation=0, first_row=shard.first_row)
+        block = stages.run("seal the rows", seal, rows, envelope)
+        rows, envelope = stages.run("open them", unseal, block)
         prompts = stages.run("prompts", maker.prompts, rows)
         done = stages.run("engine (scripted)", engine.generate, prompts, lambda _: None, lambda _: None)
-        results = stages.run("result table", result_table, spec, rows, about, done)
+        results = stages.run("result table", result_table, spec, rows, envelope, done)
         counted = stages.run("counts", counts, results)
-        block = stages.run("seal the results", seal, results, about)
+        block = stages.run("seal the results", seal, results, envelope)
         results, _ = stages.run("open them again", unseal, block)
         stages.run("commit", commit, layout, results, record(spec, shard.shard_id, shard.rows, counted))
     engine.close()

@@ -11,9 +11,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 import batchinfer
+from tests.support import ROOT
 
 
 @pytest.fixture(scope="module")

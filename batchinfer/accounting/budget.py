@@ -13,7 +13,7 @@ from batchinfer.jobspec import LimitsSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Spending:
     """Where a run stands. Money is in dollars.
 
     `cost_usd` is what the whole run has cost up to now, load, idle and waste included; `cost_in_flight` the
@@ -30,7 +30,7 @@ class Standing:
     seconds_per_shard: float | None
 
 
-def over_budget(limits: LimitsSpec, standing: Standing) -> str | None:
+def over_budget(limits: LimitsSpec, standing: Spending) -> str | None:
     """Why no further shard may start, None if one may."""
     if limits.max_cost_usd is not None:
         ahead = _cost_ahead(standing)
@@ -53,7 +53,7 @@ def over_budget(limits: LimitsSpec, standing: Standing) -> str | None:
     return None
 
 
-def _cost_ahead(standing: Standing) -> float:
+def _cost_ahead(standing: Spending) -> float:
     """What the shards in flight will still cost, and one more; 0 before there is anything to go by."""
     if standing.cost_per_row is None:
         return 0.0

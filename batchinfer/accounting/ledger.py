@@ -18,7 +18,8 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from batchinfer.accounting.records import MeterReading, ReplicaRecord, ShardRecord
+from batchinfer.accounting.records import TIMESTAMP, MeterReading, ReplicaRecord, ShardRecord
+from batchinfer.catalog.accelerators import device_cost
 
 
 class ReplicaAccount(BaseModel):
@@ -49,7 +50,7 @@ class ReplicaAccount(BaseModel):
 
     @property
     def cost_usd(self) -> float:
-        return self.gpu_seconds * self.price_per_gpu_hour / 3600
+        return device_cost(self.gpu_seconds, self.price_per_gpu_hour)
 
 
 class Totals(BaseModel):
@@ -76,32 +77,47 @@ class Totals(BaseModel):
     shards: int
 
 
-def replica_accounts(shards: Iterable[ShardRecord], journals: Iterable[ReplicaRecord]) -> list[ReplicaAccount]:
-    """What became of each replica's time.
+class Ledger:
+    """What became of each replica's time, from the records of the shards, which it is fed one by one."""
 
-    A journal may be older than the replica's last commit, when the replica was killed between the two:
-    the newest of the readings counts.
-    """
-    work: dict[str, float] = defaultdict(float)
-    newest: dict[str, MeterReading] = {}
-    for shard in shards:
-        work[shard.replica_id] += shard.gpu_seconds
-        newest[shard.replica_id] = _newer(shard.meter, newest.get(shard.replica_id))
-    accounts = []
-    for journal in journals:
-        reading = _newer(journal.meter, newest.get(journal.replica_id))
-        accounts.append(
-            ReplicaAccount(
-                **journal.model_dump(exclude={"meter", "shards_in_flight", "finished_at_us"}),
-                finished_at_us=reading.at_us,
-                load_seconds=reading.load_seconds,
-                work_seconds=work[journal.replica_id],
-                idle_seconds=reading.idle_seconds,
-                wasted_seconds=max(0.0, reading.busy_seconds - work[journal.replica_id]),
-                killed=journal.finished_at_us is None,
-            )
+    def __init__(self) -> None:
+        self._work: dict[str, float] = defaultdict(float)
+        self._newest: dict[str, MeterReading] = {}
+
+    def add(self, shard: ShardRecord) -> None:
+        """A shard was committed."""
+        self._work[shard.replica_id] += shard.gpu_seconds
+        self._newest[shard.replica_id] = _newer(shard.meter, self._newest.get(shard.replica_id))
+
+    def accounts(self, journals: Iterable[ReplicaRecord]) -> list[ReplicaAccount]:
+        """The account of each replica, in the order in which they started.
+
+        A journal may be older than the replica's last commit, when the replica was killed between the two:
+        the newest of the readings counts.
+        """
+        made = [self._account(journal) for journal in journals]
+        return sorted(made, key=lambda account: (account.started_at_us, account.replica_id))
+
+    def _account(self, journal: ReplicaRecord) -> ReplicaAccount:
+        reading = _newer(journal.meter, self._newest.get(journal.replica_id))
+        work = self._work.get(journal.replica_id, 0.0)
+        return ReplicaAccount(
+            **journal.model_dump(exclude={"meter", "shards_in_flight", "finished_at_us"}),
+            finished_at_us=reading.at_us,
+            load_seconds=reading.load_seconds,
+            work_seconds=work,
+            idle_seconds=reading.idle_seconds,
+            wasted_seconds=max(0.0, reading.busy_seconds - work),
+            killed=journal.finished_at_us is None,
         )
-    return sorted(accounts, key=lambda account: (account.started_at_us, account.replica_id))
+
+
+def replica_accounts(shards: Iterable[ShardRecord], journals: Iterable[ReplicaRecord]) -> list[ReplicaAccount]:
+    """What became of each replica's time."""
+    ledger = Ledger()
+    for shard in shards:
+        ledger.add(shard)
+    return ledger.accounts(journals)
 
 
 def _newer(a: MeterReading, b: MeterReading | None) -> MeterReading:
@@ -163,8 +179,6 @@ def _covered(spans: Iterable[tuple[int, int]]) -> float:
     return covered / 1e6
 
 
-_TIMESTAMP = pa.timestamp("us", tz="UTC")
-
 REPLICAS_SCHEMA = pa.schema(
     [
         ("replica_id", pa.string()),
@@ -173,9 +187,9 @@ REPLICAS_SCHEMA = pa.schema(
         ("accelerator", pa.string()),
         ("num_gpus", pa.int32()),
         ("price_per_gpu_hour", pa.float64()),
-        ("started_at", _TIMESTAMP),
-        ("ready_at", _TIMESTAMP),
-        ("finished_at", _TIMESTAMP),
+        ("started_at", TIMESTAMP),
+        ("ready_at", TIMESTAMP),
+        ("finished_at", TIMESTAMP),
         ("gpu_seconds", pa.float64()),
         ("load_seconds", pa.float64()),
         ("work_seconds", pa.float64()),

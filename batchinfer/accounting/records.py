@@ -15,7 +15,9 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-_TIMESTAMP = pa.timestamp("us", tz="UTC")
+from batchinfer.catalog.accelerators import device_cost
+
+TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 
 class _Record(BaseModel):
@@ -81,8 +83,7 @@ class ShardRecord(_Record):
 
     @property
     def cost_usd(self) -> float:
-        """gpu_seconds x price / 3600."""
-        return self.gpu_seconds * self.price_per_gpu_hour / 3600
+        return device_cost(self.gpu_seconds, self.price_per_gpu_hour)
 
 
 class ReplicaRecord(_Record):
@@ -125,8 +126,8 @@ ACCOUNTING_SCHEMA = pa.schema(
         ("input_tokens", pa.int64()),
         ("cached_tokens", pa.int64()),
         ("output_tokens", pa.int64()),
-        ("started_at", _TIMESTAMP),
-        ("finished_at", _TIMESTAMP),
+        ("started_at", TIMESTAMP),
+        ("finished_at", TIMESTAMP),
         ("wall_seconds", pa.float64()),
         ("gpu_seconds", pa.float64()),
         ("tokens_per_second", pa.float64()),

@@ -68,6 +68,11 @@ class Accelerator(_Facts):
         return self
 
 
+def device_cost(device_seconds: float, price_per_gpu_hour: float) -> float:
+    """Dollars for so many device-seconds, at a price in dollars for one device and hour: the only such formula."""
+    return device_seconds * price_per_gpu_hour / 3600
+
+
 @cache
 def accelerators() -> dict[str, Accelerator]:
     """Every accelerator of the catalog by name."""

@@ -17,11 +17,11 @@ from batchinfer.catalog.quantization import QuantizationName
 from batchinfer.catalog.shape import ModelShape
 
 
-class _Facts(BaseModel):
+class _ModelFacts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-class Licence(_Facts):
+class Licence(_ModelFacts):
     """What a licence forbids, in short. commercial_use: allowed at all, None: it depends.
     verified: read in a source; else general knowledge."""
 
@@ -31,7 +31,7 @@ class Licence(_Facts):
     verified: bool = False
 
 
-class EngineSupport(_Facts):
+class EngineSupport(_ModelFacts):
     """The first and the last release of vLLM that runs an architecture; until None: it still does."""
 
     since: str | None = None
@@ -39,7 +39,7 @@ class EngineSupport(_Facts):
     since_verified: bool = False
 
 
-class Checkpoint(_Facts):
+class Checkpoint(_ModelFacts):
     """A repository that holds the model quantized. verified: named in a source; else it may not exist.
     alternatives: other repositories in the same quantization."""
 
@@ -48,7 +48,7 @@ class Checkpoint(_Facts):
     alternatives: tuple[Checkpoint, ...] = ()
 
 
-class Score(_Facts):
+class Score(_ModelFacts):
     """A published score in percent; `source` printed it."""
 
     benchmark: str
@@ -57,7 +57,7 @@ class Score(_Facts):
     verified: bool = False
 
 
-class Model(_Facts):
+class Model(_ModelFacts):
     """One model of the catalog.
 
     repository: its id on the Hugging Face hub. aliases: other repositories of the same dimensions.

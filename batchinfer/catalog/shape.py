@@ -11,11 +11,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 
-class _Facts(BaseModel):
+class _ShapeFacts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-class Experts(_Facts):
+class Experts(_ShapeFacts):
     """The mixture-of-experts part: `count` routed experts in each of `layers` layers, `active` of them a
     token; `shared_size` is the intermediate size of all shared experts together, which every token takes.
 
@@ -31,7 +31,7 @@ class Experts(_Facts):
     correction_bias: bool = False
 
 
-class LatentAttention(_Facts):
+class LatentAttention(_ShapeFacts):
     """Multi-head latent attention: keys and values share one compressed vector of
     `kv_lora_rank + qk_rope_head_dim` a token and layer."""
 
@@ -71,7 +71,7 @@ class ParameterCount:
         return self.attention + self.dense_mlp + self.experts + self.shared_experts
 
 
-class ModelShape(_Facts):
+class ModelShape(_ShapeFacts):
     """The dimensions of a decoder-only transformer, by the names of its `config.json` where it has them.
 
     windowed_layers: layers whose attention sees at most `window` tokens (sliding or chunked); those hold

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at: At = None) -> None:
     """Check the spec, the model, the input and the output, and start nothing."""
     from batchinfer.execution import runner
+    from batchinfer.jobspec import load
 
-    loaded = runner.load_spec(spec, overrides or [])
+    loaded = load(spec, overrides or [])
     times = run_times(loaded, date, at, None, None)
     checked = runner.validate(loaded, times[0] if times else None)
     manifest = checked.manifest
@@ -40,10 +41,11 @@ def plan(
 ) -> None:
     """Say how the job would be laid out, how long it would take and what it would cost; start nothing."""
     from batchinfer.execution import runner
+    from batchinfer.jobspec import load
     from batchinfer.reporting import render_plan
     from batchinfer.reporting.console import attending
 
-    loaded = runner.load_spec(spec, overrides or [])
+    loaded = load(spec, overrides or [])
     times = run_times(loaded, date, at, None, None)
     with attending(loaded.storage) as listener:
         made = runner.plan(loaded, listener, address, times[0] if times else None)
@@ -89,10 +91,10 @@ def run(
     last: To = None,
 ) -> None:
     """Run the job, or go on where an earlier run of it stopped, and print the report."""
-    from batchinfer.execution import runner
+    from batchinfer.jobspec import load
     from batchinfer.scheduling import recurring
 
-    loaded = runner.load_spec(spec, overrides or [])
+    loaded = load(spec, overrides or [])
     times = run_times(loaded, date, at, first, last)
     if len(times) > 1:
         _attended(lambda listener: recurring.backfill(loaded, times, listener, address, fresh), as_json, loaded.storage)

@@ -16,7 +16,7 @@ from batchinfer.errors import BatchinferError, Stopped, UserError
 
 if TYPE_CHECKING:
     from batchinfer.jobspec import JobSpec
-    from batchinfer.scheduling.recurring import Outcome
+    from batchinfer.scheduling.recurring import DueOutcome
 
 schedule_app = typer.Typer(help="Run jobs at the times that their specs say.", no_args_is_help=True)
 app.add_typer(schedule_app, name="schedule")
@@ -115,7 +115,7 @@ def run_due(specs: Specs, overrides: Overrides = None, as_json: AsJson = False, 
     from batchinfer.reporting.console import attending
     from batchinfer.scheduling import recurring
 
-    outcome = recurring.Outcome()
+    outcome = recurring.DueOutcome()
     for job in recurring.scheduled(specs, overrides or []):
         try:
             with attending(job.spec.storage) as listener:
@@ -138,7 +138,7 @@ def run_due(specs: Specs, overrides: Overrides = None, as_json: AsJson = False, 
         runner.require_error_rate(report)
 
 
-def _merge(outcome: Outcome, more: Outcome) -> None:
+def _merge(outcome: DueOutcome, more: DueOutcome) -> None:
     outcome.reports += more.reports
     outcome.errors += more.errors
 

@@ -49,10 +49,9 @@ def submit(
 ) -> None:
     """Send the job to a cluster, unless it runs there already, and print its id."""
     from batchinfer.deploy import ray_jobs
-    from batchinfer.execution import runner
-    from batchinfer.jobspec import key_values
+    from batchinfer.jobspec import key_values, load
 
-    loaded = runner.load_spec(spec, overrides or [])
+    loaded = load(spec, overrides or [])
     loaded = loaded.model_copy(
         update={"labels": loaded.labels | dict(key_values("--label", labels or [], "team=search"))}
     )

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-CHARACTERS_PER_TOKEN = 2
+FEWEST_CHARACTERS_PER_TOKEN = 2
 """Low on purpose: rows taken for sharing a KV block that share a little less are only neighbours for nothing."""
 
 SHARED_CHARACTERS = 256
@@ -59,7 +59,7 @@ class PrefixOrder(Generic[T]):
     """
 
     def __init__(self, block_tokens: int) -> None:
-        self._span = block_tokens * CHARACTERS_PER_TOKEN
+        self._span = block_tokens * FEWEST_CHARACTERS_PER_TOKEN
         self._batches: dict[T, list[str]] = {}
         """The prompts of each batch in the order of the alphabet, those still to be looked at last."""
         self._groups: dict[str, list[tuple[str, T, int]]] = {}

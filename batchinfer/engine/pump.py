@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchinfer.engine.prefix_order import PrefixOrder
+from batchinfer.engine.vllm_private import Capacity, Core
 
 _ADDED_PER_STEP = 256
 """Adding a request takes about 0.1 ms: more at once would leave finished ones waiting."""
@@ -61,11 +62,11 @@ class Pump:
         self._lora = lora
         self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._linger = linger
-        config = engine.vllm_config
-        self._waiting: PrefixOrder[Batch] = PrefixOrder(config.cache_config.block_size)
-        self._most_rows: int = 2 * config.scheduler_config.max_num_seqs + _ADDED_PER_STEP
-        # Unknown of a model without a KV cache.
-        self._most_tokens = 2 * (config.cache_config.num_gpu_blocks or 2**31) * config.cache_config.block_size
+        self._core = Core(engine)
+        capacity = Capacity(engine)
+        self._waiting: PrefixOrder[Batch] = PrefixOrder(capacity.block_tokens)
+        self._most_rows: int = 2 * capacity.rows + _ADDED_PER_STEP
+        self._most_tokens = 2 * (capacity.blocks or 2**31) * capacity.block_tokens
         self._running: dict[str, tuple[Batch, int, int]] = {}
         self._tokens = 0
         self._numbers = iter(range(2**63))
@@ -92,23 +93,18 @@ class Pump:
     def _notice_death(self) -> None:
         """vLLM's client notes that its process was killed, but a step that waits for an answer is not
         woken: whoever waits for results has to look."""
-        ensure_alive = getattr(self._engine.engine_core, "ensure_alive", None)
-        try:
-            if ensure_alive is not None:
-                ensure_alive()
-        except Exception as error:
-            # Whatever it raises means that the engine is gone; its own type moves between vLLM's versions.
-            self._death = error
+        death = self._core.death()
+        if death is not None:
+            self._death = death
 
     def close(self) -> None:
         """End the thread, then the engine with its processes."""
         self._queue.put(None)
-        answers = getattr(self._engine.engine_core, "outputs_queue", None)
-        if self._death is not None and answers is not None:
+        if self._death is not None:
             # The thread may still wait for an answer of the process that is gone.
-            answers.put_nowait(self._death)
+            self._core.wake(self._death)
         self._thread.join(timeout=30)
-        self._engine.engine_core.shutdown()
+        self._core.shutdown()
 
     def _run(self) -> None:
         try:

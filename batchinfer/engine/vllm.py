@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import os
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from batchinfer.engine import vllm_private
 from batchinfer.engine.base import Completion, EngineDied
 from batchinfer.engine.pump import Pump, Request
-from batchinfer.errors import EngineError, ResourceError, RowError
+from batchinfer.errors import EngineError, RowError, WrongRelease
 from batchinfer.jobspec import JobSpec, SamplingSpec
 from batchinfer.model.checkpoint import SAFE_FORMAT, Adapter, local_adapter
 from batchinfer.planner import Plan
+from batchinfer.planner.host import require_avx512
 from batchinfer.prompting.prompts import Prompt
 
 LINGER_SECONDS = 0.25
 """Shards of a job whose rows share prefixes arrive at a replica within this time of one another."""
-
-_FOUR_BITS = ("w4a16", "awq", "gptq")
 
 
 def engine_arguments(spec: JobSpec, plan: Plan, adapter: Adapter | None = None) -> dict[str, Any]:
@@ -111,11 +107,8 @@ class VllmEngine:
     def __init__(self, spec: JobSpec, plan: Plan, fork: bool = False) -> None:
         fork = fork and "VLLM_WORKER_MULTIPROC_METHOD" not in os.environ
         _prepare_environment(plan)
-        from vllm.engine.arg_utils import EngineArgs
+        vllm_private.require()
         from vllm.lora.request import LoRARequest
-        from vllm.usage.usage_lib import UsageContext
-        from vllm.v1.engine.llm_engine import LLMEngine
-        from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
         _require_kernels(spec, plan)
         self._embeds = spec.task == "embed"
@@ -126,19 +119,19 @@ class VllmEngine:
         )
         lora = LoRARequest(lora_name="adapter", lora_int_id=1, lora_path=adapter.folder) if adapter else None
         arguments = engine_arguments(spec, plan, adapter)
-        if plan.accelerator == "cpu" and "distributed_executor_backend" not in arguments:
-            # The worker in the engine's own process: vLLM gives it one of its own on a CPU, to set its threads
-            # by the environment. Ours is set already, and another process imports vLLM for 12 seconds more.
-            arguments["distributed_executor_backend"] = UniProcExecutor
+        # The worker in the engine's own process: vLLM gives it one of its own on a CPU, to set its threads
+        # by the environment. Ours is set already, and another process imports vLLM for 12 seconds more.
+        here = plan.accelerator == "cpu" and "distributed_executor_backend" not in arguments
         if fork:
-            _fork_engines()
-            _import_model(arguments["model"])
+            vllm_private.fork_engines()
+            vllm_private.import_model(arguments["model"])
         try:
-            # vLLM's batch sizes for offline work: without this they are those of a server, half as large or less.
-            engine = LLMEngine.from_engine_args(EngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
+            engine = vllm_private.new_engine(arguments, worker_in_engine=here)
             if lora is not None:
                 # Now, not with the first request: an adapter that does not fit then kills the engine.
                 engine.add_lora(lora)
+        except WrongRelease:
+            raise
         except Exception as error:
             # vLLM raises many types here (ValueError, OSError, RuntimeError from its process).
             raise EngineError(
@@ -147,7 +140,7 @@ class VllmEngine:
             ) from error
         self._logprobs = spec.sampling.logprobs is not None
         self._tokenizer = engine.get_tokenizer()
-        self._context: int = engine.model_config.max_model_len
+        self._context: int = vllm_private.context_length(engine)
         has_template = bool(getattr(self._tokenizer, "chat_template", None))
         # An embedding is of the text itself, unless the spec says otherwise.
         self._chat = has_template and not self._embeds if spec.prompt.chat is None else spec.prompt.chat
@@ -230,14 +223,8 @@ class VllmEngine:
 def _require_kernels(spec: JobSpec, plan: Plan) -> None:
     """Raise ResourceError for 4-bit weights on a CPU without AVX-512: vLLM 0.32 loads them, and dies with the
     first request. Needs vLLM imported, which loads the kernels that this CPU can run."""
-    import torch
-
-    if plan.accelerator == "cpu" and plan.quantization in _FOUR_BITS and not hasattr(torch.ops._C, "cpu_gemm_wna16"):
-        raise ResourceError(
-            f"{spec.model.source} has {plan.quantization} weights; vLLM's CPU kernel for 4 bits needs AVX-512, which "
-            f"this machine does not have",
-            "take a w8a8 or 16-bit checkpoint, or run on a CPU with AVX-512 or on a GPU",
-        )
+    if plan.accelerator == "cpu":
+        require_avx512(spec.model.source, plan.quantization, vllm_private.has_four_bit_kernel())
 
 
 def _logprobs(output: Any) -> list[list[dict[str, Any]]]:
@@ -248,37 +235,6 @@ def _logprobs(output: Any) -> list[list[dict[str, Any]]]:
         ]
         for position in output.logprobs or []
     ]
-
-
-def _fork_engines() -> None:
-    """Have vLLM fork its engine process. Its own variable says spawn or fork, but on a CPU it overwrites the user's
-    choice with spawn, since a child that was forked after OpenMP had started threads hangs in its first loop."""
-    # What the engine would import first of all: here for both.
-    import vllm.v1.engine.utils
-    import vllm.v1.worker.cpu_worker
-
-    def context() -> multiprocessing.context.BaseContext:
-        # ZeroMQ's threads are there by now, as where vLLM forks of its own accord; OpenMP's and others' are not.
-        return multiprocessing.get_context("fork" if threading.active_count() == 1 else "spawn")
-
-    # Only for the engine: workers of a tensor-parallel one are started by an engine that has threads.
-    vllm.v1.engine.utils.get_mp_context = context
-
-
-def _import_model(source: str) -> None:
-    """Import the classes of the model in a folder. vLLM looks at a class that it meets for the first time on a machine
-    in a process of its own, which imports everything once more, to keep CUDA out of the process that asks."""
-    from vllm import ModelRegistry
-
-    try:
-        config = json.loads(Path(source, "config.json").read_text())
-    except (OSError, ValueError):
-        # A model of the hub, or none: vLLM says what is wrong with it.
-        return
-    for name in config.get("architectures") or []:
-        known = ModelRegistry.models.get(name)
-        if known is not None:
-            ModelRegistry.register_model(name, known.load_model_cls())
 
 
 def _prepare_environment(plan: Plan) -> None:

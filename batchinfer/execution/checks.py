@@ -12,7 +12,7 @@ from batchinfer.catalog import engine_support, models
 from batchinfer.errors import InputError, ModelError, OutputError, StoreRefused, UserError
 from batchinfer.input import build_manifest, input_entries
 from batchinfer.input.files import fixed_part, is_glob
-from batchinfer.input.manifest import Manifest, from_parquet
+from batchinfer.input.manifest import Fingerprint, Manifest, from_parquet
 from batchinfer.jobspec import JobSpec, ModelSpec
 from batchinfer.jobspec.cron import Tick
 from batchinfer.model.checkpoint import require_adapter, require_draft, require_weights
@@ -21,8 +21,8 @@ from batchinfer.model.resolve import ModelFacts, model_facts, require_access
 from batchinfer.prompting.prompts import needed_columns
 from batchinfer.rundir.commit import committed_shards
 from batchinfer.rundir.ownership import require_own
-from batchinfer.rundir.past_runs import Choice, require_same_tick
-from batchinfer.rundir.paths import Layout, reading
+from batchinfer.rundir.past_runs import FileChoice, require_same_tick
+from batchinfer.rundir.paths import MANIFEST, Layout, reading
 from batchinfer.storage import join, local_path, normal_uri, storage_for
 
 _FREE_KEYS = ("name", "resources", "limits", "schedule", "storage", "labels")
@@ -44,7 +44,7 @@ class Checked:
     manifest: Manifest
     committed: frozenset[int]
     resumed: bool
-    choice: Choice | None = None
+    choice: FileChoice | None = None
 
 
 def absolute(spec: JobSpec) -> JobSpec:
@@ -99,16 +99,16 @@ def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = N
     committed = committed_shards(layout)
     if old is None and committed:
         raise OutputError(
-            f"{layout.root} holds results without _run/manifest.parquet, which says what they are",
+            f"{layout.root} holds results without {MANIFEST[1:]}, which says what they are",
             "choose another output.uri, or move the old results away",
         )
     resumed = False
-    about: dict[str, Any] = {"run_id": run_id, "spec": shaping(spec)}
+    fingerprint = Fingerprint(run_id=run_id, spec=shaping(spec))
     choice = None
     if tick is not None:
         require_same_tick(old, tick, layout)
-        about |= {"job": spec.name, "tick": tick.name}
-        choice = Choice.of(spec, tick, layout)
+        fingerprint = fingerprint.model_copy(update={"job": spec.name, "tick": tick.name})
+        choice = FileChoice.of(spec, tick, layout)
     if old is not None:
         try:
             require_same_spec(old, spec, layout)
@@ -123,7 +123,7 @@ def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = N
         assert old is not None
         manifest = old
     else:
-        manifest = build_manifest(spec, columns, about, choice)
+        manifest = build_manifest(spec, columns, fingerprint, choice)
         committed = set()
     require_files_apart(manifest, layout)
     layout.storage.require_writable(layout.root)
@@ -132,7 +132,7 @@ def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = N
 
 def find_manifest(layout: Layout) -> Manifest | None:
     """The manifest of the run at `layout`, None if there is no run."""
-    uri = layout.run("manifest.parquet")
+    uri = layout.manifest
     if layout.storage.stat(uri) is None:
         return None
     with reading(uri, "restore it, or choose another output.uri: it says which rows each result belongs to"):
@@ -151,7 +151,7 @@ def shaping(spec: JobSpec) -> dict[str, Any]:
 
 def require_same_spec(manifest: Manifest, spec: JobSpec, layout: Layout) -> None:
     """Refuse to put results of one spec beside those of another."""
-    before, now = _flat(manifest.fingerprint["spec"]), _flat(shaping(spec))
+    before, now = _flat(manifest.fingerprint.spec), _flat(shaping(spec))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if changed:
         shown = "\n".join(f"  {key}: {before.get(key)!r:.80} then, {now.get(key)!r:.80} now" for key in changed)

@@ -16,6 +16,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from batchinfer.errors import ResourceError
+from batchinfer.execution import ray_private
 from batchinfer.planner import Plan
 
 _NODE = "ray.io/node-id"
@@ -81,8 +82,7 @@ class Placements:
 
 
 def _free_gpus() -> dict[str, int]:
-    # Ray has no public name for what each node has free.
-    free = ray._private.state.available_resources_per_node()
+    free = ray_private.free_resources_of_nodes()
     return {node: int(resources.get("GPU", 0)) for node, resources in free.items()}
 
 

@@ -17,7 +17,7 @@ from batchinfer.planner import (
     Interval,
     Plan,
     Reading,
-    Speed,
+    ReplicaSpeed,
     Workload,
     calibration_from,
     engine_settings,
@@ -69,7 +69,7 @@ def earlier_reports(layout: Layout) -> Iterator[Report]:
     storage = layout.storage
     parent = layout.root.rstrip("/").rpartition("/")[0]
     for name in storage.names(parent):
-        uri = Layout(join(parent, name.rstrip("/"))).run("report.json")
+        uri = Layout(join(parent, name.rstrip("/"))).report
         if storage.stat(uri) is not None:
             try:
                 yield Report.model_validate_json(storage.read(uri))
@@ -105,7 +105,7 @@ def _readings(reports: Sequence[Report], shape: ModelShape, spec: JobSpec) -> It
     for report in reports:
         facts, quantization = accelerators()[report.accelerator], QUANTIZATIONS[report.quantization]
         settings = engine_settings(spec.engine, facts)
-        layout = (shape, quantization, facts, report.tensor_parallel, report.pipeline_parallel, False)
+        layout = (shape, quantization, facts, report.tensor_parallel, report.pipeline_parallel)
         output = report.output_tokens / report.rows
         work = Workload(
             rows=report.rows,
@@ -115,7 +115,7 @@ def _readings(reports: Sequence[Report], shape: ModelShape, spec: JobSpec) -> It
             sampled_rows=report.rows,
             source="an earlier run",
         )
-        room = fit(*layout, settings, max(1, _tokens(report) // report.rows))
+        room = fit(*layout, False, settings, max(1, _tokens(report) // report.rows))
         yield Reading(
             model=report.model,
             accelerator=report.accelerator,
@@ -133,7 +133,7 @@ def measured_estimate(same: Sequence[Report], plan: Plan, workload: Workload) ->
         return None
     rate = tokens / sum(report.seconds.work / _devices(report) for report in same)
     load = sum(report.seconds.load for report in same) / sum(report.replicas * _devices(report) for report in same)
-    speed = Speed(
+    speed = ReplicaSpeed(
         tokens_per_second=rate,
         output_tokens_per_second=rate * sum(report.output_tokens for report in same) / tokens,
         rows_per_second=rate * sum(report.rows for report in same) / tokens,

@@ -16,20 +16,17 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-from ray.autoscaler.v2.sdk import get_cluster_status
-from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask, TaskPoolStrategy
 from ray.data.block import BlockMetadata
-from ray.experimental.internal_kv import _internal_kv_get
 
 from batchinfer.accounting.records import ShardRecord
 from batchinfer.errors import BatchinferError, ClusterError, WorkersLost
+from batchinfer.execution import ray_private
 from batchinfer.execution.job import Job
 from batchinfer.execution.placement import replica_arguments
 from batchinfer.execution.process_guard import DRIVER, Guard
 from batchinfer.execution.replica import Replica
-from batchinfer.execution.shard_block import seal, unseal
+from batchinfer.execution.shard_block import Envelope, seal, unseal
 from batchinfer.input import read_shards
 from batchinfer.input.manifest import Manifest, Shard
 from batchinfer.input.shard_sizes import in_order, readers, shards_held
@@ -115,33 +112,30 @@ class _Read:
                 if _stopping(layout):
                     return
                 kept = positions[shard.shard_id]
-                places = list(range(rows.num_rows)) if kept is None else kept
-                about = {
-                    "shard_id": shard.shard_id,
-                    "generation": generations[shard.shard_id],
-                    "first_row": shard.first_row,
-                    "retried": kept,
-                }
-                yield seal(rows if kept is None else rows.take(places), about)
+                envelope = Envelope(
+                    shard_id=shard.shard_id,
+                    generation=generations[shard.shard_id],
+                    first_row=shard.first_row,
+                    retried=None if kept is None else tuple(kept),
+                )
+                yield seal(rows if kept is None else rows.take(kept), envelope)
 
         return read
 
 
 def _stopping(layout: Layout) -> bool:
-    return layout.storage.stat(layout.run("stop")) is not None
+    return layout.storage.stat(layout.stop) is not None
 
 
 def _commit(block: pa.Table, layout: Layout) -> pa.Table:
     """The last stage: a shard's results to its files; gives the record and whether it won."""
     found = []
     if block.num_rows:
-        rows, about = unseal(block)
-        record = ShardRecord.model_validate(about["record"])
-        if about["retried"] is None:
-            won = commit(layout, rows, record)
-        else:
-            won = commit_retry(layout, rows, about["retried"], record)
-        found.append(json.dumps({"record": about["record"], "won": won}))
+        rows, envelope = unseal(block)
+        record, retried = envelope.record, envelope.retried
+        assert record is not None, "a replica seals each shard with its record"
+        won = commit(layout, rows, record) if retried is None else commit_retry(layout, rows, retried, record)
+        found.append(json.dumps({"record": record.model_dump(mode="json"), "won": won}))
     return pa.table({"commit": pa.array(found, pa.string())})
 
 
@@ -170,7 +164,7 @@ def _dataset(job: Job, source: ShardSource, arguments: dict[str, Any]) -> Any:
     )
     results = rows.map_batches(
         Replica,
-        fn_constructor_args=(job, lost_attempts(read_journals(job.layout)), _retries),
+        fn_constructor_args=(job, lost_attempts(read_journals(job.layout)), ray_private.attempts_before),
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
@@ -207,20 +201,22 @@ def _iterate(batches: Iterable[pa.Table]) -> Iterator[Committed]:
 
 
 def _set_context() -> None:
-    context = DataContext.get_current()
-    # A shard travels as one row (`shard_block.seal`), and no block is to hold two: one block, one task, one shard.
-    context.target_max_block_size = 1
-    context.enable_progress_bars = False
-    # Ray would sum up the maps of every replica's memory once a second, which takes long for an engine's.
-    context.memory_usage_poll_interval_s = None
-    context.print_on_execution_start = False
-    # They would ask `placement` for an actor's arguments, which makes a placement group, without an actor.
-    context.issue_detectors_config.detectors = []
-    # Of processes killed while they loaded: a model that does not load is no such death (`replica`).
-    context.max_consecutive_actor_init_deaths = _DEATHS_WHILE_LOADING
-    context.actor_init_retry_on_errors = False
-    # Else Ray Data wraps it in an error of its own whose cause is lost on the way from the worker.
-    context.raise_original_map_exception = True
+    ray_private.set_data_context(
+        DataContext.get_current(),
+        # A shard travels as one row (`shard_block.seal`), and no block is to hold two: one block, one task, one shard.
+        target_max_block_size=1,
+        enable_progress_bars=False,
+        # Ray would sum up the maps of every replica's memory once a second, which takes long for an engine's.
+        memory_usage_poll_interval_s=None,
+        print_on_execution_start=False,
+        # They would ask `placement` for an actor's arguments, which makes a placement group, without an actor.
+        issue_detectors_config__detectors=[],
+        # Of processes killed while they loaded: a model that does not load is no such death (`replica`).
+        max_consecutive_actor_init_deaths=_DEATHS_WHILE_LOADING,
+        actor_init_retry_on_errors=False,
+        # Else Ray Data wraps it in an error of its own whose cause is lost on the way from the worker.
+        raise_original_map_exception=True,
+    )
 
 
 @contextlib.contextmanager
@@ -245,17 +241,11 @@ def _plain_errors() -> Iterator[None]:
         raise
 
 
-def _retries() -> int:
-    """How often Ray has run the task of the calling thread before: its worker, its node or its result was lost."""
-    # No public interface gives it; ray is pinned.
-    number: int = ray._private.worker.global_worker.core_worker.get_current_task_attempt_number()
-    return number
-
-
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[None]:
     """On the cluster at `address`, or on one started here that ends, with all its processes, before this
     does, and with this process if it is killed. A connection that this process has already is used."""
+    ray_private.require()
     if ray.is_initialized():
         yield
         return
@@ -315,16 +305,7 @@ def _join(address: str) -> None:
 def describe_cluster() -> Cluster:
     """What the cluster that this process is connected to has."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return cluster_of(nodes, autoscaled(_node_types()), avx512=len(nodes) > 1 or _has_avx512())
-
-
-def _node_types() -> list[str]:
-    # Ray has no public name for any of this; its own `ray status` reads the same two places.
-    if is_autoscaler_v2():
-        status = get_cluster_status(ray.get_runtime_context().gcs_address)
-        return [node.ray_node_type_name for node in status.active_nodes + status.idle_nodes]
-    found = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
-    return list(found.get("autoscaler_report", {}).get("node_type_mapping", {}).values())
+    return cluster_of(nodes, autoscaled(ray_private.node_types()), avx512=len(nodes) > 1 or _has_avx512())
 
 
 def waits_for(plan: Plan) -> dict[str, dict[str, float]] | None:

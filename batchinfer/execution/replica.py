@@ -10,7 +10,6 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pyarrow as pa
 
@@ -22,7 +21,7 @@ from batchinfer.errors import BatchinferError, RowError, StorageError
 from batchinfer.execution.job import Job
 from batchinfer.execution.process_guard import REPLICA, Guard, kill_marked
 from batchinfer.execution.result_rows import counts, evaluate, result_table
-from batchinfer.execution.shard_block import seal, unseal
+from batchinfer.execution.shard_block import Envelope, seal, unseal
 from batchinfer.jobspec import JobSpec
 from batchinfer.model.download import is_remote, local_model
 from batchinfer.planner import Plan
@@ -151,11 +150,11 @@ class Replica:
         atexit.register(self._leave)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        rows, about = unseal(block)
+        rows, envelope = unseal(block)
         layout = self._job.layout
-        if layout.storage.stat(layout.run("stop")) is not None:
+        if layout.storage.stat(layout.stop) is not None:
             return block.slice(0, 0)
-        shard_id: int = about["shard_id"]
+        shard_id = envelope.shard_id
         if isinstance(self._engine, BatchinferError):
             raise self._engine
         self._journal.begin(shard_id)
@@ -168,9 +167,9 @@ class Replica:
             Completion.failed(prompt) if isinstance(prompt, RowError) else self._checked(next(answers))
             for prompt in prompts
         ]
-        results = result_table(self._job.spec, rows, about, completions)
-        record = self._record(about, rows, completions, results, started_at_us, outcome)
-        return seal(results, {**about, "record": record.model_dump(mode="json")})
+        results = result_table(self._job.spec, rows, envelope, completions)
+        record = self._record(envelope, rows, completions, results, started_at_us, outcome)
+        return seal(results, envelope.model_copy(update={"record": record}))
 
     def _supervisor(self) -> Supervisor:
         job, limits = self._job, self._job.spec.limits
@@ -193,7 +192,7 @@ class Replica:
 
     def _record(
         self,
-        about: dict[str, Any],
+        envelope: Envelope,
         rows: pa.Table,
         completions: Sequence[Completion],
         results: pa.Table,
@@ -204,9 +203,9 @@ class Replica:
         return ShardRecord(
             run_id=self._job.run_id,
             job_name=spec.name,
-            shard_id=about["shard_id"],
-            attempt=1 + about["generation"] + self._lost[about["shard_id"]] + self._attempts() + outcome.deaths,
-            generation=about["generation"],
+            shard_id=envelope.shard_id,
+            attempt=1 + envelope.generation + self._lost[envelope.shard_id] + self._attempts() + outcome.deaths,
+            generation=envelope.generation,
             replica_id=self._journal.replica_id,
             node=self._journal.node,
             accelerator=plan.accelerator,

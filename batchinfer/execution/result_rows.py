@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchinfer.engine import Completion
+from batchinfer.execution.shard_block import Envelope
 from batchinfer.jobspec import JobSpec
 from batchinfer.prompting.prompts import python_values
 
 
-def result_table(spec: JobSpec, rows: pa.Table, about: dict[str, Any], completions: Sequence[Completion]) -> pa.Table:
+def result_table(spec: JobSpec, rows: pa.Table, envelope: Envelope, completions: Sequence[Completion]) -> pa.Table:
     """The rows of the result file: id, passed-through columns, output, and what became of the row.
 
     With n > 1 the output, the finish reason and the logprobs are lists of n; an embedding is a list of
@@ -22,8 +23,8 @@ def result_table(spec: JobSpec, rows: pa.Table, about: dict[str, Any], completio
     """
     columns: dict[str, pa.Array | pa.ChunkedArray] = {}
     if spec.input.id_column is None:
-        places = about["retried"] if about["retried"] is not None else range(rows.num_rows)
-        columns[spec.id_column] = pa.array([about["first_row"] + place for place in places], pa.int64())
+        places = envelope.retried if envelope.retried is not None else range(rows.num_rows)
+        columns[spec.id_column] = pa.array([envelope.first_row + place for place in places], pa.int64())
     else:
         columns[spec.id_column] = rows.column(spec.input.id_column)
     for name in spec.input.columns:

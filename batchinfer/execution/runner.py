@@ -41,7 +41,7 @@ from batchinfer.execution.progress import Listener
 from batchinfer.execution.ray_pipeline import Work
 from batchinfer.execution.stop_and_budget import BudgetWatch, Stopper, Tally
 from batchinfer.input.manifest import Manifest, to_parquet
-from batchinfer.jobspec import JobSpec, load, parse, to_yaml
+from batchinfer.jobspec import JobSpec, parse, to_yaml
 from batchinfer.jobspec.cron import Tick
 from batchinfer.jobspec.schedule import current_time, resolve
 from batchinfer.planner import Plan, assumed_cluster, shards_in_flight
@@ -103,7 +103,7 @@ def run(
         return _conclude(layout, checked.spec, manifest)
     with _connected(cluster, listener):
         plan = plan_job(checked, ray_pipeline.describe_cluster())
-        with layout.storage.lock(layout.run("lock")) as require_held:
+        with layout.storage.lock(layout.lock) as require_held:
             _begin(checked, plan)
             listener.event(
                 "resumed" if checked.resumed else "started",
@@ -132,8 +132,8 @@ def retry(uri: str, listener: Listener, cluster: str | None = None) -> Report:
     checked = Checked(spec, facts, layout, manifest, frozenset(committed_shards(layout)), resumed=True)
     with _connected(cluster, listener):
         plan = plan_job(checked, ray_pipeline.describe_cluster())
-        with layout.storage.lock(layout.run("lock")) as require_held:
-            note_retry(layout, manifest.fingerprint["run_id"], positions)
+        with layout.storage.lock(layout.lock) as require_held:
+            note_retry(layout, manifest.fingerprint.run_id, positions)
             shards = [shard for shard in manifest.shards if shard.shard_id in positions]
             listener.event("retrying", output=layout.root, rows=sum(map(len, positions.values())), shards=len(shards))
             work = Work(shards, positions, generations)
@@ -157,11 +157,6 @@ def require_error_rate(made: Report) -> None:
         )
 
 
-def load_spec(path: str, overrides: list[str]) -> JobSpec:
-    """The spec at `path` with `--set` overrides applied."""
-    return load(path, overrides)
-
-
 def _resolved(spec: JobSpec, at: datetime | None) -> tuple[JobSpec, Tick | None]:
     return resolve(spec, at or current_time(spec, datetime.now(UTC)))
 
@@ -177,7 +172,7 @@ def _open_run(uri: str) -> tuple[Layout, Manifest, JobSpec]:
     manifest = find_manifest(layout)
     if manifest is None:
         raise OutputError(f"there is no run at {uri}", "give the output.uri of a job that was run")
-    place = layout.run("spec.yaml")
+    place = layout.spec
     with reading(place, "move it away and run the job again: it is written anew"):
         text = layout.storage.read(place).decode()
     spec = absolute(parse(text, place))
@@ -189,7 +184,7 @@ def _job(spec: JobSpec, plan: Plan, layout: Layout, manifest: Manifest) -> Job:
     slots = spec.engine.max_num_seqs or (DEFAULT_SLOTS if plan.engine is None else plan.engine.max_num_seqs)
     sharing = plan.workload is not None and plan.workload.shares_apart
     in_flight = shards_in_flight(slots, rows, sharing)
-    return Job(manifest.fingerprint["run_id"], spec, plan, layout, in_flight)
+    return Job(manifest.fingerprint.run_id, spec, plan, layout, in_flight)
 
 
 def _begin(checked: Checked, plan: Plan) -> None:
@@ -203,22 +198,22 @@ def _begin(checked: Checked, plan: Plan) -> None:
 
 def _clear(layout: Layout) -> None:
     """Remove an earlier run of the same spec, the manifest last: until then it can still be resumed."""
-    manifest = layout.run("manifest.parquet")
-    clear(layout, kept=(manifest, layout.run("lock"), layout.run("run.log")))
+    manifest = layout.manifest
+    clear(layout, kept=(manifest, layout.lock, layout.log))
     remove(layout, manifest)
 
 
 def _write_run_files(layout: Layout, checked: Checked, plan: Plan) -> None:
     remove_leftovers(layout)
     mark = SPEC_MARK + b"; a resume reads the spec that it is given, not this file.\n"
-    overwrite(layout, layout.run("spec.yaml"), mark + to_yaml(checked.spec).encode())
-    overwrite(layout, layout.run("plan.json"), plan.model_dump_json(indent=2).encode())
+    overwrite(layout, layout.spec, mark + to_yaml(checked.spec).encode())
+    overwrite(layout, layout.plan, plan.model_dump_json(indent=2).encode())
     if not checked.resumed:
-        layout.storage.create(layout.run("manifest.parquet"), to_parquet(checked.manifest))
+        layout.storage.create(layout.manifest, to_parquet(checked.manifest))
 
 
 def _read_plan(layout: Layout) -> Plan:
-    uri = layout.run("plan.json")
+    uri = layout.plan
     with reading(uri, "move it away and run the job again: it is written anew"):
         return Plan.model_validate_json(layout.storage.read(uri))
 
@@ -233,13 +228,11 @@ def _execute(job: Job, manifest: Manifest, work: Work, listener: Listener, requi
     if not work.shards:
         return
     layout = job.layout
-    remove(layout, layout.run("stop"))
+    remove(layout, layout.stop)
     earlier = {journal.replica_id for journal in read_journals(layout)}
     counting = Metrics(labels_of(job))
     tally = Tally(job, manifest, work, counting.observed)
-    stopper = Stopper(
-        lambda: layout.storage.put(layout.run("stop"), STOP_MARK), lambda: _begun(layout, earlier), listener
-    )
+    stopper = Stopper(lambda: layout.storage.put(layout.stop, STOP_MARK), lambda: _begun(layout, earlier), listener)
     stopper.reason = tally.over_budget() or ""
     if stopper.reason:
         # Not even one more shard: nothing is loaded for it.
@@ -318,7 +311,7 @@ def _account_for(layout: Layout) -> list[ShardRecord]:
     records.sort(key=lambda record: (record.shard_id, record.generation))
     sink = pa.BufferOutputStream()
     pq.write_table(replicas_table(replica_accounts(records, read_journals(layout))), sink)
-    overwrite(layout, layout.run("replicas.parquet"), sink.getvalue().to_pybytes())
+    overwrite(layout, layout.replicas, sink.getvalue().to_pybytes())
     return records
 
 
@@ -326,7 +319,7 @@ def _report(layout: Layout, spec: JobSpec, manifest: Manifest, records: list[Sha
     replicas = replica_accounts(records, read_journals(layout))
     return make_report(
         job_name=spec.name,
-        run_id=manifest.fingerprint["run_id"],
+        run_id=manifest.fingerprint.run_id,
         output=layout.root,
         plan=_read_plan(layout),
         totals=totals(records, replicas),
@@ -334,7 +327,7 @@ def _report(layout: Layout, spec: JobSpec, manifest: Manifest, records: list[Sha
         rows_in_input=manifest.rows,
         shards_in_input=len(manifest.shards),
         max_error_rate=spec.limits.max_error_rate,
-        tick=manifest.fingerprint.get("tick"),
+        tick=manifest.fingerprint.tick,
         labels=spec.labels,
     )
 
@@ -342,5 +335,5 @@ def _report(layout: Layout, spec: JobSpec, manifest: Manifest, records: list[Sha
 def _conclude(layout: Layout, spec: JobSpec, manifest: Manifest) -> Report:
     """Write the accounts and the report."""
     made = _report(layout, spec, manifest, _account_for(layout))
-    overwrite(layout, layout.run("report.json"), made.model_dump_json(indent=2).encode())
+    overwrite(layout, layout.report, made.model_dump_json(indent=2).encode())
     return made

@@ -21,15 +21,13 @@ from batchinfer.engine.prefix_order import scattered
 from batchinfer.errors import RowError
 from batchinfer.input import read_shards
 from batchinfer.input.manifest import Manifest, Shard
+from batchinfer.input.shard_sizes import CHARACTERS_PER_TOKEN
 from batchinfer.jobspec import JobSpec
 from batchinfer.planner import Interval, Workload
 from batchinfer.prompting.prompts import Prompt, PromptMaker
 
 SAMPLED_SHARDS = 16
 ROWS_OF_EACH = 32
-CHARACTERS_PER_TOKEN = 4.0
-"""English text with a vocabulary of 32,000 and more; used where the tokenizer is not at hand."""
-
 SHORTEST_ANSWER = 0.25
 """Of max_tokens: the low end of what is expected while no run of the job has shown its answers."""
 

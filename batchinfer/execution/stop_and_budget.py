@@ -5,14 +5,14 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from types import FrameType
 from typing import Self
 
-from batchinfer.accounting.budget import Standing, over_budget
-from batchinfer.accounting.ledger import replica_accounts
+from batchinfer.accounting.budget import Spending, over_budget
+from batchinfer.accounting.ledger import Ledger
 from batchinfer.accounting.records import ReplicaRecord, ShardRecord
+from batchinfer.catalog.accelerators import device_cost
 from batchinfer.errors import StorageError
 from batchinfer.execution.job import Job
 from batchinfer.execution.progress import Listener, Progress, Speed
@@ -51,17 +51,17 @@ class Tally:
         self._journals: list[ReplicaRecord] = read_journals(job.layout)
         self._earlier = {journal.replica_id for journal in self._journals}
         self._alive: set[str] = set()
-        # Of this session's commits: device-seconds by replica, and how long they took in all.
-        self._work: defaultdict[str, float] = defaultdict(float)
         self._commits, self._wall_seconds = 0, 0.0
-        self._rows, self._gpu_seconds = self._history()
+        # Of all that was ever committed, by earlier sessions too.
+        self._ledger = Ledger()
+        self._rows, self._cost = 0, 0.0
+        for record in read_accounting(job.layout):
+            self._account(record)
 
-    def _history(self) -> tuple[int, float]:
-        """Rows and device-seconds of the shards that earlier sessions committed: what a shard may cost."""
-        if self._job.spec.limits.max_cost_usd is None:
-            return 0, 0.0
-        records = list(read_accounting(self._job.layout))
-        return sum(r.rows for r in records), sum(r.gpu_seconds for r in records)
+    def _account(self, record: ShardRecord) -> None:
+        self._ledger.add(record)
+        self._rows += record.rows
+        self._cost += record.cost_usd
 
     @property
     def left(self) -> set[int]:
@@ -74,9 +74,7 @@ class Tally:
             self._rows_left -= self._waiting.pop(record.shard_id, 0)
             if won:
                 self._failed += record.rows_failed
-                self._rows += record.rows
-                self._gpu_seconds += record.gpu_seconds
-                self._work[record.replica_id] += record.gpu_seconds
+                self._account(record)
                 self._commits += 1
                 self._wall_seconds += record.wall_seconds
                 self._speed.add(record)
@@ -109,19 +107,16 @@ class Tally:
         with self._lock:
             return over_budget(limits, self._standing()) if self._waiting else None
 
-    def _standing(self) -> Standing:
-        accounts = replica_accounts([], self._look())
+    def _standing(self) -> Spending:
+        accounts = self._ledger.accounts(self._look())
         alive = [journal for journal in self._journals if journal.replica_id in self._alive]
         flying = {shard for journal in alive for shard in journal.shards_in_flight} & self._waiting.keys()
-        price = self._job.plan.price_per_gpu_hour / 3600
         # Of a replica that is alive, what it did that no committed shard accounts for is in flight.
-        busy = sum(
-            max(0.0, a.wasted_seconds - self._work[a.replica_id]) for a in accounts if a.replica_id in self._alive
-        )
-        return Standing(
+        busy = [account for account in accounts if account.replica_id in self._alive]
+        return Spending(
             cost_usd=sum(account.cost_usd for account in accounts),
-            cost_in_flight=busy * price,
-            cost_per_row=self._gpu_seconds * price / self._rows if self._rows else None,
+            cost_in_flight=sum(device_cost(a.wasted_seconds, a.price_per_gpu_hour) for a in busy),
+            cost_per_row=self._cost / self._rows if self._rows else None,
             rows_in_flight=sum(self._waiting[shard] for shard in flying),
             rows_of_next=self._largest if len(flying) < len(self._waiting) else 0,
             seconds=time.monotonic() - self._began,
@@ -140,7 +135,7 @@ class Tally:
                 rows_failed=self._failed,
                 tokens_per_second=tokens_per_second,
                 rows_per_second=rows_per_second,
-                cost_usd=sum(account.cost_usd for account in replica_accounts([], self._look())),
+                cost_usd=sum(account.cost_usd for account in self._ledger.accounts(self._look())),
             )
 
 

@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,13 +22,6 @@ _BATCH_ROWS = 8192
 
 _BATCH_BYTES = 2**25
 """Rows are decoded this much at a time, and lines gathered: a row may be 10 MB."""
-
-
-class Rows(Protocol):
-    """Rows of one file, read front to back."""
-
-    def take(self, segment: Segment) -> pa.Table:
-        """The rows of `segment`, which begins at or after the end of the one before."""
 
 
 def inspect_parquet(entry: Entry, columns: Sequence[str], stores: Stores) -> tuple[InputFile, pa.Schema]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +14,7 @@ from batchinfer.input.files import input_entries, partition_schema, partition_va
 from batchinfer.input.formats import first_line, inspect_jsonl, inspect_parquet, jsonl_column, parquet_column
 from batchinfer.input.groups import Groups, find_groups
 from batchinfer.input.ids import require_unique
-from batchinfer.input.manifest import InputFile, Manifest, Shard, cut
+from batchinfer.input.manifest import Fingerprint, InputFile, Manifest, Shard, cut
 from batchinfer.input.shard_sizes import at_groups, shard_sizes
 from batchinfer.jobspec import JobSpec
 from batchinfer.storage import Entry, Stores
@@ -26,7 +25,7 @@ _THREADS = 16
 def build_manifest(
     spec: JobSpec,
     columns: Mapping[str, str],
-    fingerprint: Mapping[str, Any],
+    fingerprint: Fingerprint,
     choose: Callable[[list[Entry]], list[Entry]] | None = None,
 ) -> Manifest:
     """Cut the input of `spec`. `columns` maps each column that is needed to the spec key that needs it.
@@ -50,7 +49,8 @@ def build_manifest(
         _require_columns(columns, have)
     files = [file for file, _, _ in found]
     if choose is not None:
-        fingerprint = {**fingerprint, "empty": {f.entry.uri: f.entry.tag for f in files if not f.rows}}
+        empty = {file.entry.uri: file.entry.tag for file in files if not file.rows}
+        fingerprint = fingerprint.model_copy(update={"empty": empty})
     if spec.input.id_column is not None:
         _require_unique_ids(spec, [f.entry for f in files if f.rows], schema, partitions)
     groups = None

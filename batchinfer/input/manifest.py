@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
 
 from batchinfer.storage import Entry
 
@@ -78,20 +79,47 @@ class Shard:
         return sum(segment.size for segment in self.segments)
 
 
+class Fingerprint(BaseModel):
+    """Which run a manifest belongs to, and what must be the same when the run resumes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_id: str
+    spec: Mapping[str, Any]
+    """The part of the spec that shapes the results."""
+    job: str | None = None
+    """The spec's `name`, of a run that repeats; None for a job that runs once."""
+    tick: str | None = None
+    """The instant that a run which repeats is for."""
+    empty: Mapping[str, str] | None = None
+    """URI to tag of the files without a row, of an incremental run."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedFiles:
+    """What a written manifest took: the tag of each of its files, and which of these have rows.
+
+    Tags of files without rows are known of manifests that hold them in their fingerprint (`empty`).
+    """
+
+    fingerprint: Fingerprint
+    files: Mapping[str, str]
+    with_rows: frozenset[str]
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """All shards of a run, what the rows look like, and what they were cut from.
 
-    `fingerprint` holds whatever must be the same for a resume (see `difference`); `schema` is that of
-    the rows as read, `partitions` the columns among them that come from the path. `hint` is what the cutting
-    has to say to a person; it is not written.
+    `schema` is that of the rows as read, `partitions` the columns among them that come from the path. `hint` is
+    what the cutting has to say to a person; it is not written.
     """
 
     shards: tuple[Shard, ...]
     schema: pa.Schema
     partitions: tuple[str, ...]
     empty_files: tuple[str, ...]
-    fingerprint: Mapping[str, Any]
+    fingerprint: Fingerprint
     hint: str | None = field(default=None, compare=False)
 
     @property
@@ -250,7 +278,7 @@ def to_parquet(manifest: Manifest) -> bytes:
             {
                 "partitions": manifest.partitions,
                 "empty_files": manifest.empty_files,
-                "fingerprint": manifest.fingerprint,
+                "fingerprint": manifest.fingerprint.model_dump(mode="json", exclude_none=True),
             }
         ).encode(),
     }
@@ -275,18 +303,14 @@ def from_parquet(data: bytes) -> Manifest:
         schema=pa.ipc.read_schema(pa.py_buffer(footer[b"batchinfer.schema"])),
         partitions=tuple(about["partitions"]),
         empty_files=tuple(about["empty_files"]),
-        fingerprint=about["fingerprint"],
+        fingerprint=Fingerprint.model_validate(about["fingerprint"]),
     )
 
 
-def claimed_files(data: bytes) -> tuple[dict[str, Any], dict[str, str], set[str]]:
-    """What a written manifest took, without its shards: its fingerprint, the tag of each of its files, and
-    which of these have rows.
-
-    Tags of files without rows are known of manifests that hold them in their fingerprint (`empty`).
-    """
+def claimed_files(data: bytes) -> ClaimedFiles:
+    """What a written manifest took, without reading its shards."""
     table = pq.read_table(pa.BufferReader(data), columns=["uri", "tag"])
-    fingerprint: dict[str, Any] = json.loads(table.schema.metadata[FOOTER])["fingerprint"]
+    fingerprint = Fingerprint.model_validate(json.loads(table.schema.metadata[FOOTER])["fingerprint"])
     pairs = table.group_by(["uri", "tag"]).aggregate([])
     files = dict(zip(pairs.column("uri").to_pylist(), pairs.column("tag").to_pylist(), strict=True))
-    return fingerprint, {**fingerprint.get("empty", {}), **files}, set(files)
+    return ClaimedFiles(fingerprint, {**(fingerprint.empty or {}), **files}, frozenset(files))

@@ -171,11 +171,11 @@ def _members(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 @functools.cache
-def _reader() -> _Reader:
-    return _Reader(JobSpec.model_json_schema()["$defs"])
+def _reader() -> _FieldReader:
+    return _FieldReader(JobSpec.model_json_schema()["$defs"])
 
 
-class _Reader:
+class _FieldReader:
     """Turns parts of a JSON Schema into keys."""
 
     def __init__(self, definitions: Mapping[str, Any]) -> None:

@@ -9,9 +9,11 @@ from itertools import islice, pairwise, takewhile
 from typing import Literal
 from zoneinfo import ZoneInfo
 
+from pydantic import ValidationError
+
 from batchinfer.errors import SpecError, UserError
 from batchinfer.jobspec.cron import Tick, latest_tick, tick_name, ticks_after, ticks_between
-from batchinfer.jobspec.job_keys import JobSpec
+from batchinfer.jobspec.job_keys import InputSpec, JobSpec, OutputSpec
 from batchinfer.jobspec.schedule_keys import ScheduleSpec
 from batchinfer.jobspec.variables import Moment, fixed_folder, has_variables, render
 
@@ -99,13 +101,18 @@ def resolve(spec: JobSpec, at: datetime) -> tuple[JobSpec, Tick | None]:
             found[key] = render(uri, values)
         except ValueError as error:
             raise SpecError(f"{key}.uri: {error}", "`batchinfer explain output.uri` lists the variables") from None
-    rendered = spec.model_copy(
-        update={
-            "input": spec.input.model_copy(update={"uri": found["input"]}),
-            "output": spec.output.model_copy(update={"uri": found["output"]}),
+    try:
+        # A variable may render to what no place may hold, which is checked as in the file.
+        update = {
+            "input": InputSpec.model_validate(spec.input.model_dump() | {"uri": found["input"]}),
+            "output": OutputSpec.model_validate(spec.output.model_dump() | {"uri": found["output"]}),
         }
-    )
-    return rendered, Tick(at, runs_folder(spec)) if spec.repeats else None
+    except ValidationError as error:
+        raise SpecError(
+            f"a uri with its variables filled in {error.errors()[0]['msg'].removeprefix('Value error, ')}",
+            "`batchinfer explain output.uri` lists the variables",
+        ) from None
+    return spec.model_copy(update=update), Tick(at, runs_folder(spec)) if spec.repeats else None
 
 
 def current_time(spec: JobSpec, now: datetime) -> datetime:

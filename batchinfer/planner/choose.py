@@ -15,7 +15,7 @@ from batchinfer.catalog.accelerators import Accelerator
 from batchinfer.catalog.shape import ModelShape
 from batchinfer.jobspec import ReplicaRange
 from batchinfer.planner.estimate import job_estimate, replica_speed
-from batchinfer.planner.layout import Layout, Nodes, layouts, replicas_that_fit
+from batchinfer.planner.layout import Nodes, ReplicaLayout, layouts, replicas_that_fit
 from batchinfer.planner.memory import GIB, fit
 from batchinfer.planner.quantize import Source, Weights
 from batchinfer.planner.values import Candidate, EngineSettings, Estimate, Fit, Interval, Workload
@@ -33,7 +33,7 @@ LOAD_BYTES_PER_SECOND = Interval(low=0.3e9, mid=1.5e9, high=5e9)
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class LayoutRequest:
     """What a layout is looked for: the model, the GPUs, the work, and what the user has settled.
 
     `needed_tokens`: the longest sequence that one replica must hold. `value_bytes`: of a weight that is not
@@ -65,15 +65,15 @@ class Request:
         typical = self.workload.input_tokens + self.workload.output_tokens.mid
         return max(1, min(self.needed_tokens, round(typical)))
 
-    def fit(self, weights: Weights, layout: Layout) -> Fit:
+    def fit(self, weights: Weights, layout: ReplicaLayout) -> Fit:
         """The fit by typical sequences; short of room also where the longest needed one has none."""
         return self._fit(weights, layout, self.row_tokens, self.needed_tokens)
 
-    def holds(self, weights: Weights, layout: Layout, tokens: int) -> bool:
+    def holds(self, weights: Weights, layout: ReplicaLayout, tokens: int) -> bool:
         """Whether a sequence of so many tokens has room."""
         return self._fit(weights, layout, tokens, tokens).fits
 
-    def _fit(self, weights: Weights, layout: Layout, tokens: int, longest: int) -> Fit:
+    def _fit(self, weights: Weights, layout: ReplicaLayout, tokens: int, longest: int) -> Fit:
         of = (
             self.shape,
             weights.quantization,
@@ -93,7 +93,7 @@ class Option:
     """A candidate before the verdict."""
 
     weights: Weights
-    layout: Layout
+    layout: ReplicaLayout
     replicas: int
     fit: Fit
     estimate: Estimate | None
@@ -104,19 +104,19 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class LayoutChoice:
     """What runs, and every candidate with its verdict, the chosen one first."""
 
     taken: Option
     candidates: tuple[Candidate, ...]
 
 
-def fitting_layouts(request: Request, weights: Weights) -> list[Layout]:
+def fitting_layouts(request: LayoutRequest, weights: Weights) -> list[ReplicaLayout]:
     """The layouts, within the GPUs at hand, that hold the model."""
     return [layout for layout in _layouts(request, weights) if request.fit(weights, layout).fits]
 
 
-def _layouts(request: Request, weights: Weights) -> Iterator[Layout]:
+def _layouts(request: LayoutRequest, weights: Weights) -> Iterator[ReplicaLayout]:
     return layouts(
         request.shape,
         weights.quantization,
@@ -127,7 +127,7 @@ def _layouts(request: Request, weights: Weights) -> Iterator[Layout]:
     )
 
 
-def choose(request: Request, usable: list[Weights]) -> Choice | None:
+def choose(request: LayoutRequest, usable: list[Weights]) -> LayoutChoice | None:
     """Take a layout of the first of `usable` that fits; None where none does."""
     options = {weights: options_of(request, weights) for weights in usable}
     for weights in usable:
@@ -145,17 +145,17 @@ def choose(request: Request, usable: list[Weights]) -> Choice | None:
             if other is not weights:
                 others += _shown(request, options[other])
         made = [_candidate(taken, f"chosen: {why}"), *(_candidate(o, _lost(request, taken, o)) for o in others)]
-        return Choice(taken, tuple(made))
+        return LayoutChoice(taken, tuple(made))
     return None
 
 
-def _shown(request: Request, options: list[Option]) -> list[Option]:
+def _shown(request: LayoutRequest, options: list[Option]) -> list[Option]:
     """Of weights that are not taken: the best option, or all that do not fit."""
     fitting = [option for option in options if option.fit.fits]
     return [_best(request, fitting)[0]] if fitting else options
 
 
-def options_of(request: Request, weights: Weights) -> list[Option]:
+def options_of(request: LayoutRequest, weights: Weights) -> list[Option]:
     """Each layout with each number of replicas worth comparing; one that does not fit once."""
     made = []
     for layout in _layouts(request, weights):
@@ -170,7 +170,7 @@ def options_of(request: Request, weights: Weights) -> list[Option]:
     return made
 
 
-def _replica_counts(request: Request, layout: Layout) -> list[int]:
+def _replica_counts(request: LayoutRequest, layout: ReplicaLayout) -> list[int]:
     """1, 2, 4 ... and as many as the GPUs hold; what the user has settled where he has, if it can be had."""
     most = replicas_that_fit(layout, request.nodes)
     asked = request.replicas
@@ -182,7 +182,9 @@ def _replica_counts(request: Request, layout: Layout) -> list[int]:
     return sorted({min(most, 2**i) for i in range(most.bit_length() + 1)})
 
 
-def _estimate(request: Request, weights: Weights, layout: Layout, of: Fit, replicas: int) -> Estimate | None:
+def _estimate(
+    request: LayoutRequest, weights: Weights, layout: ReplicaLayout, of: Fit, replicas: int
+) -> Estimate | None:
     if request.workload is None:
         return None
     share = request.workload.model_copy(update={"rows": -(-request.workload.rows // replicas)})
@@ -194,7 +196,6 @@ def _estimate(request: Request, weights: Weights, layout: Layout, of: Fit, repli
             request.accelerator,
             layout.tensor,
             layout.pipeline,
-            layout.expert_parallel,
             of,
             request.settings,
             share.model_copy(update={"output_tokens": Interval(low=length, mid=length, high=length)}),
@@ -222,7 +223,7 @@ def load_seconds(bytes_per_node: float) -> Interval:
     )
 
 
-def _best(request: Request, fitting: list[Option]) -> tuple[Option, str]:
+def _best(request: LayoutRequest, fitting: list[Option]) -> tuple[Option, str]:
     """The option to take and why. See the head of this file."""
     if any(option.estimate is None for option in fitting):
         # Tensor parallel before pipeline: no stage waits for another.
@@ -240,7 +241,7 @@ def _best(request: Request, fitting: list[Option]) -> tuple[Option, str]:
     return fastest, "the cheapest" if fastest is cheapest else f"the fastest within {SAME_MONEY:.0%} of the cheapest"
 
 
-def _lost(request: Request, taken: Option, other: Option) -> str:
+def _lost(request: LayoutRequest, taken: Option, other: Option) -> str:
     """Why `other` was not taken."""
     if not other.fit.fits:
         return f"does not fit: {other.fit.shortfall / GIB:.1f} GiB short on each GPU"
@@ -289,7 +290,9 @@ def _candidate(option: Option, verdict: str) -> Candidate:
     )
 
 
-def longest_sequence(request: Request, weights: Weights, layout: Layout, limit: int, margin: float = 1.0) -> int:
+def longest_sequence(
+    request: LayoutRequest, weights: Weights, layout: ReplicaLayout, limit: int, margin: float = 1.0
+) -> int:
     """The longest sequence up to `limit` tokens of which `margin` times as many still have room; 0 if none."""
     low, high = 0, limit
     while low < high:

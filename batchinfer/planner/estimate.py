@@ -21,7 +21,7 @@ from batchinfer.catalog.accelerators import Accelerator
 from batchinfer.catalog.quantization import Quantization
 from batchinfer.catalog.shape import ModelShape
 from batchinfer.planner.memory import kv_value_bytes
-from batchinfer.planner.values import EngineSettings, Estimate, Fit, Interval, Speed, Workload
+from batchinfer.planner.values import EngineSettings, Estimate, Fit, Interval, ReplicaSpeed, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,18 +156,16 @@ def replica_speed(
     accelerator: Accelerator,
     tensor: int,
     pipeline: int,
-    expert_parallel: bool,
     fit: Fit,
     settings: EngineSettings,
     workload: Workload,
     efficiency: Efficiency = VLLM,
-) -> Speed:
+) -> ReplicaSpeed:
     """The steady state of one replica of tensor x pipeline GPUs, at workload.output_tokens.mid.
 
-    Expert parallelism places the experts whole instead of in slices: the bytes and the operations of a GPU
-    are the same, and so is the estimate. tokens_per_second and the like are of the whole replica.
+    Whether experts are placed whole or in slices (expert parallelism) changes neither the bytes nor the operations
+    of a GPU, and so not the estimate. tokens_per_second and the like are of the whole replica.
     """
-    del expert_parallel
     output = max(1.0, workload.output_tokens.mid)
     layout = _Layout(shape, quantization, accelerator, tensor, pipeline, kv_value_bytes(settings), efficiency)
     # A row holds its prompt and, on average over its life, half its output.
@@ -183,7 +181,7 @@ def replica_speed(
     output_rate = batch / pipeline / step.seconds * (efficiency.pipeline if pipeline > 1 else 1.0)
     compute, memory = step.compute + step.scores, step.weights + step.cache
     bound = "compute" if compute >= memory else "kv cache" if cached == limit else "bandwidth"
-    return Speed(
+    return ReplicaSpeed(
         tokens_per_second=output_rate * (workload.input_tokens + output) / output,
         output_tokens_per_second=output_rate,
         rows_per_second=output_rate / output,
@@ -293,14 +291,14 @@ def _communication(layout: _Layout, tokens: float, layers: float) -> float:
 
 
 def job_estimate(
-    speed: Speed,
+    speed: ReplicaSpeed,
     replicas: int,
     num_gpus: int,
     workload: Workload,
     price_per_gpu_hour: float,
     load_seconds: Interval,
     calibration: float | None,
-    ends: tuple[Speed, Speed] | None = None,
+    ends: tuple[ReplicaSpeed, ReplicaSpeed] | None = None,
 ) -> Estimate:
     """Time and money of the whole job on `replicas` replicas of `num_gpus` GPUs each, which load side by side.
 

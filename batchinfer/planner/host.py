@@ -49,7 +49,7 @@ def plan_on_host(
     `needed`: the longest sequence that it must hold. Raises SpecError, ModelError or ResourceError.
     """
     weights = usable(source, spec.model.quantization, accelerators()["cpu"])[0]
-    _require_kernels(source, weights, cluster)
+    require_avx512(source.name, weights.quantization.name, cluster.avx512)
     resources = spec.resources
     tensor = 1 if resources.tensor_parallel == "auto" else resources.tensor_parallel
     pipeline = 1 if resources.pipeline_parallel == "auto" else resources.pipeline_parallel
@@ -125,10 +125,12 @@ def require_cut(shape: ModelShape, name: str, weights: Weights, tensor: int, lim
         )
 
 
-def _require_kernels(source: Source, weights: Weights, cluster: Cluster) -> None:
-    if weights.quantization.name in _FOUR_BITS and not cluster.avx512:
+def require_avx512(model: str, quantization: str, avx512: bool) -> None:
+    """Raise ResourceError for 4-bit weights on a CPU without AVX-512: vLLM 0.32 loads them, and dies with the
+    first request."""
+    if quantization in _FOUR_BITS and not avx512:
         raise ResourceError(
-            f"{source.name} has {weights.quantization.name} weights; vLLM's CPU kernel for 4 bits needs AVX-512, "
+            f"{model} has {quantization} weights; vLLM's CPU kernel for 4 bits needs AVX-512, "
             "which this machine does not have",
             "take a w8a8 or 16-bit checkpoint, or run on a CPU with AVX-512 or on a GPU",
         )

@@ -34,7 +34,7 @@ class Nodes:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ReplicaLayout:
     """One replica: `pipeline` stages of `tensor` GPUs each, over `nodes` nodes."""
 
     tensor: int
@@ -103,7 +103,7 @@ def nodes_of(tensor: int, pipeline: int, per_node: int) -> int:
     return -(-pipeline // max(1, per_node // tensor))
 
 
-def replicas_that_fit(layout: Layout, nodes: Nodes) -> int:
+def replicas_that_fit(layout: ReplicaLayout, nodes: Nodes) -> int:
     """How many replicas the GPUs hold, each as compact as it can be."""
     if layout.nodes > 1:
         return nodes.gpus // nodes.per_node // layout.nodes
@@ -115,10 +115,10 @@ def layouts(
     shape: ModelShape,
     quantization: Quantization,
     nodes: Nodes,
-    fits: Callable[[Layout], bool],
+    fits: Callable[[ReplicaLayout], bool],
     tensor: int | None = None,
     pipeline: int | None = None,
-) -> Iterator[Layout]:
+) -> Iterator[ReplicaLayout]:
     """The layouts worth comparing, those that do not fit among them so that a reader sees how far off they are.
 
     For each tensor-parallel size the shortest pipeline that fits one node: more stages than needed only wait
@@ -155,8 +155,8 @@ def layouts(
             return
 
 
-def _layout(shape: ModelShape, quantization: Quantization, tensor: int, pipeline: int, nodes: Nodes) -> Layout:
-    return Layout(
+def _layout(shape: ModelShape, quantization: Quantization, tensor: int, pipeline: int, nodes: Nodes) -> ReplicaLayout:
+    return ReplicaLayout(
         tensor,
         pipeline,
         pays_expert_parallel(shape, quantization, tensor),

@@ -10,7 +10,14 @@ from pydantic import BaseModel, ConfigDict
 from batchinfer.catalog import Accelerator, Model, ModelShape, QuantizationName, accelerators
 from batchinfer.errors import ModelError, ResourceError
 from batchinfer.jobspec import EngineSpec, JobSpec, ReplicaRange
-from batchinfer.planner.choose import UNKNOWN_PROMPT_TOKENS, Choice, Request, choose, fitting_layouts, longest_sequence
+from batchinfer.planner.choose import (
+    UNKNOWN_PROMPT_TOKENS,
+    LayoutChoice,
+    LayoutRequest,
+    choose,
+    fitting_layouts,
+    longest_sequence,
+)
 from batchinfer.planner.cluster import Cluster, accelerator_name, price_of
 from batchinfer.planner.host import default_kv_cache, plan_on_host, require_cpus, require_cut
 from batchinfer.planner.layout import Nodes
@@ -168,7 +175,7 @@ def _on_gpus(spec: JobSpec, cluster: Cluster, known: Known, needed: int, model: 
         raise ResourceError(f"{accelerator} has no bfloat16", "set model.dtype to auto or float16")
     price, price_source = price_of(spec, accelerator)
     resources = spec.resources
-    request = Request(
+    request = LayoutRequest(
         shape=known.shape,
         source=known.source,
         accelerator=facts,
@@ -226,7 +233,7 @@ def _nodes(cluster: Cluster, facts: Accelerator) -> Nodes:
     return Nodes(cluster.gpus, min(cluster.largest_node_gpus, facts.node_gpus))
 
 
-def _require_room(request: Request) -> None:
+def _require_room(request: LayoutRequest) -> None:
     """Raise ResourceError where the layout that was asked for needs more GPUs than there can be."""
     tensor, pipeline = request.tensor or 1, request.pipeline or 1
     if pipeline > request.shape.layers:
@@ -243,7 +250,7 @@ def _require_room(request: Request) -> None:
     _require_gpus(1 if asked is None else asked if isinstance(asked, int) else asked.min, tensor * pipeline, request)
 
 
-def _require_gpus(replicas: int, size: int, request: Request) -> None:
+def _require_gpus(replicas: int, size: int, request: LayoutRequest) -> None:
     if replicas * size > request.nodes.gpus and not request.may_grow:
         raise ResourceError(
             f"{replicas} replica(s) of {size} GPU(s) need {replicas * size} GPUs; the cluster has {request.nodes.gpus}",
@@ -251,7 +258,7 @@ def _require_gpus(replicas: int, size: int, request: Request) -> None:
         )
 
 
-def _choose(request: Request, weights: list[Weights]) -> tuple[Request, Choice]:
+def _choose(request: LayoutRequest, weights: list[Weights]) -> tuple[LayoutRequest, LayoutChoice]:
     """The choice on the GPUs at hand, else on as many more nodes as it takes where the cluster may grow."""
     sizes = [request.nodes.gpus]
     if request.may_grow:
@@ -271,7 +278,7 @@ def _choose(request: Request, weights: list[Weights]) -> tuple[Request, Choice]:
     raise refuse(request, weights, accelerators())
 
 
-def _with_context(request: Request, choice: Choice) -> EngineSettings:
+def _with_context(request: LayoutRequest, choice: LayoutChoice) -> EngineSettings:
     """The engine's settings, with a context that the cache holds where the model's own is too long for it."""
     settings, context = request.settings, request.shape.context
     if settings.max_model_len is not None:

@@ -10,16 +10,16 @@ from dataclasses import replace
 
 from batchinfer.catalog.accelerators import Accelerator
 from batchinfer.errors import ResourceError
-from batchinfer.planner.choose import Request, fitting_layouts, longest_sequence
+from batchinfer.planner.choose import LayoutRequest, fitting_layouts, longest_sequence
 from batchinfer.planner.host import SHORTEST_CONTEXT
-from batchinfer.planner.layout import Layout, Nodes, nodes_of, pays_expert_parallel, tensor_sizes
+from batchinfer.planner.layout import Nodes, ReplicaLayout, nodes_of, pays_expert_parallel, tensor_sizes
 from batchinfer.planner.memory import GIB
 from batchinfer.planner.quantize import Weights, by_quality, runs_not
 
 MOST_NODES = 16
 
 
-def refuse(request: Request, tried: list[Weights], catalog: Mapping[str, Accelerator]) -> ResourceError:
+def refuse(request: LayoutRequest, tried: list[Weights], catalog: Mapping[str, Accelerator]) -> ResourceError:
     """The error for a request none of whose `tried` weights fits; `catalog`: the accelerators to propose."""
     weights, layout = _nearest(request, tried)
     of = request.fit(weights, layout)
@@ -36,22 +36,22 @@ def refuse(request: Request, tried: list[Weights], catalog: Mapping[str, Acceler
     )
 
 
-def _nearest(request: Request, tried: list[Weights]) -> tuple[Weights, Layout]:
+def _nearest(request: LayoutRequest, tried: list[Weights]) -> tuple[Weights, ReplicaLayout]:
     """Of all that was tried, what is short by least."""
-    made: list[tuple[int, int, Weights, Layout]] = []
+    made: list[tuple[int, int, Weights, ReplicaLayout]] = []
     for weights in tried:
         most = min(request.nodes.gpus, request.nodes.per_node)
         sizes = [request.tensor] if request.tensor else tensor_sizes(request.shape, weights.quantization, most)
         widest = max((size for size in sizes if size <= most), default=sizes[0])
         stages = request.pipeline or max(1, min(request.shape.layers, request.nodes.gpus // widest))
         expert = pays_expert_parallel(request.shape, weights.quantization, widest)
-        layout = Layout(widest, stages, expert, nodes_of(widest, stages, request.nodes.per_node))
+        layout = ReplicaLayout(widest, stages, expert, nodes_of(widest, stages, request.nodes.per_node))
         made.append((request.fit(weights, layout).shortfall, len(made), weights, layout))
     _, _, weights, layout = min(made)
     return weights, layout
 
 
-def _remedies(request: Request, tried: list[Weights], catalog: Mapping[str, Accelerator]) -> Iterator[str]:
+def _remedies(request: LayoutRequest, tried: list[Weights], catalog: Mapping[str, Accelerator]) -> Iterator[str]:
     fewest = tried[-1]
     yield _fewer_bits(request, tried)
     yield _more_gpus(request, fewest)
@@ -59,7 +59,7 @@ def _remedies(request: Request, tried: list[Weights], catalog: Mapping[str, Acce
     yield _shorter(request, tried)
 
 
-def _fewer_bits(request: Request, tried: list[Weights]) -> str:
+def _fewer_bits(request: LayoutRequest, tried: list[Weights]) -> str:
     for weights in by_quality(request.source):
         if weights in tried or runs_not(weights.quantization, request.accelerator):
             continue
@@ -68,7 +68,7 @@ def _fewer_bits(request: Request, tried: list[Weights]) -> str:
     return ""
 
 
-def _more_gpus(request: Request, weights: Weights) -> str:
+def _more_gpus(request: LayoutRequest, weights: Weights) -> str:
     free = replace(request, tensor=None, pipeline=None, replicas=None)
     node = request.accelerator.node_gpus
     for gpus in [*range(1, node), *(node * count for count in range(1, MOST_NODES + 1))]:
@@ -82,7 +82,7 @@ def _more_gpus(request: Request, weights: Weights) -> str:
     return ""
 
 
-def _another_gpu(request: Request, weights: Weights, catalog: Mapping[str, Accelerator]) -> str:
+def _another_gpu(request: LayoutRequest, weights: Weights, catalog: Mapping[str, Accelerator]) -> str:
     """The accelerator with the least memory of which as many would do."""
     for name, other in sorted(catalog.items(), key=lambda item: item[1].memory_bytes or 0):
         if other.memory_bytes is None or other.vendor == "cpu" or name == request.accelerator_name:
@@ -97,7 +97,7 @@ def _another_gpu(request: Request, weights: Weights, catalog: Mapping[str, Accel
     return ""
 
 
-def _shorter(request: Request, tried: list[Weights]) -> str:
+def _shorter(request: LayoutRequest, tried: list[Weights]) -> str:
     weights, layout = _nearest(request, tried)
     longest = longest_sequence(request, weights, layout, request.needed_tokens)
     return f"engine.max_model_len: {longest}" if longest >= SHORTEST_CONTEXT else ""
@@ -108,6 +108,6 @@ def _in(weights: Weights) -> str:
     return "in 16 bits" if name == "none" else f"in {name}"
 
 
-def _bits(request: Request, weights: Weights) -> str:
+def _bits(request: LayoutRequest, weights: Weights) -> str:
     name = weights.quantization.name
     return "" if name == request.source.native else f", {_in(weights)}"

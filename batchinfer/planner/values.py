@@ -76,7 +76,7 @@ class Fit(_Value):
         return self.shortfall == 0
 
 
-class Speed(_Value):
+class ReplicaSpeed(_Value):
     """Steady state of one replica: tokens a second, input and output together and output alone, rows a
     second, rows in the batch, and what bounds it ("compute", "bandwidth", "kv cache")."""
 

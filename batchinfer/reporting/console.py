@@ -22,7 +22,8 @@ from batchinfer.errors import BatchinferError, StorageError
 from batchinfer.execution.progress import Listener, Progress
 from batchinfer.reporting.terminal import money
 from batchinfer.rundir.ownership import LOG_MARK
-from batchinfer.storage import LocalStorage, Stores, join, storage_for
+from batchinfer.rundir.paths import Layout
+from batchinfer.storage import LocalStorage, Stores, storage_for
 
 _LOG_HEADER = LOG_MARK + b": what Ray, vLLM and their workers printed, session after session.\n"
 
@@ -61,7 +62,7 @@ class Chatter:
 
     def keep_at(self, output: str) -> None:
         """Go on in `_run/run.log` of the run at `output`, with what was printed so far at its end."""
-        path = join(output, "_run", "run.log")
+        path = Layout(output).log
         if not isinstance(storage_for(output, self._stores), LocalStorage):
             self._destination = path
             return

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -37,7 +37,7 @@ def commit(layout: Layout, rows: pa.Table, record: ShardRecord) -> bool:
     return committed
 
 
-def commit_retry(layout: Layout, rows: pa.Table, positions: list[int], record: ShardRecord) -> bool:
+def commit_retry(layout: Layout, rows: pa.Table, positions: Sequence[int], record: ShardRecord) -> bool:
     """Put the rows of a retry into their places in the shard's file, whole or not at all.
 
     `positions` are the rows' places in the shard. False if the file has changed since the retry was

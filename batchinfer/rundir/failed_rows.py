@@ -31,12 +31,12 @@ def failed_rows(layout: Layout) -> tuple[dict[int, list[int]], dict[int, int]]:
 def note_retry(layout: Layout, run_id: str, positions: dict[int, list[int]]) -> None:
     """Write down which shards are about to be replaced, for `commit.repair` after a crash."""
     noted = {"run_id": run_id, "shards": sorted(positions)}
-    overwrite(layout, layout.run("retry.json"), json.dumps(noted).encode())
+    overwrite(layout, layout.retry_note, json.dumps(noted).encode())
 
 
 def noted_retry(layout: Layout) -> list[int]:
     """The shards of the last retry."""
-    uri = layout.run("retry.json")
+    uri = layout.retry_note
     if layout.storage.stat(uri) is None:
         return []
     with reading(uri, "move it away and run the same command again"):

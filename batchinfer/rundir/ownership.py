@@ -141,13 +141,14 @@ def _foreign(layout: Layout, entries: Iterable[Entry], thorough: bool) -> Iterat
         {_shard_of(layout, entry.uri) for entry in regular if entry.uri.startswith(join(folder, ""))}
         for folder in (layout.data_folder, layout.accounting_folder)
     )
+    whole = with_data & accounted
     looked_into = []
     for entry in regular:
         path = _below(layout, entry.uri)
         if _check_of(path) is None:
             yield entry.uri
             continue
-        half = _shard_of(layout, entry.uri) not in with_data & accounted
+        half = _shard_of(layout, entry.uri) not in whole
         if thorough or half or not re.fullmatch(_LASTING, path):
             looked_into.append(entry)
     with ThreadPoolExecutor(_THREADS) as pool:

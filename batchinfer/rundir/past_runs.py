@@ -11,24 +11,18 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-from typing import Any
-
-import pyarrow as pa
 
 from batchinfer.errors import InputError, InputTaken, OutputBusy, OutputError
 from batchinfer.input import input_entries
 from batchinfer.input.files import partition_values
 from batchinfer.input.incremental import Claims, Selection, select
-from batchinfer.input.manifest import Manifest, claimed_files
+from batchinfer.input.manifest import ClaimedFiles, Manifest, claimed_files
 from batchinfer.jobspec import JobSpec
 from batchinfer.jobspec.cron import Tick, tick_name, tick_of
 from batchinfer.jobspec.schedule import PastRun, State
-from batchinfer.rundir.paths import Layout
+from batchinfer.rundir.paths import LOCK, MANIFEST, REPORT, SKIPPED, Layout, reading
 from batchinfer.storage import Entry, Stores, join, normal_uri, read_many, storage_for
 
-_MANIFEST, _REPORT, _SKIPPED, _LOCK = (
-    f"/_run/{name}" for name in ("manifest.parquet", "report.json", "skipped.json", "lock")
-)
 CLAIM_WAIT_SECONDS = 600.0
 LONGEST_PAUSE = 5.0
 """Between two looks at a lock that another holds: in a store each look is two requests that are paid for."""
@@ -38,14 +32,15 @@ def past_runs(root: str, job: str, stores: Stores) -> list[PastRun]:
     """Every run of the job `job` below the folder `root`, in order of their ticks."""
     kinds = _folders(root, stores)
     found = []
-    for folder, fingerprint, _, _ in _claimed(kinds[_MANIFEST], stores):
-        if fingerprint.get("job") == job and "tick" in fingerprint:
-            state: State = "done" if folder in kinds[_REPORT] else "unfinished"
-            if state == "unfinished" and folder in kinds[_LOCK] and is_locked(folder + _LOCK, stores):
+    for folder, claimed in _claimed(kinds[MANIFEST], stores):
+        fingerprint = claimed.fingerprint
+        if fingerprint.job == job and fingerprint.tick is not None:
+            state: State = "done" if folder in kinds[REPORT] else "unfinished"
+            if state == "unfinished" and folder in kinds[LOCK] and is_locked(folder + LOCK, stores):
                 state = "running"
-            found.append(PastRun(tick_of(fingerprint["tick"]), folder, state))
-    for folder in kinds[_SKIPPED] - kinds[_MANIFEST]:
-        about = json.loads(storage_for(folder, stores).read(folder + _SKIPPED))
+            found.append(PastRun(tick_of(fingerprint.tick), folder, state))
+    for folder in kinds[SKIPPED] - kinds[MANIFEST]:
+        about = json.loads(storage_for(folder, stores).read(folder + SKIPPED))
         if about["job"] == job:
             found.append(PastRun(tick_of(about["tick"]), folder, "skipped"))
     return sorted(found, key=lambda run: (run.tick, run.root))
@@ -54,12 +49,12 @@ def past_runs(root: str, job: str, stores: Stores) -> list[PastRun]:
 def note_skipped(folder: str, job: str, at: datetime, because: str, stores: Stores) -> None:
     """Write down that the tick whose run would be in `folder`, an absolute place, is left out, and why."""
     about = {"job": job, "tick": tick_name(at), "because": because}
-    storage_for(folder, stores).create(folder + _SKIPPED, json.dumps(about, indent=2).encode())
+    storage_for(folder, stores).create(folder + SKIPPED, json.dumps(about, indent=2).encode())
 
 
 def require_same_tick(old: Manifest | None, tick: Tick, layout: Layout) -> None:
     """Refuse to put one tick's results into the folder of another."""
-    other = None if old is None else old.fingerprint.get("tick")
+    other = None if old is None else old.fingerprint.tick
     if old is not None and other != tick.name:
         whose = f"the tick {other}" if other else "a job that ran without a schedule"
         raise OutputError(
@@ -68,7 +63,7 @@ def require_same_tick(old: Manifest | None, tick: Tick, layout: Layout) -> None:
         )
 
 
-class Choice:
+class FileChoice:
     """Picks the files of one incremental run, and makes sure that no other run of the job gets them."""
 
     def __init__(self, spec: JobSpec, tick: Tick, layout: Layout) -> None:
@@ -80,7 +75,7 @@ class Choice:
         self.selection: Selection | None = None
 
     @classmethod
-    def of(cls, spec: JobSpec, tick: Tick, layout: Layout) -> Choice | None:
+    def of(cls, spec: JobSpec, tick: Tick, layout: Layout) -> FileChoice | None:
         """The choice that `spec`, with absolute places, asks for; None where every run takes all files."""
         return None if spec.input.incremental is None else cls(spec, tick, layout)
 
@@ -100,7 +95,7 @@ class Choice:
         a file of it since it was made."""
         place = join(self._tick.root, "_schedule", f"{self._spec.name}.claims")
         with waiting_lock(place, CLAIM_WAIT_SECONDS, self._spec.storage) as require_held:
-            files = {**manifest.fingerprint.get("empty", {}), **manifest.files}
+            files = {**(manifest.fingerprint.empty or {}), **manifest.files}
             mine = [Entry(uri, 0, tag) for uri, tag in files.items()]
             free = {e.uri for e in select(mine, self._claims(), self._rule, self._partition).taken}
             taken = sorted(set(files) - free)
@@ -118,9 +113,9 @@ class Choice:
     def _claims(self) -> Claims:
         """What the job's other runs have taken."""
         stores = self._spec.storage
-        others = _folders(self._tick.root, stores)[_MANIFEST] - {self._layout.root}
+        others = _folders(self._tick.root, stores)[MANIFEST] - {self._layout.root}
         found = _claimed(others, stores)
-        return Claims.of((files, having) for _, about, files, having in found if about.get("job") == self._spec.name)
+        return Claims.of((c.files, c.with_rows) for _, c in found if c.fingerprint.job == self._spec.name)
 
     def _partition(self, uri: str) -> str:
         values = partition_values(self._spec.input.uri, uri)
@@ -142,7 +137,7 @@ def _is_there(uri: str, stores: Stores) -> bool:
 
 def _folders(root: str, stores: Stores) -> dict[str, set[str]]:
     """The run folders below `root` that have each kind of file."""
-    found: dict[str, set[str]] = {kind: set() for kind in (_MANIFEST, _REPORT, _SKIPPED, _LOCK)}
+    found: dict[str, set[str]] = {kind: set() for kind in (MANIFEST, REPORT, SKIPPED, LOCK)}
     for entry in storage_for(root, stores).list(root):
         for kind, folders in found.items():
             if entry.uri.endswith(kind):
@@ -150,21 +145,16 @@ def _folders(root: str, stores: Stores) -> dict[str, set[str]]:
     return found
 
 
-def _claimed(folders: Iterable[str], stores: Stores) -> Iterator[tuple[str, dict[str, Any], dict[str, str], set[str]]]:
-    """Each run's folder, and what its manifest took (see `claimed_files`)."""
-    uris = [folder + _MANIFEST for folder in sorted(folders)]
+def _claimed(folders: Iterable[str], stores: Stores) -> Iterator[tuple[str, ClaimedFiles]]:
+    """Each run's folder, and what its manifest took."""
+    uris = [folder + MANIFEST for folder in sorted(folders)]
     if not uris:
         return
     # All lie below one folder, and so in one store.
     for uri, data in zip(uris, read_many(storage_for(uris[0], stores), uris), strict=True):
-        try:
+        with reading(uri, "restore it; or delete that run's folder, and the input files that it took are run again"):
             claimed = claimed_files(data)
-        except (pa.ArrowException, KeyError):
-            raise OutputError(
-                f"{uri} is damaged: which files that run took cannot be told",
-                "restore it; or delete that run's folder, and its files are run again",
-            ) from None
-        yield uri.removesuffix(_MANIFEST), *claimed
+        yield uri.removesuffix(MANIFEST), claimed
 
 
 def is_locked(uri: str, stores: Stores) -> bool:

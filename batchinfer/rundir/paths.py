@@ -11,6 +11,9 @@ import pyarrow as pa
 from batchinfer.errors import OutputError, StorageError
 from batchinfer.storage import Storage, Stores, join, storage_for
 
+MANIFEST, REPORT, SKIPPED, LOCK = "/_run/manifest.parquet", "/_run/report.json", "/_run/skipped.json", "/_run/lock"
+"""How the URIs of these files end: a run is found by them in a listing of many runs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -43,15 +46,57 @@ class Layout:
         suffix = f".retry-{generation}" if generation else ""
         return join(self.accounting_folder, f"{shard_name(shard_id)}{suffix}.parquet")
 
-    def run(self, name: str) -> str:
-        return join(self.root, "_run", name)
+    @property
+    def manifest(self) -> str:
+        return self.root.rstrip("/") + MANIFEST
+
+    @property
+    def spec(self) -> str:
+        return self._of_run("spec.yaml")
+
+    @property
+    def plan(self) -> str:
+        return self._of_run("plan.json")
+
+    @property
+    def report(self) -> str:
+        return self.root.rstrip("/") + REPORT
+
+    @property
+    def replicas(self) -> str:
+        """The replicas' accounts, a table."""
+        return self._of_run("replicas.parquet")
+
+    @property
+    def retry_note(self) -> str:
+        return self._of_run("retry.json")
+
+    @property
+    def skipped(self) -> str:
+        return self.root.rstrip("/") + SKIPPED
+
+    @property
+    def lock(self) -> str:
+        return self.root.rstrip("/") + LOCK
+
+    @property
+    def log(self) -> str:
+        return self._of_run("run.log")
+
+    @property
+    def stop(self) -> str:
+        """Where this file is, no replica starts another shard."""
+        return self._of_run("stop")
 
     @property
     def journals_folder(self) -> str:
-        return self.run("replicas")
+        return self._of_run("replicas")
 
     def journal(self, replica_id: str) -> str:
         return join(self.journals_folder, f"{replica_id}.json")
+
+    def _of_run(self, name: str) -> str:
+        return join(self.root, "_run", name)
 
 
 @contextlib.contextmanager

@@ -56,14 +56,14 @@ class Scheduled:
 
 
 @dataclass(slots=True)
-class Outcome:
+class DueOutcome:
     """What came of running what was due: a report for each run that ended, and what kept others from it."""
 
     reports: list[Report] = field(default_factory=list)
     errors: list[BatchinferError] = field(default_factory=list)
 
 
-class Standing(BaseModel):
+class JobStanding(BaseModel):
     """How a scheduled job stands: its last run and that run's state (`never` where there is none), the tick
     that is due now and the next one. Times are ISO 8601, those of ticks in the schedule's time zone."""
 
@@ -139,12 +139,12 @@ def backfill(
 
 def run_due(
     spec: JobSpec, schedule: ScheduleSpec, listener: Listener, cluster: str | None = None, clock: Clock = utc_now
-) -> Outcome:
+) -> DueOutcome:
     """Resume the runs of the job that died, run the tick that is due, if any, and return.
 
     Where another process is running the job, `schedule.overlap` says what becomes of the tick.
     """
-    outcome = Outcome()
+    outcome = DueOutcome()
     try:
         with _turn(spec, listener):
             due = decide(schedule, _past(spec), clock())
@@ -171,7 +171,7 @@ def run_due(
     return outcome
 
 
-def standing(job: Scheduled, now: datetime) -> Standing:
+def standing(job: Scheduled, now: datetime) -> JobStanding:
     """How the job stands at `now`."""
     past = _past(job.spec)
     last = past[-1] if past else None
@@ -180,9 +180,9 @@ def standing(job: Scheduled, now: datetime) -> Standing:
     state: str = last.state if last else "never"
     if last is not None and last.state == "done":
         layout = Layout(last.root, job.spec.storage)
-        made = Report.model_validate_json(layout.storage.read(layout.run("report.json")))
+        made = Report.model_validate_json(layout.storage.read(layout.report))
         state = "failed rows" if made.error_rate > made.max_error_rate else "done"
-    return Standing(
+    return JobStanding(
         name=job.spec.name,
         spec=job.path,
         cron=job.schedule.cron,

@@ -5,7 +5,7 @@ import heapq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchinfer.accounting.budget import Standing, over_budget
+from batchinfer.accounting.budget import Spending, over_budget
 from batchinfer.jobspec import LimitsSpec
 
 
@@ -19,7 +19,7 @@ def standing(**values):
         "seconds": 0.0,
         "seconds_per_shard": None,
     }
-    return Standing(**(known | values))
+    return Spending(**(known | values))
 
 
 def test_without_limits_nothing_is_over_budget():

@@ -3,13 +3,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
-from builders import make_journal, make_reading, make_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchinfer.accounting.ledger import REPLICAS_SCHEMA, replica_accounts, replicas_table, totals
 from batchinfer.accounting.meter import Meter
 from batchinfer.accounting.records import MeterReading, ReplicaRecord, ShardRecord
+from tests.support.builders import make_journal, make_reading, make_record
 
 CONTRACT = [
     *("replica_id", "node", "accelerator", "num_gpus", "started_at", "ready_at", "finished_at", "gpu_seconds"),

@@ -5,12 +5,12 @@ import io
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import make_journal, make_reading, make_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from batchinfer.accounting.records import ACCOUNTING_SCHEMA, ReplicaRecord, ShardRecord, shard_records, shard_table
+from tests.support.builders import make_journal, make_reading, make_record
 
 CONTRACT = [
     *("run_id", "job_name", "shard_id", "attempt", "replica_id", "node", "accelerator", "num_gpus", "model"),

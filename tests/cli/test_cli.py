@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
-from commands import forked
-from conftest import results
+
+from tests.support.commands import forked
+from tests.support.scripted_jobs import results
 
 
 def batchinfer(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_process import in_one_process, spec_values
-from tiny_models import ARCHITECTURES, NEW_TOKENS, TEXTS
+
+from tests.support.engine_process import in_one_process, spec_values
+from tests.support.tiny_models import ARCHITECTURES, NEW_TOKENS, TEXTS
 
 SCRIPT = """
 from pathlib import Path
-from engine_process import answers
-from tiny_models import TEXTS, make_checkpoint, reference
+from tests.support.engine_process import answers
+from tests.support.tiny_models import TEXTS, make_checkpoint, reference
 
 found = {}
 for name, spec in given.items():

@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
-from builders import make_plan, make_spec
-from conftest import ROOT
 
 from batchinfer.engine import EngineDied, start_engine
 from batchinfer.engine.host import HostedEngine, host_processes
 from batchinfer.errors import EngineError
 from batchinfer.prompting.prompts import Prompt
+from tests.support import ROOT
+from tests.support.builders import make_plan, make_spec
 
 
 def spec_of(**scripted):
@@ -150,8 +150,8 @@ def test_a_host_that_is_killed_while_it_loads_is_an_error_that_names_the_signal(
 
 LOSER = """
 import sys
-sys.path[:0] = {path!r}
-from builders import make_plan, make_spec
+sys.path.insert(0, {root!r})
+from tests.support.builders import make_plan, make_spec
 from batchinfer.engine.host import HostedEngine, host_processes
 spec = make_spec(prompt={{"column": "text"}}, engine={{"scripted": {{}}}})
 engine = HostedEngine(spec, make_plan())
@@ -161,7 +161,7 @@ sys.stdin.read()
 
 
 def test_a_host_and_its_engine_end_when_the_replica_is_killed():
-    script = LOSER.format(path=[str(ROOT), str(ROOT / "tests")])
+    script = LOSER.format(root=str(ROOT))
     with subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as replica:

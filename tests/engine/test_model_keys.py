@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
-from engine_process import in_one_process, spec_values
-from quantized import FORMS
-from tiny_models import NEW_TOKENS, TEXTS
+
+from tests.support import ROOT
+from tests.support.engine_process import in_one_process, spec_values
+from tests.support.quantized import FORMS
+from tests.support.tiny_models import NEW_TOKENS, TEXTS
 
 MODEL = ROOT / "jobs" / "demo" / "model"
 ROWS = 300
@@ -20,9 +21,9 @@ import sysconfig
 from itertools import islice
 from pathlib import Path
 from docstrings import module_docstrings, parse_module, stdlib_modules
-from engine_process import answers
-from quantized import FORMS, quantize
-from tiny_models import TEXTS, make_adapter, make_checkpoint, reference
+from tests.support.engine_process import answers
+from tests.support.quantized import FORMS, quantize
+from tests.support.tiny_models import TEXTS, make_adapter, make_checkpoint, reference
 from transformers import AutoModel, AutoTokenizer
 
 folder = Path(given["folder"])

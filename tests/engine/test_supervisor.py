@@ -5,7 +5,6 @@ import threading
 import time
 
 import pytest
-from builders import make_plan, make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from batchinfer.engine.base import Completion, EngineDied
 from batchinfer.engine.supervisor import DEATHS_OF_A_ROW, PARTS, Stall, Supervisor, cut
 from batchinfer.errors import EngineError
 from batchinfer.prompting.prompts import Prompt
+from tests.support.builders import make_plan, make_spec
 
 
 class Machine:

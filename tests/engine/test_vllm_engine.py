@@ -10,8 +10,9 @@ from random import Random
 from typing import Any
 
 import pytest
-from conftest import ROOT
-from engine_process import in_one_process
+
+from tests.support import ROOT
+from tests.support.engine_process import in_one_process
 
 SCRIPT = """
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from batchinfer.engine import start_engine
 from batchinfer.planner import Cluster, make_plan
 from batchinfer.prompting.prompts import Prompt
 from batchinfer.jobspec import JobSpec
-from engine_process import forget_groups
+from tests.support.engine_process import forget_groups
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 

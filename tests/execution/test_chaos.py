@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+
+from tests.support import ROOT
 
 
 # Each kind by itself: test_kills.py (engine, actor, driver), test_runner.py (workers), test_submit.py (a node).

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from builders import make_record, make_spec, manifest_of, write_parquet
 
 from batchinfer.engine import Completion
 from batchinfer.execution.result_rows import result_table
@@ -22,12 +21,13 @@ from batchinfer.prompting.prompts import PromptMaker
 from batchinfer.rundir.commit import commit
 from batchinfer.rundir.paths import Layout
 from batchinfer.storage.local import LocalStorage
+from tests.support.builders import make_envelope, make_record, make_spec, manifest_of, write_parquet
 
 ROWS = 4096
 TABLE = pa.table(
     {"id": [f"row-{i:09d}" for i in range(ROWS)], "text": [f"{'some text ' * 10}{i}" for i in range(ROWS)]}
 )
-ABOUT = {"shard_id": 0, "retried": None, "first_row": 0}
+ENVELOPE = make_envelope()
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def python_bytes_a_row(work) -> float:
 
 def test_a_shard_is_copied_once_when_it_is_sealed_and_not_when_it_is_opened(pool: pa.MemoryPool) -> None:
     before = pool.total_bytes_allocated()
-    block = seal(TABLE, ABOUT)
+    block = seal(TABLE, ENVELOPE)
     # A buffer that grows by doubling takes up to twice its last size in all.
     assert pool.total_bytes_allocated() - before < 2.1 * TABLE.nbytes
     assert block.nbytes < 1.1 * TABLE.nbytes
@@ -79,9 +79,9 @@ def test_a_prompt_is_one_text_and_one_object() -> None:
 def test_the_result_table_makes_no_python_object_for_a_row(pool: pa.MemoryPool) -> None:
     done = [Completion([text], ["stop"], 30, 0, 5) for text in TABLE.column("text").to_pylist()]
     spec = make_spec()
-    assert python_bytes_a_row(lambda: result_table(spec, TABLE, ABOUT, done)) < 40
+    assert python_bytes_a_row(lambda: result_table(spec, TABLE, ENVELOPE, done)) < 40
     before = pool.total_bytes_allocated()
-    results = result_table(spec, TABLE, ABOUT, done)
+    results = result_table(spec, TABLE, ENVELOPE, done)
     assert pool.total_bytes_allocated() - before < 2.5 * results.nbytes
 
 

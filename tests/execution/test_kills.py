@@ -18,7 +18,9 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, assert_ledger_adds_up, results
+
+from tests.support import ROOT
+from tests.support.scripted_jobs import assert_ledger_adds_up, results
 
 RUN = "BATCHINFER_TEST_RUN"
 MARKS = {"BATCHINFER_DRIVER", "BATCHINFER_REPLICA"}

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import make_journal, make_record
 from hypothesis import given
 from hypothesis import strategies as st
 
 from batchinfer.execution import metrics
+from tests.support.builders import make_journal, make_record
 
 DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana-dashboard.json"
 

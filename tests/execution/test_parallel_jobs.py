@@ -11,10 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, KeepingListener, assert_ledger_adds_up, results
 
 from batchinfer.execution import runner
 from batchinfer.jobspec import JobSpec
+from tests.support import ROOT
+from tests.support.scripted_jobs import KeepingListener, assert_ledger_adds_up, results
 
 ARCHITECTURES = ("MixtralForCausalLM", "LlamaForCausalLM")
 AREAS = ["data", "files", "system", "concurrency", "network", "markup", "gui", "tools", "runtime"]
@@ -26,8 +27,8 @@ from pathlib import Path
 sys.path[:0] = json.loads(sys.argv[1])
 import pyarrow as pa, pyarrow.parquet as pq
 from docstrings import module_docstrings, parse_module, stdlib_modules
-from quantized import quantize
-from tiny_models import TEXTS, make_checkpoint, reference
+from tests.support.quantized import quantize
+from tests.support.tiny_models import TEXTS, make_checkpoint, reference
 
 folder, model = Path(sys.argv[2]), Path(sys.argv[3])
 found = {"texts": TEXTS}
@@ -47,7 +48,7 @@ pq.write_table(pa.Table.from_pylist([{"text": row.text, "area": row.area} for ro
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two random checkpoints with their reference tokens, the demo model in W8A8, and held-out docstrings."""
     folder = tmp_path_factory.mktemp("parallel")
-    paths = json.dumps([str(ROOT / "tests" / "engine"), str(ROOT / "jobs" / "demo")])
+    paths = json.dumps([str(ROOT), str(ROOT / "jobs" / "demo")])
     model = str(ROOT / "jobs" / "demo" / "model")
     command = [sys.executable, "-c", MAKE, paths, str(folder), model, str(ROWS), *ARCHITECTURES]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)

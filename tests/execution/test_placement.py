@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import assert_ledger_adds_up, results, scripted_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from batchinfer.execution.placement import nodes_for
+from tests.support.scripted_jobs import assert_ledger_adds_up, results, scripted_spec
 
 RUN = """
 import json, sys, time
 import ray
 from ray.cluster_utils import Cluster
-from conftest import KeepingListener
+from tests.support.scripted_jobs import KeepingListener
 from batchinfer.execution import runner
 from batchinfer.jobspec import JobSpec
 

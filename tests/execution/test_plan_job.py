@@ -8,12 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import make_report_value, make_spec
 
 from batchinfer.execution.checks import check
 from batchinfer.execution.plan_job import plan_job
 from batchinfer.jobspec import JobSpec
 from batchinfer.planner import Plan, assumed_cluster
+from tests.support.builders import make_report_value, make_spec
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import pytest
-from builders import make_record
 
 from batchinfer.execution.progress import Progress, Speed
+from tests.support.builders import make_record
 
 
 def progress(done, speed):

@@ -3,13 +3,13 @@ from __future__ import annotations
 from collections import Counter
 
 import pyarrow as pa
-from builders import make_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from batchinfer.engine import Completion
 from batchinfer.errors import RowError
 from batchinfer.execution.result_rows import counts, result_table
+from tests.support.builders import make_envelope, make_spec
 
 CODES = st.sampled_from(["engine_rejected", "output_invalid"])
 TOKENS = st.integers(0, 2**31 - 1)
@@ -29,7 +29,7 @@ def test_what_a_record_counts_is_what_the_rows_hold(drawn):
     n, done = drawn
     spec = make_spec(sampling={"n": n, "temperature": 1.0})
     rows = pa.table({"id": pa.array(range(len(done)), pa.int64())})
-    results = result_table(spec, rows, {"retried": None, "first_row": 0}, done)
+    results = result_table(spec, rows, make_envelope(), done)
     assert results.column("error_code").to_pylist() == [c.error.code if c.error else None for c in done]
     errors = Counter(c.error.code for c in done if c.error)
     assert counts(results) == {

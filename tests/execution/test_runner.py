@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from conftest import KeepingListener, assert_ledger_adds_up, results, scripted_spec, write_corpus
 
 from batchinfer.accounting.report import Report
 from batchinfer.errors import EngineError, InputError, OutputError, Stopped, TooManyFailedRows, WorkersLost
 from batchinfer.execution import runner
 from batchinfer.jobspec import JobSpec
+from tests.support.scripted_jobs import KeepingListener, assert_ledger_adds_up, results, scripted_spec, write_corpus
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

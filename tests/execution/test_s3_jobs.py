@@ -6,13 +6,13 @@ import json
 from typing import Any
 
 import pytest
-from conftest import KeepingListener
-from s3_runs import assert_whole, spec_on, table
 
 from batchinfer.errors import InputError, UserError
 from batchinfer.execution import runner
 from batchinfer.jobspec import JobSpec
 from batchinfer.storage import Storage, join
+from tests.support.s3_runs import assert_whole, spec_on, table
+from tests.support.scripted_jobs import KeepingListener
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import make_spec
-from conftest import ROOT
 from tokenizers import Tokenizer
 
 from batchinfer.execution.sample_prompts import survey
 from batchinfer.input import build_manifest
 from batchinfer.prompting.prompts import needed_columns
+from tests.support import ROOT
+from tests.support.builders import make_fingerprint, make_spec
 
 MODEL = ROOT / "jobs/demo/model"
 
@@ -24,7 +24,7 @@ def surveyed(
     pq.write_table(pa.table({"id": list(range(len(texts))), "text": texts}), folder / "rows.parquet")
     prompt = {"template": "{{ text }}", "chat": keys.pop("chat", None)}
     spec = make_spec(input={"uri": str(folder), "id_column": "id"}, prompt=prompt, **keys)
-    manifest = build_manifest(spec, needed_columns(spec), {})
+    manifest = build_manifest(spec, needed_columns(spec), make_fingerprint())
     return survey(spec, manifest, str(tokenizer) if tokenizer else None, earlier)
 
 
@@ -73,7 +73,7 @@ def test_an_empty_input_is_no_work(tmp_path):
         pa.table({"id": pa.array([], pa.int64()), "text": pa.array([], pa.string())}), tmp_path / "a.parquet"
     )
     spec = make_spec(input={"uri": str(tmp_path), "id_column": "id"}, prompt={"template": "{{ text }}"})
-    work = survey(spec, build_manifest(spec, needed_columns(spec), {}), None)
+    work = survey(spec, build_manifest(spec, needed_columns(spec), make_fingerprint()), None)
     assert (work.rows, work.sampled_rows) == (0, 0)
 
 

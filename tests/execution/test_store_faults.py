@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import ray
-from conftest import KeepingListener
-from faulty_store import FAULTS, FaultyStore
-from s3_runs import assert_whole, spec_on
 
 from batchinfer.execution import runner
 from batchinfer.jobspec import to_yaml
 from batchinfer.storage import Storage, join
+from tests.support.faulty_store import FAULTS, FaultyStore
+from tests.support.s3_runs import assert_whole, spec_on
+from tests.support.scripted_jobs import KeepingListener
 
 # Short, so that a fault costs a test seconds where it would cost a run minutes.
 PATIENT = {"max_attempts": 12, "connect_timeout": 2, "read_timeout": 1, "lease_seconds": 20}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from builders import manifest_of, rows_of, write_lines, write_parquet
 
 from batchinfer.errors import InputError
+from tests.support.builders import manifest_of, rows_of, write_lines, write_parquet
 
 
 def refusal(folder, columns=("text",), file_format="parquet", **values):

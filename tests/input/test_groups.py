@@ -6,7 +6,6 @@ import datetime
 
 import pyarrow as pa
 import pytest
-from builders import make_spec, rows_of, write_lines, write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,13 +14,14 @@ from batchinfer.input import build_manifest
 from batchinfer.input.groups import find_groups
 from batchinfer.input.manifest import from_parquet, to_parquet
 from batchinfer.prompting.prompts import needed_columns
+from tests.support.builders import make_fingerprint, make_spec, rows_of, write_lines, write_parquet
 
 
 def manifest_by(uri, group_by="doc", file_format="parquet", rows=4, **values):
     spec = make_spec(
         input={"uri": str(uri), "format": file_format, "group_by": group_by}, shards={"rows": rows, **values}
     )
-    return build_manifest(spec, needed_columns(spec), {})
+    return build_manifest(spec, needed_columns(spec), make_fingerprint())
 
 
 def groups_of(manifest, uri, file_format="parquet"):

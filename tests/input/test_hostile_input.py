@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import make_record, make_spec, manifest_of, rows_of, write_lines, write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,25 +28,34 @@ from batchinfer.prompting.prompts import PromptMaker, needed_columns
 from batchinfer.rundir.commit import commit
 from batchinfer.rundir.paths import Layout
 from batchinfer.storage import storage_for
+from tests.support.builders import (
+    make_envelope,
+    make_fingerprint,
+    make_record,
+    make_spec,
+    manifest_of,
+    rows_of,
+    write_lines,
+    write_parquet,
+)
 
 
 def through(folder: Path, output: Path, columns: list[str], prompt: dict, rows: int = 2, file_format="parquet"):
     """The results of a job without Ray and engine: manifest, reader, prompts, result table, commit."""
     given = {"uri": str(folder), "format": file_format, "columns": columns}
     spec = make_spec(input=given, prompt=prompt, shards={"rows": rows}, output={"uri": str(output)})
-    manifest = from_parquet(to_parquet(build_manifest(spec, needed_columns(spec), {})))
+    manifest = from_parquet(to_parquet(build_manifest(spec, needed_columns(spec), make_fingerprint())))
     maker, layout = PromptMaker(spec.prompt), Layout(str(output))
     for group in read_together(manifest.shards):
         for shard, table in read_shards(group, manifest.schema, manifest.partitions, str(folder), file_format):
-            about = {"retried": None, "first_row": shard.first_row}
-            table, about = unseal(seal(table, about))
+            table, envelope = unseal(seal(table, make_envelope(shard_id=shard.shard_id, first_row=shard.first_row)))
             made = maker.prompts(table)
             for prompt_ in made:
                 assert isinstance(prompt_, RowError) or prompt_.as_text().encode()
             answers = [
                 Completion.failed(p) if isinstance(p, RowError) else Completion(["ok"], ["stop"], 1, 0, 1) for p in made
             ]
-            results = result_table(spec, table, about, answers)
+            results = result_table(spec, table, envelope, answers)
             assert commit(layout, results, make_record(shard.shard_id))
     return manifest, pq.read_table(output / "data") if manifest.shards else None
 
@@ -296,7 +304,7 @@ def test_a_line_that_no_table_can_hold_is_refused_in_words(tmp_path, line, words
     write_lines(tmp_path / "a.jsonl", line)
     spec = make_spec(input={"uri": str(tmp_path), "format": "jsonl", "columns": ["x"]}, prompt={"column": "x"})
     with pytest.raises(InputError) as caught:
-        build_manifest(spec, needed_columns(spec), {})
+        build_manifest(spec, needed_columns(spec), make_fingerprint())
     assert words in f"{caught.value} {caught.value.remedy}"
     assert len(str(caught.value)) < 1000
 

@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from builders import manifest_of, write_lines, write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchinfer.errors import InputError
 from batchinfer.input.ids import require_unique
+from tests.support.builders import manifest_of, write_lines, write_parquet
 
 
 def refusal(uri, file_format="parquet", column="id"):

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import make_spec, manifest_of, rows_of, write_lines, write_parquet
 
 from batchinfer.errors import InputError
 from batchinfer.input import build_manifest
+from tests.support.builders import make_fingerprint, make_spec, manifest_of, rows_of, write_lines, write_parquet
 
 
 def refusal(uri, columns, file_format="parquet"):
@@ -23,7 +23,9 @@ def test_a_column_that_is_missing_is_named_with_its_key_and_the_nearest(tmp_path
         write_lines(tmp_path / "a.jsonl", {"text": "a", "title": "b"})
     spec = make_spec(input={"uri": str(tmp_path), "format": file_format})
     with pytest.raises(InputError) as caught:
-        build_manifest(spec, {"texts": "prompt.template", "title": "input.columns", "zzz": "evaluate.by"}, {})
+        build_manifest(
+            spec, {"texts": "prompt.template", "title": "input.columns", "zzz": "evaluate.by"}, make_fingerprint()
+        )
     assert str(caught.value).splitlines() == [
         "prompt.template names the column 'texts', which the input does not have; did you mean 'text'?",
         "evaluate.by names the column 'zzz', which the input does not have",
@@ -129,7 +131,7 @@ def test_shards_are_cut_by_rows_and_by_the_bytes_of_the_columns_that_are_read(tm
 def test_the_fingerprint_is_kept(tmp_path):
     write_parquet(tmp_path / "a.parquet", {"text": ["a"]})
     spec = make_spec(input={"uri": str(tmp_path)})
-    assert build_manifest(spec, {"text": "prompt.template"}, {"run_id": "r"}).fingerprint == {"run_id": "r"}
+    assert build_manifest(spec, {"text": "prompt.template"}, make_fingerprint(run_id="r")).fingerprint.run_id == "r"
 
 
 def test_what_a_file_promises_about_a_column_is_not_promised_of_the_whole_input(tmp_path):

@@ -12,43 +12,16 @@ from batchinfer.input.manifest import (
     Manifest,
     RowGroup,
     Segment,
-    Shard,
     cut,
     from_parquet,
     read_together,
     to_parquet,
 )
 from batchinfer.storage import Entry
+from tests.support.builders import make_fingerprint
+from tests.support.manifests import all_rows, input_files, positions
 
 relaxed = settings(deadline=None, max_examples=100)
-
-
-@st.composite
-def input_files(draw):
-    files = []
-    for number in range(draw(st.integers(0, 4))):
-        groups, offset = [], 0
-        for _ in range(draw(st.integers(0, 4))):
-            size = draw(st.integers(0, 3000))
-            groups.append(RowGroup(draw(st.integers(0, 30)), size, offset))
-            offset += size
-        files.append(InputFile(Entry(f"/in/{number}", offset, f"tag{number}"), tuple(groups)))
-    return files
-
-
-def row_bytes(group: RowGroup) -> int:
-    return max(1, -(-group.size // group.rows))
-
-
-def all_rows(files):
-    """(uri, row in the file, bytes) of every row, in order."""
-    for file in files:
-        sizes = [row_bytes(group) for group in file.groups for _ in range(group.rows)]
-        yield from ((file.entry.uri, row, size) for row, size in enumerate(sizes))
-
-
-def rows_of(shard: Shard):
-    return [(s.entry.uri, s.start + i) for s in shard.segments for i in range(s.rows)]
 
 
 limits = {"rows": st.integers(1, 40), "max_bytes": st.integers(1, 4000)}
@@ -58,7 +31,7 @@ limits = {"rows": st.integers(1, 40), "max_bytes": st.integers(1, 4000)}
 @given(files=input_files(), **limits)
 def test_every_row_is_in_exactly_one_shard_in_order(files, rows, max_bytes):
     shards = cut(files, lambda _: rows, max_bytes)
-    assert [row for shard in shards for row in rows_of(shard)] == [(uri, row) for uri, row, _ in all_rows(files)]
+    assert [row for shard in shards for row in positions(shard)] == [(uri, row) for uri, row, _ in all_rows(files)]
     assert [shard.shard_id for shard in shards] == list(range(len(shards)))
     assert [shard.first_row for shard in shards] == [sum(s.rows for s in shards[:i]) for i in range(len(shards))]
     assert all(shard.rows > 0 for shard in shards)
@@ -117,7 +90,7 @@ def test_a_manifest_comes_back_from_its_file_as_it_was(files, rows, max_bytes):
         schema=schema,
         partitions=("year",),
         empty_files=tuple(file.entry.uri for file in files if not file.rows),
-        fingerprint={"run_id": "r", "spec": {"a": {"b": [1, None, "é"]}}},
+        fingerprint=make_fingerprint(spec={"a": {"b": [1, None, "é"]}}),
     )
     back = from_parquet(to_parquet(manifest))
     assert back == manifest
@@ -148,7 +121,9 @@ def test_rows_that_follow_each_other_across_row_groups_are_one_segment():
 
 def test_a_manifest_of_an_earlier_version_is_read_without_the_bytes_of_its_shards():
     file = InputFile(Entry("/in", 60, "t"), (RowGroup(4, 40, 0), RowGroup(2, 20, 40)))
-    manifest = Manifest(tuple(cut([file], lambda _: 4, 1000)), pa.schema([("id", pa.int64())]), (), (), {})
+    manifest = Manifest(
+        tuple(cut([file], lambda _: 4, 1000)), pa.schema([("id", pa.int64())]), (), (), make_fingerprint()
+    )
     written = pq.read_table(pa.BufferReader(to_parquet(manifest)))
     earlier = pa.BufferOutputStream()
     pq.write_table(written.drop_columns(["bytes"]), earlier)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from builders import manifest_of, rows_of, write_lines, write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchinfer.errors import InputError
 from batchinfer.input import read_shards
 from batchinfer.input.manifest import from_parquet, read_together, to_parquet
+from tests.support.builders import manifest_of, rows_of, write_lines, write_parquet
 
 files = st.lists(
     st.tuples(st.integers(0, 120), st.integers(1, 50)), min_size=1, max_size=3

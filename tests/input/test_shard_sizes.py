@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_manifest import all_rows, input_files, rows_of
 
 from batchinfer.input.manifest import InputFile, RowGroup, Segment, Shard, cut, read_together
 from batchinfer.input.shard_sizes import (
@@ -26,6 +25,7 @@ from batchinfer.input.shard_sizes import (
 )
 from batchinfer.jobspec import ReplicaRange
 from batchinfer.storage import Entry
+from tests.support.manifests import all_rows, input_files, positions
 
 relaxed = settings(deadline=None, max_examples=100)
 
@@ -52,7 +52,7 @@ def packed(groups):
 def test_every_row_is_in_one_shard_in_order_whatever_the_sizes_and_groups(grouped, sizes, max_bytes):
     files, groups = grouped
     shards = cut(files, lambda row: sizes[row % len(sizes)], max_bytes, at_groups(packed(groups), len(groups)))
-    assert [row for shard in shards for row in rows_of(shard)] == [(uri, row) for uri, row, _ in all_rows(files)]
+    assert [row for shard in shards for row in positions(shard)] == [(uri, row) for uri, row, _ in all_rows(files)]
     assert [shard.first_row for shard in shards] == [sum(s.rows for s in shards[:i]) for i in range(len(shards))]
     assert all(0 < shard.rows <= sizes[shard.first_row % len(sizes)] for shard in shards)
 

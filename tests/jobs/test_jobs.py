@@ -8,8 +8,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import write_lines
-from conftest import assert_ledger_adds_up, results
 
 from batchinfer.execution import runner
 from batchinfer.execution.checks import check
@@ -17,6 +15,8 @@ from batchinfer.execution.plan_job import plan_job
 from batchinfer.jobspec import JobSpec, load
 from batchinfer.planner import Plan, assumed_cluster
 from batchinfer.prompting.prompts import needed_columns
+from tests.support.builders import write_lines
+from tests.support.scripted_jobs import assert_ledger_adds_up, results
 
 JOBS = Path(__file__).parents[2] / "jobs"
 NAMES = sorted(path.stem for path in JOBS.glob("*.yaml") if path.stem not in ("demo", "nightly"))

@@ -7,12 +7,12 @@ from itertools import islice, pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
-from builders import make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchinfer.errors import SpecError
 from batchinfer.jobspec.cron import latest_tick, require_cron, tick_name, tick_of, ticks_after, ticks_between
+from tests.support.builders import make_spec
 
 BERLIN = "Europe/Berlin"
 

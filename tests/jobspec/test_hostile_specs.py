@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
-from builders import SPEC, make_spec
 
 from batchinfer.errors import SpecError
 from batchinfer.jobspec import load, parse
+from tests.support.builders import SPEC, make_spec
 
 LONG = "x" * 100_000
 ALIASES = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n" + "".join(

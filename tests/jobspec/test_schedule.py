@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
-from builders import make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchinfer.errors import SpecError, UserError
 from batchinfer.jobspec import JobSpec, ScheduleSpec
 from batchinfer.jobspec.schedule import Due, PastRun, current_time, decide, require_distinct_folders, resolve, times_on
+from tests.support.builders import make_spec
 
 NIGHTLY = ScheduleSpec(cron="0 2 * * *")
 NOW = datetime(2026, 11, 20, 14, tzinfo=UTC)

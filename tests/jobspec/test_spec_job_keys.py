@@ -1,9 +1,9 @@
 import pytest
-from builders import make_spec
 from pydantic import ValidationError
 
 from batchinfer.errors import SpecError
 from batchinfer.jobspec.job_keys import RESULT_COLUMNS
+from tests.support.builders import make_spec
 
 
 def refusal(**sections):

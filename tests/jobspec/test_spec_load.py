@@ -4,13 +4,13 @@ import json
 
 import pytest
 import yaml
-from builders import make_spec, spec_text
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from batchinfer.errors import SpecError
 from batchinfer.jobspec import JobSpec, key_values, load, parse, to_yaml
 from batchinfer.jobspec.explain import explain
+from tests.support.builders import make_spec, spec_text
 
 LEAST = """\
 name: a-job

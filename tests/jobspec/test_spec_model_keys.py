@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from builders import make_spec
 
 from batchinfer.errors import SpecError
+from tests.support.builders import make_spec
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3}
 

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import pytest
-from builders import make_spec
 
 from batchinfer.errors import SpecError
 from batchinfer.jobspec import StoreSpec, parse, to_yaml
 from batchinfer.storage import storage_for
 from batchinfer.storage.s3 import S3Storage
+from tests.support.builders import make_spec
 
 
 def test_options_stand_under_beginnings_of_uris_and_survive_the_run_folder():

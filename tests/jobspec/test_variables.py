@@ -3,10 +3,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from builders import make_spec
 
 from batchinfer.errors import SpecError
 from batchinfer.jobspec.variables import NAMES, Moment, fixed_folder, has_variables, render
+from tests.support.builders import make_spec
 
 # Half past midnight of the first of March in Berlin: still February in UTC.
 MOMENT = Moment(

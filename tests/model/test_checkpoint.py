@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import make_plan, make_spec
-from conftest import ROOT
 
 from batchinfer.engine.vllm import engine_arguments
 from batchinfer.errors import ModelError
@@ -18,6 +16,8 @@ from batchinfer.execution.checks import require_model
 from batchinfer.jobspec import LoraSpec, ModelSpec, SpeculativeSpec
 from batchinfer.model.checkpoint import local_adapter, require_adapter, require_draft, require_weights
 from batchinfer.model.resolve import model_facts
+from tests.support import ROOT
+from tests.support.builders import make_plan, make_spec
 
 MODEL = ROOT / "jobs" / "demo" / "model"
 

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from faulty_store import FaultyStore
 
 from batchinfer.errors import ModelError, StorageError
 from batchinfer.jobspec import StoreSpec
 from batchinfer.model.download import local_model
+from tests.support.faulty_store import FaultyStore
 
 FILES = {"config.json": b"{}", "model.safetensors": os.urandom(3_000_000), "sub/tokenizer.json": b"[]", "empty": b""}
 

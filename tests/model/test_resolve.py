@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from batchinfer.errors import ModelError
 from batchinfer.jobspec import ModelSpec
 from batchinfer.model.resolve import model_facts, require_access
+from tests.support import ROOT
 
 
 def test_a_folder_tells_by_its_config():

@@ -1,54 +1,16 @@
 """Golden plans of real catalog entries, and the laws of any choice."""
 
 import pytest
-from builders import make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchinfer.catalog import accelerators, find_model, models
 from batchinfer.errors import ResourceError, UserError
-from batchinfer.planner import Cluster, assumed_cluster, make_plan
+from batchinfer.planner import assumed_cluster, make_plan
 from batchinfer.planner.layout import tensor_problem
 from batchinfer.planner.quantize import QUANTIZATIONS
-from batchinfer.planner.values import Interval, Workload
-
-WORK = Workload(
-    rows=100_000,
-    input_tokens=500,
-    longest_input_tokens=1500,
-    output_tokens=Interval(low=100, mid=200, high=256),
-    sampled_rows=1000,
-    source="a test",
-)
-
-
-def plan(
-    name, gpu, gpus, quantization="auto", work=None, node=8, limits=None, engine=None, calibration=None, **resources
-):
-    entry = find_model(name)
-    cluster = Cluster(
-        gpus=gpus,
-        largest_node_gpus=min(gpus, node),
-        accelerator_type=gpu,
-        memory_bytes=2**36,
-        may_grow=resources.pop("may_grow", False),
-    )
-    spec = make_spec(
-        model={"source": name, "quantization": quantization},
-        resources={"accelerator": gpu, "price_per_gpu_hour": 2.0, **resources},
-        limits=limits or {},
-        engine=engine or {},
-    )
-    return make_plan(
-        spec,
-        cluster,
-        name,
-        shape=entry.shape,
-        entry=entry,
-        checkpoint_quantization=entry.stored_as(name),
-        workload=work,
-        calibration=calibration,
-    )
+from tests.support.builders import make_spec
+from tests.support.plans import WORK, plan
 
 
 def chosen(made):

@@ -16,7 +16,7 @@ from batchinfer.catalog.models import models
 from batchinfer.catalog.quantization import QUANTIZATIONS
 from batchinfer.planner.calibrate import Reading, calibration_from
 from batchinfer.planner.estimate import CALIBRATED_SPREAD, RATE_SPREAD, job_estimate, replica_speed
-from batchinfer.planner.values import EngineSettings, Fit, Interval, Speed, Workload
+from batchinfer.planner.values import EngineSettings, Fit, Interval, ReplicaSpeed, Workload
 
 ROOT = Path(__file__).parents[2]
 LOAD = Interval(low=30, mid=90, high=300)
@@ -86,7 +86,6 @@ def cases(draw):
         "accelerator": draw(st.sampled_from([gpu for name, gpu in accelerators().items() if name != "cpu"])),
         "tensor": tensor,
         "pipeline": draw(st.sampled_from([1, 2, 3])),
-        "expert_parallel": False,
         "fit": room(draw(st.integers(100, 10_000_000))),
         "settings": EngineSettings(max_num_seqs=draw(st.sampled_from([1, 16, 256, 2048]))),
         "workload": workload(
@@ -145,7 +144,6 @@ def on(gpu, model, quantization, tensor=1, tokens=400_000, **work):
         accelerators()[gpu],
         tensor,
         1,
-        False,
         room(tokens),
         EngineSettings(),
         workload(**work),
@@ -170,7 +168,7 @@ def test_a_gpu_without_fp8_computes_fp8_weights_in_16_bits():
 def test_tensor_parallelism_over_pcie_is_slower_than_over_nvlink():
     h100 = accelerators()["H100"]
     base = {"shape": models()["llama-3.3-70b"].shape, "quantization": QUANTIZATIONS["fp8"], "tensor": 4, "pipeline": 1}
-    rest = {"expert_parallel": False, "fit": room(400_000), "settings": EngineSettings(), "workload": workload()}
+    rest = {"fit": room(400_000), "settings": EngineSettings(), "workload": workload()}
     pcie = h100.model_copy(update={"nvlink_gb_s": None})
     fast = replica_speed(accelerator=h100, **base, **rest).rows_per_second
     assert replica_speed(accelerator=pcie, **base, **rest).rows_per_second < 0.7 * fast
@@ -179,7 +177,7 @@ def test_tensor_parallelism_over_pcie_is_slower_than_over_nvlink():
 SPEEDS = st.builds(
     lambda rows, work: (
         work,
-        Speed(
+        ReplicaSpeed(
             tokens_per_second=rows * (work.input_tokens + work.output_tokens.mid),
             output_tokens_per_second=rows * work.output_tokens.mid,
             rows_per_second=rows,

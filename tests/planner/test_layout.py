@@ -4,8 +4,8 @@ from hypothesis import strategies as st
 
 from batchinfer.catalog import QUANTIZATIONS, models
 from batchinfer.planner.layout import (
-    Layout,
     Nodes,
+    ReplicaLayout,
     layouts,
     nodes_of,
     pays_expert_parallel,
@@ -102,7 +102,7 @@ def test_what_the_user_settled_is_all_that_is_looked_at():
     ],
 )
 def test_replicas_are_packed_by_node(tensor, pipeline, nodes, replicas):
-    layout = Layout(tensor, pipeline, False, nodes_of(tensor, pipeline, nodes.per_node))
+    layout = ReplicaLayout(tensor, pipeline, False, nodes_of(tensor, pipeline, nodes.per_node))
     assert replicas_that_fit(layout, nodes) == replicas
 
 

@@ -1,5 +1,4 @@
 import pytest
-from builders import make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -7,6 +6,7 @@ from batchinfer.catalog import accelerators, find_model
 from batchinfer.errors import ResourceError
 from batchinfer.planner import Cluster, make_plan, shards_in_flight
 from batchinfer.planner.plan import engine_settings
+from tests.support.builders import make_spec
 
 GIB = 2**30
 

@@ -3,12 +3,12 @@
 import re
 
 import pytest
-from builders import make_spec
-from test_choose import WORK, plan
 
 from batchinfer.catalog import find_model
 from batchinfer.errors import ModelError, ResourceError
 from batchinfer.planner import Cluster, make_plan
+from tests.support.builders import make_spec
+from tests.support.plans import WORK, plan
 
 
 def test_fewer_bits_more_gpus_or_another_gpu_are_computed_not_guessed():

@@ -4,11 +4,11 @@ import json
 
 import pyarrow as pa
 import pytest
-from builders import make_spec
 
 from batchinfer.errors import RowError, SpecError
 from batchinfer.jobspec import PromptSpec
 from batchinfer.prompting.prompts import Prompt, PromptMaker, needed_columns
+from tests.support.builders import make_spec
 
 
 def prompts(spec, **columns):

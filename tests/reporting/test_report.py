@@ -4,13 +4,13 @@ import io
 import json
 
 import pytest
-from builders import make_journal, make_plan, make_reading, make_record
 from rich.console import Console
 
 from batchinfer.accounting.ledger import replica_accounts, totals
 from batchinfer.accounting.report import Report, make_report
 from batchinfer.reporting import render
 from batchinfer.reporting.terminal import money
+from tests.support.builders import make_journal, make_plan, make_reading, make_record
 
 RECORDS = [
     make_record(

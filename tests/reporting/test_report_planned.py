@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 
-from builders import make_spec
 from rich.console import Console
 
 from batchinfer.catalog import find_model
 from batchinfer.planner import Interval, Plan, Workload, assumed_cluster, make_plan
 from batchinfer.reporting import render_plan
+from tests.support.builders import make_spec
 
 
 def plan(**sections) -> Plan:

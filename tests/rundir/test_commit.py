@@ -6,11 +6,11 @@ import threading
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import make_record
 
 from batchinfer.errors import StorageError
 from batchinfer.rundir.commit import commit, commit_retry, committed_shards, footer_records, read_accounting, repair
 from batchinfer.rundir.paths import Layout
+from tests.support.builders import make_record
 
 
 @pytest.fixture

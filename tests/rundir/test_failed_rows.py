@@ -2,11 +2,11 @@ import os
 
 import pyarrow as pa
 import pytest
-from builders import make_record
 
 from batchinfer.rundir.commit import commit, commit_retry, read_accounting
 from batchinfer.rundir.failed_rows import failed_rows, note_retry, noted_retry
 from batchinfer.rundir.paths import Layout
+from tests.support.builders import make_record
 
 
 @pytest.fixture

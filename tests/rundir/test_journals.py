@@ -1,7 +1,6 @@
-from builders import make_journal
-
 from batchinfer.rundir.journals import lost_attempts, read_journals
 from batchinfer.rundir.paths import Layout
+from tests.support.builders import make_journal
 
 
 def test_the_journals_of_all_replicas_are_read(tmp_path):

@@ -12,15 +12,15 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import KeepingListener, results, scripted_spec, write_corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s3_runs import assert_whole, spec_on
 
 from batchinfer.errors import BatchinferError, OutputError
 from batchinfer.execution import runner
 from batchinfer.rundir.ownership import STOP_MARK, clear, overwrite, remove, require_own
 from batchinfer.rundir.paths import Layout
+from tests.support.s3_runs import assert_whole, spec_on
+from tests.support.scripted_jobs import KeepingListener, results, scripted_spec, write_corpus
 
 OWN_NAMES = [
     *("data/shard-000000.parquet", "data/shard-000003.parquet", "accounting/shard-000001.parquet"),
@@ -178,17 +178,17 @@ def test_a_fresh_run_deletes_all_of_the_earlier_one_and_nothing_else(tmp_path, f
     shutil.copytree(finished / "out", out)
     (out / "notes.txt").write_bytes(b"mine")
     layout = Layout(str(out))
-    clear(layout, kept=[layout.run("lock")])
+    clear(layout, kept=[layout.lock])
     assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == ["_run/lock", "notes.txt"]
 
 
 def test_a_file_that_turns_up_while_a_run_goes_on_is_not_overwritten(tmp_path):
     layout = Layout(str(tmp_path))
-    overwrite(layout, layout.run("stop"), STOP_MARK)
-    overwrite(layout, layout.run("stop"), STOP_MARK)
-    remove(layout, layout.run("stop"))
+    overwrite(layout, layout.stop, STOP_MARK)
+    overwrite(layout, layout.stop, STOP_MARK)
+    remove(layout, layout.stop)
     (tmp_path / "_run" / "stop").write_bytes(b"precious")
-    for act in (lambda: overwrite(layout, layout.run("stop"), STOP_MARK), lambda: remove(layout, layout.run("stop"))):
+    for act in (lambda: overwrite(layout, layout.stop, STOP_MARK), lambda: remove(layout, layout.stop)):
         with pytest.raises(OutputError, match="batchinfer did not write"):
             act()
     assert (tmp_path / "_run" / "stop").read_bytes() == b"precious"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import make_spec, write_parquet
 
 from batchinfer.errors import InputError, InputTaken, OutputError
 from batchinfer.execution.checks import Checked, check
@@ -16,6 +15,7 @@ from batchinfer.jobspec import JobSpec
 from batchinfer.jobspec.schedule import resolve
 from batchinfer.rundir.past_runs import note_skipped, past_runs
 from batchinfer.storage import Storage
+from tests.support.builders import make_spec, write_parquet
 
 
 def nightly(tmp_path: Path, /, **incremental: str) -> JobSpec:
@@ -36,7 +36,7 @@ def claimed(spec: JobSpec, day: int) -> list[str]:
     checked = looked(spec, day)
     assert checked.choice is not None
     with checked.choice.claiming(checked.manifest):
-        checked.layout.storage.create(checked.layout.run("manifest.parquet"), to_parquet(checked.manifest))
+        checked.layout.storage.create(checked.layout.manifest, to_parquet(checked.manifest))
     return names(checked)
 
 
@@ -147,5 +147,5 @@ def test_a_damaged_manifest_stops_the_job_rather_than_running_its_files_again(tm
     claimed(spec, 1)
     (manifest,) = (tmp_path / "out").glob("*/_run/manifest.parquet")
     manifest.write_bytes(b"PAR1")
-    with pytest.raises(OutputError, match="which files that run took cannot be told"):
+    with pytest.raises(OutputError, match=r"manifest\.parquet is not what a run of batchinfer wrote there"):
         looked(spec, 2)

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-from conftest import KeepingListener, assert_ledger_adds_up, results, scripted_spec
 
 from batchinfer.errors import InputError, OutputBusy, OutputError
 from batchinfer.input.manifest import from_parquet
@@ -25,6 +24,8 @@ from batchinfer.jobspec import JobSpec, to_yaml
 from batchinfer.jobspec.cron import tick_name
 from batchinfer.rundir.past_runs import past_runs, waiting_lock
 from batchinfer.scheduling import recurring
+from tests.support import ROOT
+from tests.support.scripted_jobs import KeepingListener, assert_ledger_adds_up, results, scripted_spec
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -55,7 +56,7 @@ def tick(output: Path, day: int) -> Path:
     return output / tick_name(datetime(2026, 11, day, 2, tzinfo=UTC))
 
 
-def run_due(spec: JobSpec, day: int) -> recurring.Outcome:
+def run_due(spec: JobSpec, day: int) -> recurring.DueOutcome:
     assert spec.schedule is not None
     return recurring.run_due(spec, spec.schedule, KeepingListener(), clock=at(day))
 
@@ -162,8 +163,8 @@ class LooksFromOutside(KeepingListener):
     def advance(self, *values: Any) -> None:
         if self.seen is None:
             code = f"""
-import sys; sys.path[:0] = {[str(Path(__file__).parents[n]) for n in (0, 1)]!r}
-from test_recurring import run_due; from batchinfer.jobspec import load
+import sys; sys.path.insert(0, {str(ROOT)!r})
+from tests.scheduling.test_recurring import run_due; from batchinfer.jobspec import load
 print(run_due(load({str(self._spec)!r}), 19))"""
             self.seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
@@ -177,7 +178,7 @@ def test_while_a_tick_runs_the_next_one_is_skipped_and_stays_so(tmp_path: Path) 
     assert spec.schedule is not None
     recurring.run_due(spec, spec.schedule, outside, clock=at(18))
     assert outside.seen is not None
-    assert outside.seen.stdout.strip() == "Outcome(reports=[], errors=[])", outside.seen.stderr
+    assert outside.seen.stdout.strip() == "DueOutcome(reports=[], errors=[])", outside.seen.stderr
     assert [run.state for run in past_runs(str(output), "nightly", {})] == ["done", "skipped"]
     assert "20261118T020000Z was running" in (tick(output, 19) / "_run" / "skipped.json").read_text()
     assert run_due(spec, 19).reports == []

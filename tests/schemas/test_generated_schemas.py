@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
 from jsonschema import Draft202012Validator
+
+from tests.support import ROOT
 
 _SPEC = importlib.util.spec_from_file_location("generate", ROOT / "schemas" / "generate.py")
 assert _SPEC is not None

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from commands import forked
 from jsonschema import Draft202012Validator
 
 from batchinfer.accounting.report import Report
@@ -16,6 +15,7 @@ from batchinfer.catalog import QUANTIZATIONS
 from batchinfer.errors import UserError
 from batchinfer.jobspec import JobSpec, parse
 from batchinfer.jobspec.explain import EXAMPLE, explain, json_schema, whole_spec
+from tests.support.commands import forked
 
 SPEC = JobSpec.model_json_schema()
 REPORT = Report.model_json_schema()

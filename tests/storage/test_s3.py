@@ -9,11 +9,11 @@ import time
 
 import boto3
 import pytest
-from faulty_store import FAULTS, FaultyStore
 
 from batchinfer.errors import InputError, OutputError, StorageError, StoreRefused
 from batchinfer.jobspec import StoreSpec
 from batchinfer.storage import is_temporary, join, s3, storage_for
+from tests.support.faulty_store import FAULTS, FaultyStore
 
 HOLDER = """
 import sys, time

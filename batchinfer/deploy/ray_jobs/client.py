@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import logging
 import os
 import socket
 import time
@@ -17,6 +16,7 @@ import psutil
 
 from batchinfer.deploy.ray_jobs.jobs import OURS, SubmittedJob, submitted_job
 from batchinfer.errors import ClusterError
+from batchinfer.execution import ray_private
 from batchinfer.planner import Cluster, autoscaled, cluster_of
 
 if TYPE_CHECKING:
@@ -121,9 +121,8 @@ class JobClient:
         return cluster_of([resources for _, resources in self.nodes()], may_grow)
 
     def _get(self, path: str) -> Any:
-        # The job client's own request: it has the token, and Ray has no public call that takes an address for these.
         with _explained(self.address):
-            answer = self._client._do_request("GET", path)
+            answer = ray_private.job_request(self._client, "GET", path)
             answer.raise_for_status()
             return answer.json()["data"]
 
@@ -132,15 +131,13 @@ def connect(address: str) -> JobClient:
     """The client of the cluster whose dashboard is at `address`; raises ClusterError."""
     url = _require_answer(address)
     import ray
-    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
     from ray.job_submission import JobSubmissionClient
 
     # `ray job` wants RAY_AUTH_MODE; `ray.init` is content with a token that is there. So are we.
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    ray_private.use_token_that_is_there()
     with _explained(url), _winning(url):
         client = JobSubmissionClient(url)
-        version = client._do_request("GET", "/api/version").json()["ray_version"]
+        version = ray_private.job_request(client, "GET", "/api/version").json()["ray_version"]
     if version != ray.__version__:
         raise ClusterError(
             f"the cluster at {url} runs Ray {version}, this is Ray {ray.__version__}",

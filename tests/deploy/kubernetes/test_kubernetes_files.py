@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import ray
 import yaml
-from kubernetes_schemas import CRDS, pod_templates, require_core, require_custom
 
 import batchinfer
 from batchinfer.catalog import accelerators, node_labels
+from tests.support.kubernetes_schemas import CRDS, pod_templates, require_core, require_custom
 
 FOLDER = Path(__file__).parents[3] / "k8s"
 FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))
@@ -40,7 +40,7 @@ def test_kubernetes_takes_the_file(name):
         require_core(document)
 
 
-@pytest.mark.skipif(not CRDS.is_dir(), reason="needs KubeRay's CRDs: see BATCHINFER_KUBERAY_CRDS in README.md")
+@pytest.mark.skipif(not CRDS.is_dir(), reason="needs KubeRay's CRDs: see BATCHINFER_KUBERAY_CRDS in CONTRIBUTING.md")
 def test_kuberay_takes_the_rays():
     kinds = set()
     for document in (document for name in FILES for document in documents(name)):

@@ -13,17 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from builders import make_plan, make_spec
-from commands import forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kubernetes_schemas import CRDS, pod_templates, require_core, require_custom
 
 from batchinfer.catalog import node_labels
 from batchinfer.deploy.kubernetes import Mount, Options, dump, manifests, render_job
 from batchinfer.deploy.kubernetes.manifests import LONGEST_NAME, object_name, pin
 from batchinfer.errors import ResourceError, SpecError, UserError
 from batchinfer.jobspec import JobSpec, load, parse
+from tests.support.builders import make_plan, make_spec
+from tests.support.commands import forked
+from tests.support.kubernetes_schemas import CRDS, pod_templates, require_core, require_custom
 
 ROOT = Path(__file__).parents[3]
 REMOTE_JOBS = [path for path in sorted((ROOT / "jobs").glob("*.yaml")) if path.stem not in ("demo", "nightly")]
@@ -95,7 +95,7 @@ def test_kubernetes_takes_every_object_and_every_pod(example):
     assert len(list(pod_templates(example[-1]))) == 3, "head, workers, submitter"
 
 
-@pytest.mark.skipif(not CRDS.is_dir(), reason="needs KubeRay's CRDs: see BATCHINFER_KUBERAY_CRDS in README.md")
+@pytest.mark.skipif(not CRDS.is_dir(), reason="needs KubeRay's CRDs: see BATCHINFER_KUBERAY_CRDS in CONTRIBUTING.md")
 def test_kuberay_takes_the_job(example):
     require_custom(example[-1])
 

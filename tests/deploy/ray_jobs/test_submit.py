@@ -16,8 +16,6 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from conftest import KeepingListener, assert_ledger_adds_up, results, scripted_spec
-from heads import BIN, Head, cluster_environment, end, free_port, head, started
 
 import batchinfer
 from batchinfer.cli import submit as cli
@@ -26,6 +24,8 @@ from batchinfer.errors import ClusterError, InputError
 from batchinfer.jobspec import to_yaml
 from batchinfer.rundir.journals import read_journals
 from batchinfer.rundir.paths import Layout
+from tests.support.heads import BIN, Head, cluster_environment, end, free_port, head, started
+from tests.support.scripted_jobs import KeepingListener, assert_ledger_adds_up, results, scripted_spec
 
 SLOW = {"scripted": {"seconds_per_batch": 3.5}, "max_num_seqs": 30}
 """A shard takes longer than the three seconds that Ray gives a stopped job if nothing is set, and not all are in

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import scripted_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +22,7 @@ from batchinfer.deploy.ray_jobs.jobs import (
     submitted_progress,
     told_error,
 )
+from tests.support.scripted_jobs import scripted_spec
 
 IN, OUT = Path("/data/in"), Path("/data/out")
 

@@ -1,4 +1,7 @@
-"""moto's S3 in a process of its own: `python tests/s3_server.py` prints its address and serves until it is killed."""
+"""moto's S3 in a process of its own.
+
+`python -m tests.support.s3_server` prints its address and serves until it is killed.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from moto.server import DomainDispatcherApplication, create_backend_app
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 

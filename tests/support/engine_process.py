@@ -20,18 +20,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from tiny_models import ARCHITECTURES
-
-# Not from conftest, which imports Ray: the engine's process runs this file too.
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+from tests.support import ROOT
+from tests.support.tiny_models import ARCHITECTURES
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     # The models are tiny: a second thread would only wait, for long where other processes want the cores too.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": os.pathsep.join(map(str, (HERE.parent, HERE, ROOT, ROOT / "jobs" / "demo"))),
+    "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "jobs" / "demo"))),
 }
 START_SECONDS = 200
 
@@ -60,7 +57,7 @@ def _server() -> tuple[subprocess.Popen[str], IO[bytes]]:
     """This file, running and ready. It ends when its input does: with the process of the tests."""
     log = tempfile.TemporaryFile()  # noqa: SIM115 # as long as the process
     server = subprocess.Popen(
-        [sys.executable, __file__],
+        [sys.executable, "-m", __name__],
         env=os.environ | ENVIRONMENT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -128,12 +125,11 @@ def spec_values(model: dict[str, Any], sampling: dict[str, Any], output: dict[st
 
 def answers(spec: Any, texts: Sequence[str], **planned: Any) -> dict[str, Any]:
     """Start the spec's engine here, ask it, end it. `error` instead where it did not start or died."""
-    from builders import make_plan
-
     from batchinfer.engine import start_engine
     from batchinfer.errors import BatchinferError
     from batchinfer.jobspec import JobSpec
     from batchinfer.prompting.prompts import Prompt
+    from tests.support.builders import make_plan
 
     began = time.monotonic()
     plan = make_plan(accelerator="cpu", tensor_parallel=1, num_gpus=0, price_per_gpu_hour=0.0, **planned)

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from batchinfer.accounting.ledger import replica_accounts, totals
 from batchinfer.accounting.records import MeterReading, ReplicaRecord, ShardRecord
 from batchinfer.accounting.report import Report, make_report
+from batchinfer.execution.shard_block import Envelope
 from batchinfer.input import build_manifest, read_shards
-from batchinfer.input.manifest import Manifest
+from batchinfer.input.manifest import Fingerprint, Manifest
 from batchinfer.jobspec import JobSpec, parse
 from batchinfer.planner import Plan
 
@@ -40,6 +41,16 @@ def spec_text(**sections: Any) -> str:
 
 def make_spec(**sections: Any) -> JobSpec:
     return parse(spec_text(**sections))
+
+
+def make_fingerprint(**values: Any) -> Fingerprint:
+    known: dict[str, Any] = {"run_id": "run", "spec": {}}
+    return Fingerprint(**(known | values))
+
+
+def make_envelope(**values: Any) -> Envelope:
+    known: dict[str, Any] = {"shard_id": 0, "generation": 0, "first_row": 0}
+    return Envelope(**(known | values))
 
 
 def make_plan(**values: Any) -> Plan:
@@ -118,7 +129,7 @@ def make_report_value(*, work_seconds: float = 100.0, load_seconds: float = 10.0
     """The report of a run of one shard on one replica of one device; `values` of the shard's record."""
     end = round((work_seconds + load_seconds) * 1e6)
     meter = make_reading(end, load=load_seconds, busy=work_seconds)
-    known = {"num_gpus": 1, "gpu_seconds": work_seconds, "finished_at_us": end, "meter": meter}
+    known: dict[str, Any] = {"num_gpus": 1, "gpu_seconds": work_seconds, "finished_at_us": end, "meter": meter}
     record = make_record(**(known | values))
     journal = make_journal(
         num_gpus=1, started_at_us=0, ready_at_us=round(load_seconds * 1e6), finished_at_us=end, meter=meter
@@ -157,7 +168,7 @@ def manifest_of(uri: Path | str, columns: list[str], file_format: str = "parquet
         input={"uri": str(uri), "format": file_format, "id_column": values.pop("id_column", None)},
         shards={"rows": "auto", **values},
     )
-    return build_manifest(spec, dict.fromkeys(columns, "input.columns"), {})
+    return build_manifest(spec, dict.fromkeys(columns, "input.columns"), make_fingerprint())
 
 
 def rows_of(manifest: Manifest, uri: Path | str, file_format: str = "parquet") -> list[dict[str, Any]]:

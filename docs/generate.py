@@ -1,0 +1,406 @@
+"""Write the reference pages from the code: `python docs/generate.py`; `--check` fails when a page is stale.
+
+Names, types, defaults and limits come from the code. words.yaml holds what the code does not say of a column, an event
+or a file. A name without words, and words for a name that is gone, are errors: a page can be neither short nor stale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import json
+import sys
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import typer
+import yaml
+
+import batchinfer
+from batchinfer import errors
+from batchinfer.accounting.ledger import REPLICAS_SCHEMA
+from batchinfer.accounting.records import ACCOUNTING_SCHEMA
+from batchinfer.accounting.report import Report
+from batchinfer.cli import app
+from batchinfer.execution import metrics
+from batchinfer.jobspec import JobSpec
+from batchinfer.jobspec.job_keys import RESULT_COLUMNS
+
+DOCS = Path(__file__).parent
+PACKAGE = Path(batchinfer.__file__).parent
+WORDS: dict[str, Any] = yaml.safe_load((DOCS / "words.yaml").read_text(encoding="utf-8"))
+
+GENERATED = "<!-- Written by docs/generate.py from the code. Change the code or docs/words.yaml and run it. -->\n"
+
+
+class WordsMissing(Exception):
+    """words.yaml and the code do not name the same things."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write or check every page; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a page is stale")
+    check = parser.parse_args(arguments).check
+    try:
+        made = pages()
+    except WordsMissing as error:
+        print(f"error: {error}\n  -> edit docs/words.yaml", file=sys.stderr)
+        return 1
+    stale = [name for name, text in made.items() if _read(DOCS / name) != text]
+    if check:
+        for name in stale:
+            print(f"error: docs/{name} is stale\n  -> run python docs/generate.py", file=sys.stderr)
+        return 1 if stale else 0
+    for name in stale:
+        (DOCS / name).parent.mkdir(parents=True, exist_ok=True)
+        (DOCS / name).write_text(made[name], encoding="utf-8")
+        print(f"wrote docs/{name}")
+    return 0
+
+
+def pages() -> dict[str, str]:
+    """Every generated page by its path below docs/."""
+    made = {
+        "reference/spec.md": spec_page(),
+        "reference/commands.md": commands_page(),
+        "reference/files.md": files_page(),
+        "reference/report.md": report_page(),
+        "reference/events.md": events_page(),
+        "reference/errors.md": errors_page(),
+        "reference/metrics.md": metrics_page(),
+    }
+    return {name: f"{GENERATED}\n{text.rstrip()}\n" for name, text in made.items()}
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def require_words(what: str, named: Iterable[str], words: Mapping[str, Any]) -> None:
+    """Raise WordsMissing unless `words` has an entry for each of `named`, and no other."""
+    names = set(named)
+    missing, gone = sorted(names - words.keys()), sorted(words.keys() - names)
+    if missing:
+        raise WordsMissing(f"words.yaml says nothing of {what}: {', '.join(missing)}")
+    if gone:
+        raise WordsMissing(f"words.yaml describes {what} that the code does not have: {', '.join(gone)}")
+
+
+# Markdown
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; columns that are empty in every row are left out."""
+    filled = [list(row) for row in rows]
+    kept = [i for i in range(len(header)) if any(row[i] for row in filled)]
+    lines = [[header[i] for i in kept], ["---"] * len(kept)]
+    lines += [[cell(row[i]) for i in kept] for row in filled]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def cell(text: str) -> str:
+    """Text as it may stand in a table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def code(value: Any) -> str:
+    """A value as a spec would say it."""
+    return f"`{json.dumps(value, ensure_ascii=False)}`" if not isinstance(value, str) else f"`{value}`"
+
+
+def paragraphs(docstring: str | None) -> str:
+    """A docstring as paragraphs."""
+    return inspect.cleandoc(docstring or "").strip()
+
+
+# The spec
+
+
+def spec_page() -> str:
+    """Every key of the spec, a section a heading."""
+    schema = JobSpec.model_json_schema()
+    definitions: dict[str, Any] = schema["$defs"]
+    out = ["# The spec\n", WORDS["spec"]["intro"]]
+    notes: dict[str, list[str]] = WORDS["spec"]["notes"]
+    sections = list(_sections(schema, definitions))
+    unknown = notes.keys() - {path or "top level" for path, _ in sections}
+    if unknown:
+        raise WordsMissing(f"words.yaml has notes on sections that are gone: {', '.join(sorted(unknown))}")
+    for path, section in sections:
+        title = f"`{path}`" if path else "Top level"
+        out.append(f"## {title}\n")
+        out.append(paragraphs(section.get("description")) + "\n")
+        out.append(_keys_table(path, section, definitions))
+        out += [f"- {note}" for note in _details(path, section)]
+        out += [f"- {note}" for note in notes.get(path or "top level", [])]
+        out.append("")
+    return "\n".join(out)
+
+
+def _sections(schema: Mapping[str, Any], definitions: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """The schema's objects with their dotted paths, parents first."""
+    yield path, schema
+    for name, value in schema["properties"].items():
+        inner = f"{path}.{name}" if path else name
+        for at, found in _objects(value, definitions, inner):
+            yield from _sections(found, definitions, at)
+
+
+def _objects(value: Mapping[str, Any], definitions: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    if "$ref" in value:
+        found = definitions[value["$ref"].rsplit("/", 1)[-1]]
+        if "properties" in found:
+            yield path, found
+    for one in value.get("anyOf", []):
+        yield from _objects(one, definitions, path)
+    if isinstance(value.get("additionalProperties"), dict):
+        yield from _objects(value["additionalProperties"], definitions, f"{path}.<key>")
+    if isinstance(value.get("items"), dict):
+        yield from _objects(value["items"], definitions, f"{path}[]")
+
+
+def _keys_table(path: str, section: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    required = section.get("required", [])
+    rows = []
+    for name, value in section["properties"].items():
+        default = "required" if name in required else _default(value)
+        key = f"{path}.{name}" if path else name
+        rows.append((f"`{key}`", _type(value, definitions), default, _limits(value), _described(value)[0]))
+    return table(("key", "type", "default", "limits", "what it says"), rows)
+
+
+def _described(value: Mapping[str, Any]) -> tuple[str, str]:
+    """The first paragraph of a field's description, which says what it is, and the others."""
+    first, _, rest = paragraphs(value.get("description")).partition("\n\n")
+    return first, " ".join(rest.split())
+
+
+def _details(path: str, section: Mapping[str, Any]) -> list[str]:
+    """What descriptions say beyond their first paragraph, under the table: a cell is too narrow for it."""
+    rests = {name: _described(value)[1] for name, value in section["properties"].items()}
+    return [f"`{path}.{name}`: {rest}" if path else f"`{name}`: {rest}" for name, rest in rests.items() if rest]
+
+
+def _default(value: Mapping[str, Any]) -> str:
+    default = value.get("default")
+    if isinstance(default, dict):
+        return "see its section"
+    return "" if "default" not in value else code(default)
+
+
+def _type(value: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    if "$ref" in value:
+        return _type(definitions[value["$ref"].rsplit("/", 1)[-1]], definitions)
+    if "const" in value:
+        return code(value["const"])
+    if "enum" in value:
+        return ", ".join(code(one) for one in value["enum"])
+    if "anyOf" in value:
+        return " or ".join(dict.fromkeys(_type(one, definitions) for one in value["anyOf"]))
+    kind: str = value.get("type", "anything")
+    if kind == "array":
+        return f"list of {_type(value.get('items', {}), definitions)}"
+    if kind == "object":
+        inner = value.get("additionalProperties")
+        return f"keys to {_type(inner, definitions)}" if isinstance(inner, dict) else "mapping"
+    return {"string": "text", "integer": "integer", "number": "number", "boolean": "true or false"}.get(kind, kind)
+
+
+_LIMITS = {
+    "minimum": "at least {}",
+    "exclusiveMinimum": "above {}",
+    "maximum": "at most {}",
+    "exclusiveMaximum": "below {}",
+    "minItems": "at least {} of them",
+    "maxItems": "at most {} of them",
+    "maxLength": "at most {} characters",
+    "pattern": "`{}`",
+}
+
+
+def _limits(value: Mapping[str, Any]) -> str:
+    found = [words.format(value[name]) for name, words in _LIMITS.items() if name in value]
+    if value.get("minLength", 0) > 0:
+        found.append("not empty")
+    for one in value.get("anyOf", []):
+        found += [limit for limit in [_limits(one)] if limit]
+    return ", ".join(dict.fromkeys(found))
+
+
+# The commands
+
+
+def commands_page() -> str:
+    """Every command with its arguments and options."""
+    root = typer.main.get_command(app)
+    out = ["# The commands\n", WORDS["commands"]["intro"]]
+    for name, command in _commands(root, "batchinfer"):
+        out.append(f"## `{name}`\n")
+        out.append(paragraphs(command.help) + "\n")
+        rows = [_parameter(parameter) for parameter in command.params]
+        if rows:
+            out.append(table(("argument or option", "default", "what it does"), rows))
+    return "\n".join(out)
+
+
+def _commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    inner: Mapping[str, Any] = getattr(command, "commands", {})
+    if not inner:
+        yield name, command
+    for one in sorted(inner):
+        yield from _commands(inner[one], f"{name} {one}")
+
+
+def _parameter(parameter: Any) -> tuple[str, str, str]:
+    if parameter.param_type_name == "argument":
+        name = f"`{parameter.metavar or parameter.name.upper()}`"
+    else:
+        name = ", ".join(f"`{option}`" for option in [*parameter.opts, *parameter.secondary_opts])
+        if parameter.metavar:
+            name = name.removesuffix("`") + f" {parameter.metavar}`"
+        choices = typing.get_args(parameter.type_descriptor.annotation)
+        if typing.get_origin(parameter.type_descriptor.annotation) is typing.Literal:
+            name = name.removesuffix("`") + f" {'|'.join(choices)}`"
+    default = "required" if parameter.required else ""
+    if not default and parameter.default not in (None, False, "", []) and not callable(parameter.default):
+        default = code(parameter.default) if parameter.default is not True else "on"
+    words = parameter.help or ""
+    variables = [parameter.envvar] if isinstance(parameter.envvar, str) else parameter.envvar or []
+    if variables:
+        words += f" Also from the environment: {', '.join(f'`{v}`' for v in variables)}."
+    return name, default, words
+
+
+# Files and columns
+
+
+def files_page() -> str:
+    """The files of a run and the columns of its tables."""
+    words = WORDS["files"]
+    out = ["# Files and columns\n", words["intro"], "## Files of a run\n"]
+    out.append(table(("file", "what it is"), ((f"`{name}`", text) for name, text in words["paths"].items())))
+    data = words["data"]
+    names = ("<id>", "<input.columns>", "<output.column>", *RESULT_COLUMNS, "logprobs")
+    require_words("columns of data/", names, data)
+    out += ["## Columns of `data/`\n", words["data_intro"]]
+    rows = ((f"`{name}`", data[name]["type"], data[name]["what"]) for name in names)
+    out.append(table(("column", "type", "what it holds"), rows))
+    for title, key, schema in (
+        ("Columns of `accounting/`", "accounting", ACCOUNTING_SCHEMA),
+        ("Columns of `_run/replicas.parquet`", "replicas", REPLICAS_SCHEMA),
+    ):
+        out += [f"## {title}\n", words[f"{key}_intro"], _columns(key, schema, words[key])]
+    return "\n".join(out)
+
+
+def _columns(what: str, schema: pa.Schema, words: Mapping[str, str]) -> str:
+    require_words(f"columns of {what}", schema.names, words)
+    return table(("column", "type", "what it holds"), ((f"`{f.name}`", f"{f.type}", words[f.name]) for f in schema))
+
+
+def report_page() -> str:
+    """The fields of report.json."""
+    words = WORDS["report"]
+    out = ["# The report\n", words["intro"]]
+    schema = Report.model_json_schema()
+    rows = [
+        (f"`{name}`", _field_type(name, value, schema["$defs"]), value.get("description", ""))
+        for name, value in schema["properties"].items()
+    ]
+    out.append(table(("field", "type", "what it says"), rows))
+    return "\n".join(out)
+
+
+def _field_type(name: str, value: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    if "$ref" in value:
+        inner = definitions[value["$ref"].rsplit("/", 1)[-1]]["properties"]
+        return ", ".join(f"`{name}.{key}`" for key in inner)
+    return _type(value, definitions)
+
+
+# Events
+
+
+def events_page() -> str:
+    """What a run says on stderr, a JSON line each."""
+    words: dict[str, str] = WORDS["events"]["words"]
+    found = _events()
+    require_words("events", found, words)
+    out = ["# Events\n", WORDS["events"]["intro"]]
+    rows = [(f"`{name}`", ", ".join(f"`{key}`" for key in found[name]), words[name]) for name in words]
+    out.append(table(("event", "values", "when"), rows))
+    return "\n".join(out)
+
+
+def _events() -> dict[str, list[str]]:
+    """The names in every call of a listener's `event`, or of the log behind it, with the names of their values."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or not node.args:
+                continue
+            logs = node.func.attr == "info" and ast.unparse(node.func.value).endswith("_log")
+            if node.func.attr != "event" and not logs:
+                continue
+            keys = [keyword.arg for keyword in node.keywords if keyword.arg is not None]
+            for name in _texts(node.args[0]):
+                found[name] = list(dict.fromkeys([*found.get(name, []), *keys]))
+    return found
+
+
+def _texts(node: ast.expr) -> list[str]:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return [node.value]
+    if isinstance(node, ast.IfExp):
+        return [*_texts(node.body), *_texts(node.orelse)]
+    return []
+
+
+# Errors
+
+
+def errors_page() -> str:
+    """Exit codes, the classes behind them, and the error codes of rows."""
+    words = WORDS["errors"]
+    out = ["# Exit codes and error codes\n", "## Exit codes\n"]
+    codes = sorted({kind.exit_code for kind in _error_classes(errors.BatchinferError)} | {0})
+    require_words("exit codes", map(str, codes), words["exit_codes"])
+    out.append(table(("code", "what it says"), ((str(c), words["exit_codes"][str(c)]) for c in codes)))
+    out += ["## Classes of errors\n", words["classes_intro"]]
+    classes = [
+        (f"`{kind.__name__}`", str(kind.exit_code), f"`{kind.__mro__[1].__name__}`", paragraphs(kind.__doc__))
+        for kind in _error_classes(errors.BatchinferError)
+    ]
+    out.append(table(("class", "exit code", "a kind of", "what happened"), classes))
+    require_words("error codes of rows", errors.ROW_ERROR_CODES, words["rows"])
+    out += ["## Error codes of rows\n", words["rows_intro"]]
+    codes_of_rows = [(f"`{name}`", text, words["rows"][name]) for name, text in errors.ROW_ERROR_CODES.items()]
+    out.append(table(("`error_code`", "what happened", "what to do"), codes_of_rows))
+    return "\n".join(out)
+
+
+def _error_classes(kind: type[errors.BatchinferError]) -> list[type[errors.BatchinferError]]:
+    return [kind, *(found for inner in kind.__subclasses__() for found in _error_classes(inner))]
+
+
+# Metrics
+
+
+def metrics_page() -> str:
+    """What Prometheus can scrape."""
+    out = ["# Metrics\n", WORDS["metrics"]["intro"]]
+    out.append("Every metric has the labels " + ", ".join(f"`{label}`" for label in metrics.LABELS) + ".\n")
+    for title, found in (("Counters", metrics.COUNTERS), ("Gauges", metrics.GAUGES)):
+        out.append(f"## {title}\n")
+        rows = [(f"`ray_{n}`", ", ".join(f"`{label}`" for label in more), text) for n, (text, more) in found.items()]
+        out.append(table(("metric", "further labels", "what it counts"), rows))
+    return "\n".join(out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
