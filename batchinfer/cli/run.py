@@ -19,6 +19,7 @@ def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at:
     """Check the spec, the model, the input and the output, and start nothing."""
     from batchinfer.execution import runner
     from batchinfer.jobspec import load
+    from batchinfer.jobspec.constraints import advice
 
     loaded = load(spec, overrides or [])
     times = run_times(loaded, date, at, None, None)
@@ -28,6 +29,9 @@ def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at:
     print(f"{spec} is valid: {manifest.rows:,} rows in {len(manifest.shards):,} shards{done}")
     if manifest.hint is not None:
         print(manifest.hint)
+    told = advice(loaded.output, loaded.sampling)
+    if told is not None:
+        print(told)
 
 
 @app.command()

@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchinfer.catalog import engine_support, models
-from batchinfer.errors import InputError, ModelError, OutputError, StoreRefused, UserError
+from batchinfer.engine.scripted import TOKEN_CHARACTERS
+from batchinfer.errors import InputError, ModelError, OutputError, SpecError, StoreRefused, UserError
+from batchinfer.execution.sample_prompts import counter
 from batchinfer.input import build_manifest, input_entries
 from batchinfer.input.files import fixed_part, is_glob
 from batchinfer.input.manifest import Fingerprint, Manifest, from_parquet
-from batchinfer.jobspec import JobSpec, ModelSpec
+from batchinfer.jobspec import SCRIPTED, JobSpec, ModelSpec
 from batchinfer.jobspec.cron import Tick
 from batchinfer.model.checkpoint import require_adapter, require_draft, require_weights
 from batchinfer.model.download import is_remote
 from batchinfer.model.resolve import ModelFacts, model_facts, require_access
+from batchinfer.prompting.answers import require_whole_choices
 from batchinfer.prompting.prompts import needed_columns
 from batchinfer.rundir.commit import committed_shards
 from batchinfer.rundir.ownership import require_own
@@ -89,6 +92,7 @@ def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = N
     for uri in (spec.input.uri, spec.output.uri):
         storage_for(uri, spec.storage)
     facts = require_model(spec, access)
+    require_possible_answers(spec, facts)
     require_apart(spec)
     spec = absolute(spec)
     require_lasting(spec)
@@ -237,6 +241,24 @@ def require_model(spec: JobSpec, access: bool = True) -> ModelFacts:
     if spec.model.speculative is not None:
         require_draft(spec.model.speculative, facts.shape)
     return facts
+
+
+def require_possible_answers(spec: JobSpec, facts: ModelFacts) -> None:
+    """Refuse what the model's tokenizer and vocabulary, where they are at hand, say that no answer can be."""
+    if spec.model.source == SCRIPTED:
+        require_whole_choices(spec, lambda text: -(-len(text) // TOKEN_CHARACTERS))
+    elif spec.output.choices is not None:
+        folder = spec.engine.tokenizer if spec.engine.tokenizer is not None else facts.folder
+        counting = counter(folder, chat=False)
+        if counting.exact:
+            require_whole_choices(spec, counting.text_tokens)
+    for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+        largest = max(getattr(spec.sampling, name) or (), default=0)
+        if facts.shape is not None and largest >= facts.shape.vocab_size:
+            raise SpecError(
+                f"sampling.{name} holds {largest}, and {facts.name} has {facts.shape.vocab_size:,} tokens",
+                "token ids begin at 0: take them from the tokenizer of this model",
+            )
 
 
 def _require_engine_support(facts: ModelFacts) -> None:

@@ -23,6 +23,7 @@ from batchinfer.input import read_shards
 from batchinfer.input.manifest import Manifest, Shard
 from batchinfer.input.shard_sizes import CHARACTERS_PER_TOKEN
 from batchinfer.jobspec import JobSpec
+from batchinfer.jobspec.templates import bounded_template
 from batchinfer.planner import Interval, Workload
 from batchinfer.prompting.prompts import Prompt, PromptMaker
 
@@ -39,6 +40,8 @@ class TokenCounter:
     tokens: Callable[[Sequence[Prompt]], list[int]]
     text_tokens: Callable[[str], int]
     source: str
+    exact: bool
+    """Counted as the engine will count, not estimated."""
 
 
 def counter(folder: str | None, chat: bool | None) -> TokenCounter:
@@ -49,6 +52,7 @@ def counter(folder: str | None, chat: bool | None) -> TokenCounter:
             lambda prompts: [_by_characters(prompt.as_text()) for prompt in prompts],
             _by_characters,
             "at four characters a token: the model's tokenizer is not at hand",
+            exact=False,
         )
     from tokenizers import Tokenizer
 
@@ -61,7 +65,7 @@ def counter(folder: str | None, chat: bool | None) -> TokenCounter:
         return [len(found.ids) for found in tokenizer.encode_batch(texts, add_special_tokens=template is None)]
 
     return TokenCounter(
-        count, lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), "the model's own"
+        count, lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), "the model's own", exact=True
     )
 
 
@@ -91,7 +95,8 @@ def _chat_template(folder: str) -> jinja2.Template | None:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     try:
-        return environment.from_string(text, globals=special)
+        environment.globals.update(special)
+        return bounded_template(environment, text)
     except jinja2.TemplateError:
         return None
 
@@ -101,8 +106,8 @@ def _rendered(template: jinja2.Template | None, prompt: Prompt) -> str:
         return prompt.as_text()
     try:
         return template.render(messages=prompt.as_messages(), add_generation_prompt=True)
-    except (jinja2.TemplateError, TypeError, ValueError):
-        # A template that needs more than a sample gives it: the text alone is most of the length.
+    except Exception:
+        # Whatever a template raises on a row: the text alone is most of the length.
         return prompt.as_text()
 
 

@@ -394,3 +394,52 @@ def compile_template(source: str) -> Template:
     except (RecursionError, SyntaxError, MemoryError):
         # Python compiles what Jinja2 makes of it, and has bounds of its own.
         raise ValueError("is nested too deeply for a Jinja2 template") from None
+
+
+def bounded_template(environment: jinja2.Environment, source: str) -> jinja2.Template:
+    """The template `source` of a model, compiled by `environment`, with the bound of `MAX_WORK` on each rendering.
+
+    Changes the environment, which must be this template's own. A rendering beyond the bound raises SecurityError.
+    """
+    allowance = Allowance()
+
+    def turns(values: Any) -> Any:
+        if not hasattr(values, "__len__"):
+            values = list(values)
+        allowance.spend(_TURN * len(values))
+        return values
+
+    call = environment.call  # type: ignore[attr-defined] # of a sandbox
+
+    def counted_call(*args: Any, **kwargs: Any) -> Any:
+        allowance.spend(_CALL)
+        return call(*args, **kwargs)
+
+    def counted_operation(_: Context, operator: str, left: Any, right: Any) -> Any:
+        for one, other in ((left, right), (right, left)):
+            if isinstance(one, str | list | tuple) and isinstance(other, int):
+                allowance.spend(len(one) * max(0, other))
+        return environment.binop_table[operator](left, right)  # type: ignore[attr-defined] # of a sandbox
+
+    def joined(pieces: Iterable[str]) -> str:
+        found = list(pieces)
+        allowance.spend(sum(map(len, found)))
+        return "".join(found)
+
+    environment.filters["counted turns"] = turns
+    environment.call = counted_call  # type: ignore[attr-defined]
+    environment.intercepted_binops = frozenset({"*"})  # type: ignore[attr-defined]
+    environment.call_binop = counted_operation  # type: ignore[attr-defined]
+    environment.concat = joined  # type: ignore[method-assign,assignment]
+    tree = environment.parse(source)
+    for loop in tree.find_all(nodes.For):
+        loop.iter = nodes.Filter(loop.iter, "counted turns", [], [], None, None, lineno=loop.lineno)
+    template = environment.from_string(tree)
+    render = template.render
+
+    def rendered(*args: Any, **kwargs: Any) -> str:
+        allowance.begin_row()
+        return render(*args, **kwargs)
+
+    template.render = rendered  # type: ignore[method-assign]
+    return template

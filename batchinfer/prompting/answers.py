@@ -13,7 +13,8 @@ from jsonschema import validators
 from jsonschema.exceptions import ValidationError, best_match
 from referencing.exceptions import Unresolvable
 
-from batchinfer.jobspec import OutputSpec
+from batchinfer.errors import SpecError
+from batchinfer.jobspec import JobSpec, OutputSpec
 from batchinfer.jobspec.regex import TooManySteps, compile_regex
 
 MAX_STEPS = 100_000
@@ -29,6 +30,19 @@ class Answer(NamedTuple):
 
     text: str
     problem: str | None
+
+
+def require_whole_choices(spec: JobSpec, tokens: Callable[[str], int]) -> None:
+    """Refuse choices that `sampling.max_tokens` cuts. `tokens`: how many tokens a text has."""
+    most = spec.sampling.max_tokens
+    # A token has one byte at least: most choices need not be counted.
+    counted = [(tokens(choice), choice) for choice in spec.output.choices or () if len(choice.encode()) > most]
+    count, longest = max(counted, default=(0, ""))
+    if count > most:
+        raise SpecError(
+            f"the longest of output.choices, {longest!r:.60}, has {count:,} tokens: sampling.max_tokens ({most}) cuts it",
+            f"set sampling.max_tokens to {count:,} or more, or shorten the choice",
+        )
 
 
 class _GivenUp(Exception):
