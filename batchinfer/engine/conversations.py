@@ -15,8 +15,8 @@ import jinja2
 
 from batchinfer.errors import RowError
 from batchinfer.jobspec.templates import bounded_template
-from batchinfer.prompting.prompts import Message
 from batchinfer.private_names import Release
+from batchinfer.prompting.prompts import Message
 
 _TRANSFORMERS = Release("transformers", "5.19.0", ("transformers",))
 _COMPILE = "transformers.utils.chat_template_utils:_compile_jinja_template"

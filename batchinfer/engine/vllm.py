@@ -167,15 +167,15 @@ class VllmEngine:
         completions: list[Completion | None] = [None] * len(prompts)
         requests, places = [], []
         texts = [self._text(prompt) for prompt in prompts]
-        for i, ids in enumerate(self._token_ids(texts)):
-            if isinstance(ids, RowError):
-                completions[i] = Completion.failed(ids)
+        for i, (text, ids) in enumerate(zip(texts, self._token_ids(texts), strict=True)):
+            if isinstance(text, RowError):
+                completions[i] = Completion.failed(text)
             elif len(ids) + (not self._embeds) > self._context:
                 room = "fit into" if self._embeds else "leave room for an answer in"
                 message = f"{len(ids)} tokens do not {room} a context of {self._context}"
                 completions[i] = Completion.failed(RowError("prompt_too_long", message), len(ids))
             else:
-                requests.append(Request({"type": "token", "prompt_token_ids": ids}, self._params, "".join(texts[i])))
+                requests.append(Request({"type": "token", "prompt_token_ids": ids}, self._params, "".join(text)))
                 places.append(i)
         batch = self._pump.run(requests, begun, finished)
         for i, result in zip(places, batch.results, strict=True):
@@ -189,19 +189,14 @@ class VllmEngine:
     def steps(self) -> int:
         return self._pump.steps
 
-    def _token_ids(self, texts: Sequence[Pieces | RowError]) -> list[list[int] | RowError]:
-        """All prompts of a shard at once: a fast tokenizer then uses all cores, and lets go of the GIL."""
-        pieces = [piece for text in texts if not isinstance(text, RowError) for piece in text]
+    def _token_ids(self, texts: Sequence[Pieces | RowError]) -> list[list[int]]:
+        """The tokens of each prompt, none for an error. All prompts of a shard at once: a fast tokenizer then uses
+        all cores, and lets go of the GIL."""
+        found: list[Pieces] = [() if isinstance(text, RowError) else text for text in texts]
+        pieces = [piece for text in found for piece in text]
         # A chat template writes its own special tokens.
         ids = iter(self._tokenizer(pieces, add_special_tokens=not self._chat)["input_ids"] if pieces else [])
-        found: list[list[int] | RowError] = []
-        for text in texts:
-            if isinstance(text, RowError):
-                found.append(text)
-            else:
-                first = next(ids)
-                found.append(first if len(text) == 1 else [*first, *(one for _ in text[1:] for one in next(ids))])
-        return found
+        return [next(ids) if len(text) == 1 else [token for _ in text for token in next(ids)] for text in found]
 
     def _text(self, prompt: Prompt) -> Pieces | RowError:
         if self._conversations is None:

@@ -22,7 +22,7 @@ MAX_STATES = 20_000
 """States of one expression, with its counted repetitions written out. More would take the engine's grammar minutes."""
 
 MAX_STEPS = 500_000
-"""Steps of one match that no earlier match has taken, about half a second of Python. Beyond it the match is given up."""
+"""Steps of one match that no earlier match has taken, half a second of Python. Beyond it the match is given up."""
 
 _KEPT_TRANSITIONS = 100_000
 """Steps that are remembered for later texts, about 20 MB for each expression."""

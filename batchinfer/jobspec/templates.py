@@ -140,7 +140,9 @@ class Environment(ImmutableSandboxedEnvironment):
         given = [*args, *kwargs.values()]
         if name == "join":
             args = tuple(list(arg) if not isinstance(arg, str | list | tuple) else arg for arg in args)
-            self.spend(sum(len(text) * len(arg) + sum(len(item) for item in arg if isinstance(item, str)) for arg in args))
+            self.spend(
+                sum(len(text) * len(arg) + sum(len(item) for item in arg if isinstance(item, str)) for arg in args)
+            )
         elif name == "translate":
             for arg in given:
                 values = arg.values() if isinstance(arg, dict) else arg
@@ -213,7 +215,7 @@ class Environment(ImmutableSandboxedEnvironment):
 
     def _pay_for_filter(self, name: str, value: Any, rest: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Pay for what a filter will make; its value, of which an iterator is a list where it must be counted."""
-        given = dict(zip(_PARAMETERS.get(name, ()), rest, strict=False)) | kwargs
+        given = {**dict(zip(_PARAMETERS.get(name, ()), rest, strict=False)), **kwargs}
         if name in _COPY_LISTS:
             value = _listed(value)
             self.spend(_ITEM * len(value) if hasattr(value, "__len__") else 0)
@@ -430,7 +432,7 @@ def bounded_template(environment: jinja2.Environment, source: str) -> jinja2.Tem
     environment.call = counted_call  # type: ignore[attr-defined]
     environment.intercepted_binops = frozenset({"*"})  # type: ignore[attr-defined]
     environment.call_binop = counted_operation  # type: ignore[attr-defined]
-    environment.concat = joined  # type: ignore[method-assign,assignment]
+    environment.concat = joined  # type: ignore[method-assign]
     tree = environment.parse(source)
     for loop in tree.find_all(nodes.For):
         loop.iter = nodes.Filter(loop.iter, "counted turns", [], [], None, None, lineno=loop.lineno)

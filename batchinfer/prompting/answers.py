@@ -40,7 +40,7 @@ def require_whole_choices(spec: JobSpec, tokens: Callable[[str], int]) -> None:
     count, longest = max(counted, default=(0, ""))
     if count > most:
         raise SpecError(
-            f"the longest of output.choices, {longest!r:.60}, has {count:,} tokens: sampling.max_tokens ({most}) cuts it",
+            f"sampling.max_tokens ({most}) cuts the longest of output.choices, {longest!r:.60}: it has {count:,} tokens",
             f"set sampling.max_tokens to {count:,} or more, or shorten the choice",
         )
 
@@ -105,7 +105,7 @@ class _SchemaCheck:
             "additionalProperties": _additional_properties}.items() if name in keywords
         }  # fmt: skip
         counted = {name: self._counted(check) for name, check in keywords.items()}
-        self._validator = validators.extend(base, counted)(schema)
+        self._validator = validators.extend(base, counted)(schema)  # type: ignore[no-untyped-call]
 
     def check(self, text: str) -> tuple[str, str | None]:
         """The text with the control characters in its strings escaped, and what is wrong with it."""

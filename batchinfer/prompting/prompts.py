@@ -132,7 +132,9 @@ class PromptMaker:
             return RowError("prompt_invalid", "the messages are not a list of {role, content} with texts")
         odd = next((m["role"] for m in value if m["role"] not in ROLES), None)
         if odd is not None:
-            return RowError("prompt_invalid", _told(f"a message has the role {odd!r:.100}; roles are {', '.join(ROLES)}"))
+            return RowError(
+                "prompt_invalid", _told(f"a message has the role {odd!r:.100}; roles are {', '.join(ROLES)}")
+            )
         if not any(m["content"].strip() for m in value):
             return RowError("prompt_empty", "the messages have no text")
         if not all(_is_unicode(m["content"]) for m in value):
