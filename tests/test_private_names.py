@@ -5,13 +5,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import ROOT
 
 from batchinfer.engine.vllm_private import VLLM
 from batchinfer.errors import WrongRelease
 from batchinfer.execution import ray_private
 from batchinfer.execution.ray_private import RAY
 from batchinfer.private_names import Release
+from tests.support import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 

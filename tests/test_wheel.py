@@ -15,6 +15,8 @@ import pytest
 import batchinfer
 from tests.support import ROOT
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:

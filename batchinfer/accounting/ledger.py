@@ -1,8 +1,8 @@
 """The ledger: from the shards' and the replicas' records to where every device-second and cent went. Pure.
 
 The law. A replica's lifetime x devices = load + busy + idle, as its meter read them (see `meter`). Busy
-is the sum of the shares of every shard attempt on it. What was committed of that is work; the rest was
-spent on attempts that were lost (a crash, a late second attempt) and is waste. So over a run
+is the sum of the shares of every shard attempt on it. What was committed of that is work. The rest is in flight while
+the replica lives, and waste once it has ended: attempts that were lost (a crash, a late second attempt). So over a run
 
     sum of the shards' gpu_seconds + the replicas' load + idle + wasted = lifetimes x devices
 
@@ -11,8 +11,9 @@ and with one price a replica the same holds for the money.
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -26,7 +27,7 @@ class ReplicaAccount(BaseModel):
     """One row of `_run/replicas.parquet`. Seconds are device-seconds; `finished_at_us` of a replica that
     was killed is the last moment it is known to have lived."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
 
     replica_id: str
     run_id: str
@@ -42,6 +43,17 @@ class ReplicaAccount(BaseModel):
     idle_seconds: float
     wasted_seconds: float
     killed: bool
+    running: bool = False
+    in_flight_seconds: float = 0.0
+    """What a replica that is alive has put into shards that are not committed yet. 0 once it has ended."""
+    job_name: str = ""
+    labels: dict[str, str] = {}
+    model: str = ""
+    quantization: str = ""
+    dtype: str = "auto"
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    price_source: str = ""
 
     @property
     def gpu_seconds(self) -> float:
@@ -54,8 +66,8 @@ class ReplicaAccount(BaseModel):
 
 
 class Totals(BaseModel):
-    """A run's accounts. Rows and failures count each row once, as it stands after retries; tokens and
-    money count everything that was spent."""
+    """A run's accounts. Rows and failures count each row once, as it stands after retries; tokens, `rows_ran` (which
+    the engine ran) and money count everything that was spent."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -64,13 +76,16 @@ class Totals(BaseModel):
     errors: dict[str, int]
     finish_reasons: dict[str, int]
     evaluation: dict[str, tuple[int, int]]
+    rows_ran: int
     input_tokens: int
     cached_tokens: int
     output_tokens: int
+    rejected_tokens: int
     load_seconds: float
     work_seconds: float
     idle_seconds: float
     wasted_seconds: float
+    in_flight_seconds: float
     active_seconds: float
     up_seconds: float
     cost_usd: float
@@ -82,46 +97,79 @@ class Ledger:
 
     def __init__(self) -> None:
         self._work: dict[str, float] = defaultdict(float)
-        self._newest: dict[str, MeterReading] = {}
+        self._newest: dict[str, ShardRecord] = {}
 
     def add(self, shard: ShardRecord) -> None:
         """A shard was committed."""
         self._work[shard.replica_id] += shard.gpu_seconds
-        self._newest[shard.replica_id] = _newer(shard.meter, self._newest.get(shard.replica_id))
+        newest = self._newest.get(shard.replica_id)
+        if newest is None or shard.meter.at_us >= newest.meter.at_us:
+            self._newest[shard.replica_id] = shard
 
-    def accounts(self, journals: Iterable[ReplicaRecord]) -> list[ReplicaAccount]:
-        """The account of each replica, in the order in which they started.
+    def accounts(self, journals: Iterable[ReplicaRecord], alive: Collection[str] = ()) -> list[ReplicaAccount]:
+        """The account of each replica, in the order in which they started. `alive`: the ids of those that still run.
 
         A journal may be older than the replica's last commit, when the replica was killed between the two:
-        the newest of the readings counts.
+        the newest of the readings counts. A journal that is gone is made anew from the newest commit: what the
+        replica did after that is not known.
         """
-        made = [self._account(journal) for journal in journals]
+        known = {journal.replica_id: journal for journal in journals}
+        known |= {name: _rebuilt(shard) for name, shard in self._newest.items() if name not in known}
+        made = [self._account(journal, journal.replica_id in alive) for journal in known.values()]
         return sorted(made, key=lambda account: (account.started_at_us, account.replica_id))
 
-    def _account(self, journal: ReplicaRecord) -> ReplicaAccount:
-        reading = _newer(journal.meter, self._newest.get(journal.replica_id))
+    def _account(self, journal: ReplicaRecord, alive: bool) -> ReplicaAccount:
+        newest = self._newest.get(journal.replica_id)
+        reading = journal.meter if newest is None else _newer(journal.meter, newest.meter)
         work = self._work.get(journal.replica_id, 0.0)
+        rest = max(0.0, reading.busy_seconds - work)
+        running = alive and journal.finished_at_us is None
         return ReplicaAccount(
             **journal.model_dump(exclude={"meter", "shards_in_flight", "finished_at_us"}),
             finished_at_us=reading.at_us,
             load_seconds=reading.load_seconds,
             work_seconds=work,
             idle_seconds=reading.idle_seconds,
-            wasted_seconds=max(0.0, reading.busy_seconds - work),
-            killed=journal.finished_at_us is None,
+            # Nothing says yet whether a shard that is in flight will be committed.
+            wasted_seconds=0.0 if running else rest,
+            in_flight_seconds=rest if running else 0.0,
+            killed=journal.finished_at_us is None and not running,
+            running=running,
         )
 
 
-def replica_accounts(shards: Iterable[ShardRecord], journals: Iterable[ReplicaRecord]) -> list[ReplicaAccount]:
-    """What became of each replica's time."""
+def _rebuilt(shard: ShardRecord) -> ReplicaRecord:
+    """A replica's journal from its newest commit: the reading holds its whole life up to then."""
+    started = shard.meter.at_us - round(shard.meter.seconds / shard.num_gpus * 1e6)
+    shared = ("job_name", "labels", "model", "quantization", "dtype", "tensor_parallel", "pipeline_parallel")
+    return ReplicaRecord(
+        replica_id=shard.replica_id,
+        run_id=shard.run_id,
+        node=shard.node,
+        accelerator=shard.accelerator,
+        num_gpus=shard.num_gpus,
+        price_per_gpu_hour=shard.price_per_gpu_hour,
+        started_at_us=max(0, started),
+        ready_at_us=shard.started_at_us,
+        finished_at_us=None,
+        meter=shard.meter,
+        shards_in_flight=(),
+        **{name: getattr(shard, name) for name in shared},
+    )
+
+
+def replica_accounts(
+    shards: Iterable[ShardRecord], journals: Iterable[ReplicaRecord], alive: Collection[str] = ()
+) -> list[ReplicaAccount]:
+    """What became of each replica's time. `alive`: the ids of replicas that still run."""
     ledger = Ledger()
     for shard in shards:
         ledger.add(shard)
-    return ledger.accounts(journals)
+    return ledger.accounts(journals, alive)
 
 
-def _newer(a: MeterReading, b: MeterReading | None) -> MeterReading:
-    return a if b is None or a.at_us >= b.at_us else b
+def _newer(a: MeterReading, b: MeterReading) -> MeterReading:
+    return a if a.at_us >= b.at_us else b
 
 
 def totals(shards: Sequence[ShardRecord], replicas: Sequence[ReplicaAccount]) -> Totals:
@@ -139,18 +187,26 @@ def totals(shards: Sequence[ShardRecord], replicas: Sequence[ReplicaAccount]) ->
         errors=dict(errors.most_common()),
         finish_reasons=_counted(shards),
         evaluation=_evaluation(shards),
+        rows_ran=sum(shard.rows - shard.rows_rejected for shard in shards),
         input_tokens=sum(shard.input_tokens for shard in shards),
+        rejected_tokens=sum(shard.rejected_tokens for shard in shards),
         cached_tokens=sum(shard.cached_tokens for shard in shards),
         output_tokens=sum(shard.output_tokens for shard in shards),
         load_seconds=sum(r.load_seconds for r in replicas),
         work_seconds=sum(r.work_seconds for r in replicas),
         idle_seconds=sum(r.idle_seconds for r in replicas),
         wasted_seconds=sum(r.wasted_seconds for r in replicas),
-        active_seconds=_covered([(r.ready_at_us, r.finished_at_us) for r in replicas if r.ready_at_us is not None]),
+        in_flight_seconds=sum(r.in_flight_seconds for r in replicas),
+        active_seconds=active_seconds(replicas),
         up_seconds=_covered([(r.started_at_us, r.finished_at_us) for r in replicas]),
         cost_usd=sum(r.cost_usd for r in replicas),
         shards=len(first),
     )
+
+
+def active_seconds(replicas: Sequence[ReplicaAccount]) -> float:
+    """Seconds in which at least one replica was ready."""
+    return _covered([(r.ready_at_us, r.finished_at_us) for r in replicas if r.ready_at_us is not None])
 
 
 def _counted(shards: Iterable[ShardRecord]) -> dict[str, int]:
@@ -197,6 +253,14 @@ REPLICAS_SCHEMA = pa.schema(
         ("wasted_seconds", pa.float64()),
         ("cost_usd", pa.float64()),
         ("killed", pa.bool_()),
+        ("job_name", pa.string()),
+        ("labels", pa.string()),
+        ("model", pa.string()),
+        ("quantization", pa.string()),
+        ("dtype", pa.string()),
+        ("tensor_parallel", pa.int32()),
+        ("pipeline_parallel", pa.int32()),
+        ("price_source", pa.string()),
     ]
 )
 
@@ -205,7 +269,8 @@ def replicas_table(replicas: Sequence[ReplicaAccount]) -> pa.Table:
     """The rows of `_run/replicas.parquet`."""
     rows: list[dict[str, Any]] = []
     for replica in replicas:
-        row: dict[str, Any] = replica.model_dump()
+        row: dict[str, Any] = replica.model_dump(exclude={"running", "in_flight_seconds"})
+        row["labels"] = json.dumps(row["labels"], sort_keys=True)
         for name in ("started_at", "ready_at", "finished_at"):
             row[name] = row.pop(f"{name}_us")
         rows.append(row | {"gpu_seconds": replica.gpu_seconds, "cost_usd": replica.cost_usd})

@@ -13,24 +13,30 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from batchinfer.catalog.accelerators import device_cost
+from batchinfer.errors import REJECTED_CODES
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class MeterReading(_Record):
     """Where a replica's device-seconds have gone up to `at_us`: load + busy + idle = its lifetime x devices."""
 
-    at_us: int
-    load_seconds: float
-    busy_seconds: float
-    idle_seconds: float
+    at_us: NonNegativeInt
+    load_seconds: NonNegativeFloat
+    busy_seconds: NonNegativeFloat
+    idle_seconds: NonNegativeFloat
+
+    @property
+    def seconds(self) -> float:
+        """Device-seconds of the whole life."""
+        return self.load_seconds + self.busy_seconds + self.idle_seconds
 
 
 class ShardRecord(_Record):
@@ -40,37 +46,45 @@ class ShardRecord(_Record):
     covers the rows that it ran again. `errors` counts the rows that failed, `finish_reasons` the answers of
     those that did not; `evaluation` maps a
     group to [right, compared]. `meter` is the replica's reading when the shard was finished.
-    `labels` are the spec's; files of earlier versions have none.
+    `labels` are the spec's. `input_tokens` are of rows that the engine ran; `rejected_tokens` those of prompts that
+    it never ran (see `errors.REJECTED_CODES`). Files of earlier versions lack the fields that have defaults.
     """
 
     run_id: str
     job_name: str
-    shard_id: int
-    attempt: int
-    generation: int
+    shard_id: NonNegativeInt
+    attempt: NonNegativeInt
+    generation: NonNegativeInt
     replica_id: str
     node: str
     accelerator: str
-    num_gpus: int
+    num_gpus: PositiveInt
     model: str
     revision: str | None
     quantization: str
     tensor_parallel: int
     pipeline_parallel: int
-    rows: int
-    rows_failed: int
-    input_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    started_at_us: int
-    finished_at_us: int
-    gpu_seconds: float
-    price_per_gpu_hour: float
+    rows: NonNegativeInt
+    rows_failed: NonNegativeInt
+    input_tokens: NonNegativeInt
+    cached_tokens: NonNegativeInt
+    output_tokens: NonNegativeInt
+    started_at_us: NonNegativeInt
+    finished_at_us: NonNegativeInt
+    gpu_seconds: NonNegativeFloat
+    price_per_gpu_hour: NonNegativeFloat
     errors: dict[str, int]
     finish_reasons: dict[str, int]
     evaluation: dict[str, tuple[int, int]]
     meter: MeterReading
     labels: dict[str, str] = {}
+    rejected_tokens: NonNegativeInt = 0
+    dtype: str = "auto"
+
+    @property
+    def rows_rejected(self) -> int:
+        """Rows that the engine never ran."""
+        return sum(count for code, count in self.errors.items() if code in REJECTED_CODES)
 
     @property
     def wall_seconds(self) -> float:
@@ -89,20 +103,29 @@ class ShardRecord(_Record):
 class ReplicaRecord(_Record):
     """One replica's life so far. `finished_at_us` is None while it lives, and for ever if it was killed.
 
-    `shards_in_flight` of one that was killed are the shards whose attempts were lost with it.
+    `shards_in_flight` of one that was killed are the shards whose attempts were lost with it. What has a default,
+    journals of earlier versions lack.
     """
 
     replica_id: str
     run_id: str
     node: str
     accelerator: str
-    num_gpus: int
-    price_per_gpu_hour: float
-    started_at_us: int
-    ready_at_us: int | None
-    finished_at_us: int | None
+    num_gpus: PositiveInt
+    price_per_gpu_hour: NonNegativeFloat
+    started_at_us: NonNegativeInt
+    ready_at_us: NonNegativeInt | None
+    finished_at_us: NonNegativeInt | None
     meter: MeterReading
     shards_in_flight: tuple[int, ...]
+    job_name: str = ""
+    labels: dict[str, str] = {}
+    model: str = ""
+    quantization: str = ""
+    dtype: str = "auto"
+    tensor_parallel: PositiveInt = 1
+    pipeline_parallel: PositiveInt = 1
+    price_source: str = ""
 
 
 ACCOUNTING_SCHEMA = pa.schema(
@@ -138,6 +161,8 @@ ACCOUNTING_SCHEMA = pa.schema(
         ("evaluation", pa.string()),
         ("meter", pa.string()),
         ("labels", pa.string()),
+        ("rejected_tokens", pa.int64()),
+        ("dtype", pa.string()),
     ]
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,7 +11,7 @@ from batchinfer.planner import Estimate, Plan
 
 
 class Seconds(BaseModel):
-    """Device-seconds by what they were spent on. The four add up to the time that was paid for."""
+    """Device-seconds by what they were spent on. They add up to the time that was paid for."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
@@ -23,6 +23,13 @@ class Seconds(BaseModel):
     """Device-seconds in which a ready replica had no rows."""
     waste: float
     """Device-seconds that no committed shard accounts for: lost attempts, restarts, killed replicas."""
+    in_flight: float = 0.0
+    """Device-seconds that running replicas have put into shards that are not committed yet. 0 once a run has ended."""
+
+    @property
+    def paid(self) -> float:
+        """All of them: what the money is for."""
+        return self.load + self.work + self.idle + self.waste + self.in_flight
 
 
 class Accuracy(BaseModel):
@@ -36,6 +43,33 @@ class Accuracy(BaseModel):
     """Rows that have an expected value."""
     accuracy: float
     """`right` over `compared`, 0 to 1."""
+
+
+class ReportPart(BaseModel):
+    """The replicas of a run that shared their device, weights, layout and price, and what they cost."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+
+    accelerator: str
+    """The device that they were on."""
+    quantization: str
+    """How their weights were quantized."""
+    dtype: str
+    """The spec's `model.dtype` when they ran."""
+    tensor_parallel: int
+    """GPUs that share each layer in a replica."""
+    pipeline_parallel: int
+    """Stages that a replica's layers are split into."""
+    price_per_gpu_hour: float
+    """Dollars for one GPU and hour, or for one replica and hour on a CPU."""
+    price_source: str
+    """Where the price comes from."""
+    replicas: int
+    """How many they were."""
+    device_seconds: float
+    """Their lifetimes times their devices."""
+    cost_usd: float
+    """Dollars for that."""
 
 
 class Report(BaseModel):
@@ -58,7 +92,7 @@ class Report(BaseModel):
     model: str
     """The spec's `model.source`."""
     quantization: str
-    """How the weights that ran are quantized."""
+    """How the weights that ran are quantized; of the part with the most device-seconds, as the next three are."""
     accelerator: str
     """The device that the run was on."""
     tensor_parallel: int
@@ -73,18 +107,26 @@ class Report(BaseModel):
     """Rows that have an `error_code` after the latest retry."""
     max_error_rate: float
     """The spec's `limits.max_error_rate` when the run was last made or resumed."""
+    max_cost_usd: float | None = None
+    """The spec's `limits.max_cost_usd` at that time. null: no limit."""
     errors: dict[str, int]
     """Failed rows by `error_code`."""
     finish_reasons: dict[str, int]
     """Answers by `finish_reason`."""
     accuracy: dict[str, Accuracy]
     """The accuracy by the values of `evaluate.by`, or under `all`. Empty without `evaluate`."""
+    overall_accuracy: Accuracy | None = None
+    """The accuracy over all groups together. null: without `evaluate`, or no row has an expected value."""
     input_tokens: int
-    """Tokens of the prompts."""
+    """Tokens of the prompts that the engine ran."""
     cached_tokens: int
     """Tokens of the prompts that the KV cache already held."""
     output_tokens: int
     """Tokens of the answers."""
+    rows_ran: int = 0
+    """Rows that the engine ran, those of retries and those that failed in it included."""
+    rejected_tokens: int = 0
+    """Tokens of the prompts that the engine never ran, such as those that are too long. No other figure counts them."""
     tokens_per_second: float
     """Input and output tokens over the seconds in which at least one replica was ready."""
     rows_per_second: float
@@ -96,9 +138,17 @@ class Report(BaseModel):
     cost_per_thousand_rows: float | None
     """Dollars for a thousand rows of the output. null: there were no rows."""
     price_per_gpu_hour: float
-    """Dollars for one GPU and hour, or for one replica and hour on a CPU."""
+    """Dollars for one GPU and hour, or for one replica and hour on a CPU. Where `parts` differ, the mean over all
+    device-seconds."""
     price_source: str
     """Where the price comes from: the spec's key, or a list price with its date."""
+    dtype: str = "auto"
+    """The spec's `model.dtype`."""
+    task: str = "generate"
+    """The spec's `task`."""
+    parts: tuple[ReportPart, ...] = ()
+    """The replicas by device, weights, layout and price: more than one where a later command changed them. Their costs
+    add up to `cost_usd`."""
     seconds: Seconds
     """Device-seconds by what they were spent on."""
     shards: int
@@ -109,6 +159,8 @@ class Report(BaseModel):
     """Replicas that ever ran for this run, over all its commands."""
     replicas_killed: int
     """Replicas that ended without closing their account, as after a kill or a lost machine."""
+    replicas_running: int = 0
+    """Replicas that run now. Above 0 the run goes on, and its figures grow."""
     hours: float
     """Hours in which at least one replica was up, loading included."""
     planned: Estimate | None
@@ -127,57 +179,134 @@ def make_report(
     job_name: str,
     run_id: str,
     output: str,
-    plan: Plan,
+    plan: Plan | None,
     totals: Totals,
     replicas: Sequence[ReplicaAccount],
     rows_in_input: int,
     shards_in_input: int,
     max_error_rate: float,
+    max_cost_usd: float | None = None,
     tick: str | None = None,
     labels: Mapping[str, str] | None = None,
+    model: str = "",
+    dtype: str = "auto",
+    task: str = "generate",
 ) -> Report:
-    """The report of a run whose accounts are `totals`."""
+    """The report of a run whose accounts are `totals`. `plan` is what the run was begun with, None where that is lost:
+    what the replicas say of themselves goes before it, and `model` is said where neither knows.
+    """
     tokens = totals.input_tokens + totals.output_tokens
     active = totals.active_seconds
+    begun = plan or _nothing_known(model)
+    parts = _parts(replicas, begun)
+    most = max(parts, key=lambda part: part.device_seconds, default=None)
+    paid = sum(part.device_seconds for part in parts)
+    accuracy = _accuracy(totals)
     return Report(
         job_name=job_name,
         run_id=run_id,
         tick=tick,
         output=output,
         complete=totals.rows == rows_in_input,
-        model=plan.model,
-        quantization=plan.quantization,
-        accelerator=plan.accelerator,
-        tensor_parallel=plan.tensor_parallel,
-        pipeline_parallel=plan.pipeline_parallel,
+        model=begun.model,
+        quantization=most.quantization if most else begun.quantization,
+        accelerator=most.accelerator if most else begun.accelerator,
+        tensor_parallel=most.tensor_parallel if most else begun.tensor_parallel,
+        pipeline_parallel=most.pipeline_parallel if most else begun.pipeline_parallel,
         rows=totals.rows,
         rows_in_input=rows_in_input,
         rows_failed=totals.rows_failed,
         max_error_rate=max_error_rate,
+        max_cost_usd=max_cost_usd,
         errors=totals.errors,
         finish_reasons=totals.finish_reasons,
-        accuracy=_accuracy(totals),
+        accuracy=accuracy,
+        overall_accuracy=_overall(accuracy.values()),
         input_tokens=totals.input_tokens,
         cached_tokens=totals.cached_tokens,
         output_tokens=totals.output_tokens,
+        rows_ran=totals.rows_ran,
+        rejected_tokens=totals.rejected_tokens,
         tokens_per_second=tokens / active if active else 0.0,
         rows_per_second=totals.rows / active if active else 0.0,
         cost_usd=totals.cost_usd,
         cost_per_million_tokens=totals.cost_usd / tokens * 1e6 if tokens else None,
         cost_per_thousand_rows=totals.cost_usd / totals.rows * 1e3 if totals.rows else None,
-        price_per_gpu_hour=plan.price_per_gpu_hour,
-        price_source=plan.price_source,
+        price_per_gpu_hour=totals.cost_usd * 3600 / paid if paid else begun.price_per_gpu_hour,
+        price_source="; ".join(dict.fromkeys(part.price_source for part in parts)) or begun.price_source,
+        dtype=most.dtype if most else dtype,
+        task=task,
+        parts=parts,
         seconds=Seconds(
-            load=totals.load_seconds, work=totals.work_seconds, idle=totals.idle_seconds, waste=totals.wasted_seconds
+            load=totals.load_seconds,
+            work=totals.work_seconds,
+            idle=totals.idle_seconds,
+            waste=totals.wasted_seconds,
+            in_flight=totals.in_flight_seconds,
         ),
         shards=totals.shards,
         shards_in_input=shards_in_input,
         replicas=len(replicas),
         replicas_killed=sum(replica.killed for replica in replicas),
+        replicas_running=sum(replica.running for replica in replicas),
         hours=totals.up_seconds / 3600,
-        planned=plan.estimate,
+        planned=begun.estimate,
         labels=dict(labels or {}),
     )
+
+
+def _nothing_known(model: str) -> Plan:
+    return Plan(
+        model=model,
+        quantization="none",
+        accelerator="cpu",
+        tensor_parallel=1,
+        pipeline_parallel=1,
+        min_replicas=1,
+        max_replicas=1,
+        num_gpus=0,
+        price_per_gpu_hour=0.0,
+        price_source="not known: the plan of the run is lost",
+        kv_cache_memory_bytes=None,
+    )
+
+
+def _parts(replicas: Sequence[ReplicaAccount], plan: Plan) -> tuple[ReportPart, ...]:
+    """The replicas by what they ran on, in order of their first start."""
+    found: dict[ReportPart, list[ReplicaAccount]] = {}
+    for replica in replicas:
+        # A journal of an earlier version names device and price alone.
+        of = replica if replica.quantization else plan
+        part = ReportPart(
+            accelerator=replica.accelerator,
+            quantization=of.quantization,
+            dtype=replica.dtype,
+            tensor_parallel=of.tensor_parallel,
+            pipeline_parallel=of.pipeline_parallel,
+            price_per_gpu_hour=replica.price_per_gpu_hour,
+            price_source=replica.price_source or plan.price_source,
+            replicas=0,
+            device_seconds=0.0,
+            cost_usd=0.0,
+        )
+        found.setdefault(part, []).append(replica)
+    return tuple(
+        part.model_copy(
+            update={
+                "replicas": len(group),
+                "device_seconds": sum(replica.gpu_seconds for replica in group),
+                "cost_usd": sum(replica.cost_usd for replica in group),
+            }
+        )
+        for part, group in found.items()
+    )
+
+
+def _overall(groups: Iterable[Accuracy]) -> Accuracy | None:
+    groups = list(groups)
+    compared = sum(group.compared for group in groups)
+    right = sum(group.right for group in groups)
+    return Accuracy(right=right, compared=compared, accuracy=right / compared) if compared else None
 
 
 def _accuracy(totals: Totals) -> dict[str, Accuracy]:

@@ -20,6 +20,7 @@ def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at:
     from batchinfer.execution import runner
     from batchinfer.jobspec import load
     from batchinfer.jobspec.constraints import advice
+    from batchinfer.reporting import sample_lines
 
     loaded = load(spec, overrides or [])
     times = run_times(loaded, date, at, None, None)
@@ -32,6 +33,9 @@ def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at:
     told = advice(loaded.output, loaded.sampling)
     if told is not None:
         print(told)
+    for line in sample_lines(runner.forecast(checked), checked.spec.limits.max_error_rate):
+        print(line)
+    print("not checked here: whether the cluster has the devices and the memory; `batchinfer plan` says")
 
 
 @app.command()
@@ -56,7 +60,7 @@ def plan(
     if as_json:
         print_json(made.document())
     else:
-        console().print(render_plan(made))
+        console().print(render_plan(made, loaded.limits))
 
 
 @app.command()
@@ -132,7 +136,7 @@ def _attended(command: Callable[[Listener], Report | list[Report]], as_json: boo
         made = command(listener)
     _print(made, as_json)
     for report in made if isinstance(made, list) else [made]:
-        runner.require_error_rate(report)
+        runner.require_limits(report)
 
 
 def _print(made: Report | list[Report], as_json: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from datetime import UTC, date, datetime
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from zoneinfo import ZoneInfo
 
 import typer
@@ -38,7 +38,7 @@ Number = Annotated[int, typer.Option("-n", min=1, max=10_000, help="How many tic
 
 def run_times(spec: JobSpec, day: str | None, at: str | None, first: str | None, last: str | None) -> list[datetime]:
     """The times that the options of `run` ask for, in order; none where they ask for nothing. Raises UserError."""
-    from batchinfer.jobspec.schedule import times_on, uses_time
+    from batchinfer.jobspec.schedule import require_no_tick_blocked, times_on, uses_time
 
     if sum(value is not None for value in (day, at, first)) > 1 or (last is not None and first is None):
         raise UserError("give one of --date, --at, and --from with --to", "see `batchinfer run --help`")
@@ -52,7 +52,9 @@ def run_times(spec: JobSpec, day: str | None, at: str | None, first: str | None,
     now = datetime.now(UTC)
     zone = ZoneInfo(spec.schedule.timezone if spec.schedule else "UTC")
     if at is not None:
-        return [_time(at, zone, now)]
+        time = _time(at, zone, now)
+        require_no_tick_blocked(spec, time)
+        return [time]
     begin = _day(day or first or "")
     end = begin if day is not None else now.astimezone(zone).date() if last is None else _day(last)
     return times_on(spec, begin, end, now)
@@ -99,7 +101,7 @@ def next_ticks(specs: Specs, number: Number = 5, overrides: Overrides = None, as
 
 @schedule_app.command("list")
 def list_jobs(specs: Specs, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Print how each job stands: its last run, what is due, and its next tick."""
+    """Print how each job stands: its last tick and what became of it, what is due, and its next tick."""
     from batchinfer.scheduling import recurring
 
     now = recurring.utc_now()
@@ -109,7 +111,7 @@ def list_jobs(specs: Specs, overrides: Overrides = None, as_json: AsJson = False
 
 @schedule_app.command("run-due")
 def run_due(specs: Specs, overrides: Overrides = None, as_json: AsJson = False, address: Address = None) -> None:
-    """Resume what died, run what is due, once, and end: for cron or systemd."""
+    """Resume what died, run every tick that is due, and end: for cron, systemd or Kubernetes."""
     from batchinfer.execution import runner
     from batchinfer.reporting import render
     from batchinfer.reporting.console import attending
@@ -135,7 +137,7 @@ def run_due(specs: Specs, overrides: Overrides = None, as_json: AsJson = False, 
     if outcome.errors:
         raise outcome.errors[0]
     for report in outcome.reports:
-        runner.require_error_rate(report)
+        runner.require_limits(report)
 
 
 def _merge(outcome: DueOutcome, more: DueOutcome) -> None:
@@ -156,7 +158,7 @@ def serve(specs: Specs, overrides: Overrides = None, address: Address = None) ->
     raise typer.Exit(stay(jobs, options, event_log()))
 
 
-def _show(rows: list[dict[str, str]], as_json: bool) -> None:
+def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
@@ -164,5 +166,5 @@ def _show(rows: list[dict[str, str]], as_json: bool) -> None:
     for name in rows[0]:
         table.add_column(name.replace("_", " "))
     for row in rows:
-        table.add_row(*(value or "-" for value in row.values()))
+        table.add_row(*(str(value or "-") for value in row.values()))
     console().print(table)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from batchinfer.cli.app import AsJson, Overrides, SpecPath, app, console, listened, print_json
 from batchinfer.errors import UserError
+
+if TYPE_CHECKING:
+    from batchinfer.deploy.ray_jobs import JobClient, SubmittedJob
 
 Dashboard = Annotated[
     str,
@@ -32,6 +35,12 @@ WithPackage = Annotated[
 ]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")]
 All = Annotated[bool, typer.Option("--all", help="Every job, as `list` does.")]
+Awaited = Annotated[
+    bool, typer.Option("--wait", help="Print what the job says on stderr until it ends, and end with its exit code.")
+]
+WithExitCode = Annotated[
+    bool, typer.Option("--exit-code", help="End with the job's exit code, with 75 if it has not ended.")
+]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the shards in flight have ended.")]
 
 LOCAL_DASHBOARD = "http://127.0.0.1:8265"
@@ -45,6 +54,7 @@ def submit(
     labels: Labels = None,
     shared_filesystem: Shared = False,
     with_package: WithPackage = False,
+    wait: Awaited = False,
     as_json: AsJson = False,
 ) -> None:
     """Send the job to a cluster, unless it runs there already, and print its id."""
@@ -55,17 +65,31 @@ def submit(
     loaded = loaded.model_copy(
         update={"labels": loaded.labels | dict(key_values("--label", labels or [], "team=search"))}
     )
+    client = ray_jobs.connect(address)
     sent = listened(
-        lambda listener: ray_jobs.submit(loaded, ray_jobs.connect(address), listener, shared_filesystem, with_package),
-        loaded.storage,
+        lambda listener: ray_jobs.submit(loaded, client, listener, shared_filesystem, with_package), loaded.storage
     )
-    if as_json:
-        plan = sent.plan.document() if sent.plan is not None else None
-        print_json({"id": sent.id, "state": sent.state, "already": sent.already, "plan": plan})
-        return
     if sent.already:
         print(f"{sent.id} is {sent.state} already: nothing was sent", file=sys.stderr)
-    print(sent.id)
+    if not as_json:
+        print(sent.id, flush=True)
+    job = _followed(client, sent.id, sys.stderr) if wait else None
+    if as_json:
+        plan = sent.plan.document() if sent.plan is not None else None
+        state = sent.state if job is None else job.state
+        print_json({"id": sent.id, "state": state, "already": sent.already, "plan": plan})
+    if job is not None:
+        raise typer.Exit(job.exit_status)
+
+
+def _followed(client: JobClient, job_id: str, sink: TextIO) -> SubmittedJob:
+    """The job as it ended; what it prints goes to `sink` meanwhile."""
+    try:
+        return client.follow(job_id, lambda lines: print(lines, end="", flush=True, file=sink))
+    except KeyboardInterrupt:
+        print(f"{job_id} goes on: `batchinfer logs {job_id} --follow` looks again", file=sys.stderr)
+        # 128 + SIGINT, as of any command that Ctrl-C ends: what the job comes to is not known.
+        raise typer.Exit(130) from None
 
 
 @app.command(name="list")
@@ -84,6 +108,7 @@ def list_jobs(address: Dashboard = LOCAL_DASHBOARD, as_json: AsJson = False) -> 
 def status(
     job_id: Annotated[str | None, typer.Argument(metavar="ID", help="What `submit` gave back.")] = None,
     all_jobs: All = False,
+    exit_code: WithExitCode = False,
     address: Dashboard = LOCAL_DASHBOARD,
     as_json: AsJson = False,
 ) -> None:
@@ -92,6 +117,8 @@ def status(
 
     if (job_id is None) != all_jobs:
         raise UserError("status takes an ID or --all, one of the two", "`batchinfer list` shows the ids")
+    if all_jobs and exit_code:
+        raise UserError("--exit-code is that of one job, and --all shows every job", "give an ID")
     if job_id is None:
         list_jobs(address, as_json)
         return
@@ -102,18 +129,19 @@ def status(
         print_json(ray_jobs.job_document(job, progress))
     else:
         console().print(ray_jobs.job_table(job, progress, time.time()))
+    if exit_code:
+        raise typer.Exit(job.exit_status)
 
 
 @app.command()
 def logs(job_id: JobId, follow: Follow = False, address: Dashboard = LOCAL_DASHBOARD) -> None:
-    """Print what a submitted job says: its progress and its report."""
+    """Print what a submitted job says: its progress and its report. With --follow, end with the job's exit code."""
     from batchinfer.deploy import ray_jobs
 
     client = ray_jobs.connect(address)
     if follow:
-        client.follow(job_id, lambda lines: print(lines, end="", flush=True))
-    else:
-        print(client.logs(job_id), end="")
+        raise typer.Exit(_followed(client, job_id, sys.stdout).exit_status)
+    print(client.logs(job_id), end="")
 
 
 @app.command()

@@ -10,6 +10,7 @@ from typing import Any
 from batchinfer.engine import vllm_private
 from batchinfer.engine.base import Completion, EngineDied
 from batchinfer.engine.conversations import Conversations, Pieces
+from batchinfer.engine.installed import not_importable
 from batchinfer.engine.pump import Pump, Request
 from batchinfer.errors import EngineError, RowError, SpecError, WrongRelease
 from batchinfer.jobspec import JobSpec, SamplingSpec
@@ -113,6 +114,7 @@ class VllmEngine:
     def __init__(self, spec: JobSpec, plan: Plan, fork: bool = False) -> None:
         fork = fork and "VLLM_WORKER_MULTIPROC_METHOD" not in os.environ
         _prepare_environment(plan)
+        require_vllm()
         vllm_private.require()
         from vllm.lora.request import LoRARequest
 
@@ -240,6 +242,15 @@ def _require_accepted(spec: JobSpec, engine: Any, params: Any) -> None:
         ) from error
     tokenizer = engine.get_tokenizer()
     require_whole_choices(spec, lambda text: len(tokenizer.encode(text, add_special_tokens=False)))
+
+
+def require_vllm() -> None:
+    """Raise EngineError if vLLM cannot be imported, with the packages in its way."""
+    try:
+        # What imports transformers, which a wrong build of torchvision breaks: RuntimeError, OSError or ImportError.
+        import vllm.engine.arg_utils  # noqa: F401
+    except Exception as error:
+        raise not_importable(error) from error
 
 
 def _require_kernels(spec: JobSpec, plan: Plan) -> None:

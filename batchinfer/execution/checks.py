@@ -9,24 +9,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchinfer.catalog import engine_support, models
-from batchinfer.engine.scripted import TOKEN_CHARACTERS
 from batchinfer.errors import InputError, ModelError, OutputError, SpecError, StoreRefused, UserError
-from batchinfer.execution.sample_prompts import counter
+from batchinfer.execution.sample_prompts import require_room_for_choices
 from batchinfer.input import build_manifest, input_entries
 from batchinfer.input.files import fixed_part, is_glob
 from batchinfer.input.manifest import Fingerprint, Manifest, from_parquet
-from batchinfer.jobspec import SCRIPTED, JobSpec, ModelSpec
+from batchinfer.jobspec import JobSpec, ModelSpec
 from batchinfer.jobspec.cron import Tick
 from batchinfer.model.checkpoint import require_adapter, require_draft, require_weights
 from batchinfer.model.download import is_remote
 from batchinfer.model.resolve import ModelFacts, model_facts, require_access
-from batchinfer.prompting.answers import require_whole_choices
+from batchinfer.planner.plan import require_consistent, source_of
 from batchinfer.prompting.prompts import needed_columns
 from batchinfer.rundir.commit import committed_shards
 from batchinfer.rundir.ownership import require_own
 from batchinfer.rundir.past_runs import FileChoice, require_same_tick
 from batchinfer.rundir.paths import MANIFEST, Layout, reading
-from batchinfer.storage import join, local_path, normal_uri, storage_for
+from batchinfer.storage import impatient, join, local_path, normal_uri, storage_for
 
 _FREE_KEYS = ("name", "resources", "limits", "schedule", "storage", "labels")
 """Keys that may change between the runs of one output: they shape no result."""
@@ -75,9 +74,11 @@ def _absolute_model(model: ModelSpec) -> ModelSpec:
 
 @contextlib.contextmanager
 def refusals_are_the_users() -> Iterator[None]:
-    """Before a run begins, a store that refuses is a mistake of the spec or of the credentials."""
+    """Before a run begins, a store that refuses is a mistake of the spec or of the credentials, and an address that
+    never answers most likely is one."""
     try:
-        yield
+        with impatient():
+            yield
     except StoreRefused as error:
         raise UserError(error.message, error.remedy) from error
 
@@ -92,12 +93,12 @@ def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = N
     for uri in (spec.input.uri, spec.output.uri):
         storage_for(uri, spec.storage)
     facts = require_model(spec, access)
-    require_possible_answers(spec, facts)
     require_apart(spec)
     spec = absolute(spec)
     require_lasting(spec)
     layout = Layout(spec.output.uri, spec.storage)
     require_own(layout, thorough=fresh)
+    require_room_for_choices(spec, facts.folder)
     columns = needed_columns(spec)
     old = find_manifest(layout)
     committed = committed_shards(layout)
@@ -230,6 +231,9 @@ def require_model(spec: JobSpec, access: bool = True) -> ModelFacts:
     """
     facts = model_facts(spec.model, spec.storage)
     _require_engine_support(facts)
+    _require_token_ids(spec, facts)
+    if facts.shape is not None:
+        require_consistent(spec, facts.shape, source_of(spec, facts.name, facts.entry, facts.quantization))
     if is_remote(facts.location) or os.path.isdir(facts.location):
         storage = storage_for(facts.location, spec.storage)
         names = storage.names(facts.location)
@@ -243,18 +247,13 @@ def require_model(spec: JobSpec, access: bool = True) -> ModelFacts:
     return facts
 
 
-def require_possible_answers(spec: JobSpec, facts: ModelFacts) -> None:
-    """Refuse what the model's tokenizer and vocabulary, where they are at hand, say that no answer can be."""
-    if spec.model.source == SCRIPTED:
-        require_whole_choices(spec, lambda text: -(-len(text) // TOKEN_CHARACTERS))
-    elif spec.output.choices is not None:
-        folder = spec.engine.tokenizer if spec.engine.tokenizer is not None else facts.folder
-        counting = counter(folder, chat=False)
-        if counting.exact:
-            require_whole_choices(spec, counting.text_tokens)
+def _require_token_ids(spec: JobSpec, facts: ModelFacts) -> None:
+    """Refuse token ids that the model does not have: an engine refuses every row with them."""
+    if facts.shape is None:
+        return
     for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
         largest = max(getattr(spec.sampling, name) or (), default=0)
-        if facts.shape is not None and largest >= facts.shape.vocab_size:
+        if largest >= facts.shape.vocab_size:
             raise SpecError(
                 f"sampling.{name} holds {largest}, and {facts.name} has {facts.shape.vocab_size:,} tokens",
                 "token ids begin at 0: take them from the tokenizer of this model",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Iterator, Sequence
-
-import pydantic
 
 from batchinfer.accounting.report import Report
 from batchinfer.catalog import QUANTIZATIONS, ModelShape, accelerators
+from batchinfer.errors import StorageError
 from batchinfer.execution.checks import Checked
+from batchinfer.execution.progress import Listener
 from batchinfer.execution.sample_prompts import survey
 from batchinfer.jobspec import JobSpec
 from batchinfer.planner import (
@@ -26,23 +28,44 @@ from batchinfer.planner import (
     make_plan,
     replica_speed,
 )
+from batchinfer.planner.plan import DEFAULT_SLOTS
 from batchinfer.rundir.paths import Layout
 from batchinfer.storage import join
 
+LARGEST_REPORT = 2**24
+"""Bytes. A report has a few thousand; a larger file is not read into memory."""
 
-def plan_job(checked: Checked, cluster: Cluster) -> Plan:
+MOST_TOKENS = 10**15
+MOST_DEVICES = 100_000
+FASTEST_TOKENS_PER_SECOND = 10_000_000
+"""Tokens that one device could work through in a second: some hundred times what any GPU of 2026 does. A report
+above these three is no measurement; without them its figures overflow or promise a job in no time."""
+
+START_UP_SECONDS = 5.0
+"""Seconds of a run's work that a start-up may take: first requests compile and capture. Lower, and the plan after a
+short trial is too dear; higher, and it is too vague."""
+
+LEAST_STEADY = 0.1
+"""At least this share of a trial's work counts as steady, so that the fast end stays finite."""
+
+
+def plan_job(checked: Checked, cluster: Cluster, listener: Listener | None = None) -> Plan:
     """The plan of a job on the cluster, from a sample of its rows and the reports of earlier runs.
+
+    `listener` is told of reports that make no sense.
 
     Raises UserError where the job cannot be laid out.
     """
     spec, facts = checked.spec, checked.facts
-    earlier = list(earlier_reports(checked.layout))
-    surveyed = survey(spec, checked.manifest, facts.folder, output_tokens(earlier, spec))
+    earlier = list(earlier_reports(checked.layout, listener))
+    context = facts.shape.context if facts.shape is not None else None
+    found = survey(spec, checked.manifest, facts.folder, output_tokens(earlier, spec, facts.name), context)
+    surveyed = found.workload
     # Without a token, as in a night with nothing new, there is nothing whose time or price could be told.
     workload = surveyed if surveyed.rows and surveyed.input_tokens + surveyed.output_tokens.mid else None
 
     def planned(calibration: float | None) -> Plan:
-        return make_plan(
+        made = make_plan(
             spec,
             cluster,
             facts.name,
@@ -52,36 +75,77 @@ def plan_job(checked: Checked, cluster: Cluster) -> Plan:
             workload=workload,
             calibration=calibration,
         )
+        return made.model_copy(update={"sample": found.sample})
 
     plan = planned(None)
     if workload is None:
         return plan
     same = [report for report in earlier if _same(report, plan)]
     if facts.shape is not None and plan.num_gpus:
-        found = calibration_from(_readings(same, facts.shape, spec), plan.model, plan.accelerator, plan.quantization)
-        return plan if found is None else planned(found)
+        of = (plan.model, plan.accelerator, plan.quantization)
+        calibration = calibration_from(_readings(same, facts.shape, spec), *of)
+        return plan if calibration is None else planned(calibration)
     # What a host computes in a second is in no catalog: only a run tells.
     return plan.model_copy(update={"estimate": measured_estimate(same, plan, workload)})
 
 
-def earlier_reports(layout: Layout) -> Iterator[Report]:
-    """The reports of this output's last run and of those in the folders beside it, such as other nights'."""
+def earlier_reports(layout: Layout, listener: Listener | None = None) -> Iterator[Report]:
+    """The reports of this output's last run and of those in the folders beside it, such as other nights'.
+
+    What another run says is a hint, which anybody may have written: one that cannot be read or makes no sense is
+    ignored, and named to `listener`. These credentials may be unable to list what lies beside the output.
+    """
     storage = layout.storage
+    roots = [layout.root]
     parent = layout.root.rstrip("/").rpartition("/")[0]
-    for name in storage.names(parent):
-        uri = Layout(join(parent, name.rstrip("/"))).report
-        if storage.stat(uri) is not None:
-            try:
-                yield Report.model_validate_json(storage.read(uri))
-            except pydantic.ValidationError:
-                # Of another version, or of another program: it says nothing here.
+    # A bucket has nothing beside it.
+    if parent != "s3:/":
+        with contextlib.suppress(StorageError):
+            roots = [join(parent, name.rstrip("/")) for name in storage.names(parent)]
+    for root in roots:
+        beside = Layout(root, layout.stores)
+        try:
+            entry = storage.stat(beside.report)
+            if entry is None:
                 continue
+            if entry.size > LARGEST_REPORT:
+                raise ValueError(f"it has {entry.size:,} bytes")
+            report = Report.model_validate_json(storage.read(beside.report))
+            _require_sense(report)
+        except (StorageError, OSError, ValueError, RecursionError) as error:
+            if listener is not None:
+                reason = error.message if isinstance(error, StorageError) else str(error).splitlines()[0]
+                listener.event("report ignored", report=beside.report, reason=reason)
+            continue
+        yield report
 
 
-def output_tokens(earlier: Sequence[Report], spec: JobSpec) -> float | None:
-    """What a row of this job produced on average in its earlier runs; None where it has none."""
-    same = [report for report in earlier if report.job_name == spec.name and report.rows]
-    rows = sum(report.rows for report in same)
+def _require_sense(report: Report) -> None:
+    """Raise ValueError for figures that no run can have."""
+    if report.accelerator not in accelerators() or report.quantization not in (*QUANTIZATIONS, "auto"):
+        raise ValueError(f"there is no {report.accelerator} with {report.quantization} weights")
+    counts = (report.rows, report.rows_ran, report.input_tokens, report.cached_tokens, report.output_tokens)
+    if not all(0 <= count <= MOST_TOKENS for count in counts):
+        raise ValueError("rows and tokens are from 0 to a quadrillion")
+    sizes = (report.replicas, report.tensor_parallel, report.pipeline_parallel)
+    if not all(0 < size <= MOST_DEVICES for size in sizes):
+        raise ValueError("replicas and their parts are from 1 to 100,000")
+    seconds = (report.seconds.load, report.seconds.work)
+    if not all(math.isfinite(value) and 0 <= value <= MOST_TOKENS for value in seconds):
+        raise ValueError("device-seconds are 0 or more")
+    if _tokens(report) > FASTEST_TOKENS_PER_SECOND * report.seconds.work:
+        raise ValueError("no device works so fast")
+
+
+def output_tokens(earlier: Sequence[Report], spec: JobSpec, model: str) -> float | None:
+    """What a row that the engine ran produced on average in earlier runs of this job, with the same model and task;
+    None where it has none."""
+    same = [
+        report
+        for report in earlier
+        if (report.job_name, report.model, report.task) == (spec.name, model, spec.task) and report.rows_ran
+    ]
+    rows = sum(report.rows_ran for report in same)
     return sum(report.output_tokens for report in same) / rows if rows else None
 
 
@@ -89,7 +153,7 @@ def _same(report: Report, plan: Plan) -> bool:
     """Whether the report measured what the plan asks for: one replica of the same kind."""
     ours = (plan.model, plan.accelerator, plan.quantization, plan.tensor_parallel, plan.pipeline_parallel)
     theirs = (report.model, report.accelerator, report.quantization, report.tensor_parallel, report.pipeline_parallel)
-    return ours == theirs and report.rows > 0 and report.seconds.work > 0
+    return ours == theirs and report.rows_ran > 0 and _tokens(report) > 0 and report.seconds.work > 0
 
 
 def _devices(report: Report) -> int:
@@ -106,16 +170,16 @@ def _readings(reports: Sequence[Report], shape: ModelShape, spec: JobSpec) -> It
         facts, quantization = accelerators()[report.accelerator], QUANTIZATIONS[report.quantization]
         settings = engine_settings(spec.engine, facts)
         layout = (shape, quantization, facts, report.tensor_parallel, report.pipeline_parallel)
-        output = report.output_tokens / report.rows
+        output = report.output_tokens / report.rows_ran
         work = Workload(
-            rows=report.rows,
-            input_tokens=report.input_tokens / report.rows,
+            rows=report.rows_ran,
+            input_tokens=report.input_tokens / report.rows_ran,
             longest_input_tokens=0,
             output_tokens=Interval(low=output, mid=output, high=output),
-            sampled_rows=report.rows,
+            sampled_rows=report.rows_ran,
             source="an earlier run",
         )
-        room = fit(*layout, False, settings, max(1, _tokens(report) // report.rows))
+        room = fit(*layout, False, settings, max(1, _tokens(report) // report.rows_ran))
         yield Reading(
             model=report.model,
             accelerator=report.accelerator,
@@ -127,18 +191,48 @@ def _readings(reports: Sequence[Report], shape: ModelShape, spec: JobSpec) -> It
 
 
 def measured_estimate(same: Sequence[Report], plan: Plan, workload: Workload) -> Estimate | None:
-    """Time and cost at the speed that earlier runs of the same model on the same device had; None without any."""
+    """Time and cost at the speed that earlier runs of the same model on the same device had; None without any.
+
+    A short trial shows less than the speed of a long run: its engine starts up, and its few rows leave slots empty.
+    So the fast end allows for both, the slow end for what few rows say, and the expected value lies between.
+    """
     tokens = sum(map(_tokens, same))
     if not tokens:
         return None
-    rate = tokens / sum(report.seconds.work / _devices(report) for report in same)
+    work = sum(report.seconds.work / _devices(report) for report in same)
+    rows = sum(report.rows_ran for report in same)
     load = sum(report.seconds.load for report in same) / sum(report.replicas * _devices(report) for report in same)
-    speed = ReplicaSpeed(
-        tokens_per_second=rate,
-        output_tokens_per_second=rate * sum(report.output_tokens for report in same) / tokens,
-        rows_per_second=rate * sum(report.rows for report in same) / tokens,
-        batch=0.0,
-        bound="measured",
-    )
+    rate = tokens / work
+    steady = work - min(START_UP_SECONDS, work * (1 - LEAST_STEADY))
+    slots = DEFAULT_SLOTS if plan.engine is None else plan.engine.max_num_seqs
+    largest = max(report.rows_ran for report in same)
+    fuller = max(1.0, min(slots, workload.rows / plan.max_replicas) / largest)
+    fastest = rate * work / steady * fuller
+    slowest = rate / (1 + 1 / math.sqrt(rows))
+
+    def at(tokens_per_second: float) -> ReplicaSpeed:
+        return ReplicaSpeed(
+            tokens_per_second=tokens_per_second,
+            output_tokens_per_second=tokens_per_second * sum(report.output_tokens for report in same) / tokens,
+            rows_per_second=tokens_per_second * rows / tokens,
+            batch=0.0,
+            bound="measured",
+        )
+
     seconds = Interval(low=load * 0.8, mid=load, high=load * 1.5)
-    return job_estimate(speed, plan.max_replicas, plan.devices, workload, plan.price_per_gpu_hour, seconds, 1.0)
+    shared = (plan.max_replicas, plan.devices, workload, plan.price_per_gpu_hour, seconds, 1.0)
+    # The ends of the interval are what the answers' lengths and both speeds make of it.
+    middle = job_estimate(at(math.sqrt(rate * fastest)), *shared)
+    low, high = job_estimate(at(fastest), *shared), job_estimate(at(slowest), *shared)
+    return Estimate(
+        hours=_between(low.hours, middle.hours, high.hours),
+        cost_usd=_between(low.cost_usd, middle.cost_usd, high.cost_usd),
+        tokens_per_second=_between(high.tokens_per_second, middle.tokens_per_second, low.tokens_per_second),
+        usd_per_million_tokens=_between(
+            low.usd_per_million_tokens, middle.usd_per_million_tokens, high.usd_per_million_tokens
+        ),
+    )
+
+
+def _between(low: Interval, middle: Interval, high: Interval) -> Interval:
+    return Interval(low=low.low, mid=middle.mid, high=high.high)

@@ -11,7 +11,8 @@ from batchinfer.accounting.records import ShardRecord
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands. Rows include those of earlier sessions; the speeds are of this one."""
+    """Where a run stands, over all its sessions, as the report counts it; `rows_per_second` is of this session, for
+    the time that is left."""
 
     rows_done: int
     rows_total: int

@@ -27,8 +27,9 @@ from batchinfer.execution.placement import replica_arguments
 from batchinfer.execution.process_guard import DRIVER, Guard
 from batchinfer.execution.replica import Replica
 from batchinfer.execution.shard_block import Envelope, seal, unseal
+from batchinfer.execution.this_machine import has_avx512
 from batchinfer.input import read_shards
-from batchinfer.input.manifest import Manifest, Shard
+from batchinfer.input.manifest import Manifest, Shard, read_together
 from batchinfer.input.shard_sizes import in_order, readers, shards_held
 from batchinfer.planner import Cluster, Plan, autoscaled, cluster_of, shortage
 from batchinfer.planner.host import CPU_REPLICA_CPUS, SMALL_TASK_CPUS
@@ -73,7 +74,11 @@ class ShardSource(Datasource):  # type: ignore[misc] # Ray ships no types
 
     def __init__(self, job: Job, manifest: Manifest, work: Work) -> None:
         super().__init__()
-        self._groups = in_order(work.shards, job.spec.sampling.max_tokens, work.positions)
+        if job.spec.limits.max_cost_usd is None:
+            self._groups = in_order(work.shards, job.spec.sampling.max_tokens, work.positions)
+        else:
+            # The small ones at the beginning of the input first: they show what a shard costs.
+            self._groups = list(read_together(work.shards))
         self._read = _Read(job, manifest.schema, manifest.partitions, work)
 
     def estimate_inmemory_data_size(self) -> int | None:
@@ -305,7 +310,7 @@ def _join(address: str) -> None:
 def describe_cluster() -> Cluster:
     """What the cluster that this process is connected to has."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return cluster_of(nodes, autoscaled(ray_private.node_types()), avx512=len(nodes) > 1 or _has_avx512())
+    return cluster_of(nodes, autoscaled(ray_private.node_types()), avx512=len(nodes) > 1 or has_avx512())
 
 
 def waits_for(plan: Plan) -> dict[str, dict[str, float]] | None:
@@ -316,13 +321,3 @@ def waits_for(plan: Plan) -> dict[str, dict[str, float]] | None:
     needs["CPU"] = round(needs["CPU"] + 2 * SMALL_TASK_CPUS, 4)
     free = shortage(needs, ray.available_resources())
     return {"needs": {name: needs[name] for name in free}, "free": free} if free else None
-
-
-def _has_avx512() -> bool:
-    """Of this machine; where nobody says, the engine finds out."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            flags = next((line for line in file if line.startswith("flags")), "avx512f")
-    except OSError:
-        return True
-    return "avx512f" in flags

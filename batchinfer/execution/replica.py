@@ -103,6 +103,14 @@ class Journal:
                 finished_at_us=reading.at_us if finished else None,
                 meter=reading,
                 shards_in_flight=tuple(sorted(self._in_flight)),
+                job_name=job.spec.name,
+                labels=job.spec.labels,
+                model=plan.model,
+                quantization=plan.quantization,
+                dtype=job.spec.model.dtype,
+                tensor_parallel=plan.tensor_parallel,
+                pipeline_parallel=plan.pipeline_parallel,
+                price_source=plan.price_source,
             )
             uri = job.layout.journal(self.replica_id)
             job.layout.storage.put(uri, record.model_dump_json().encode())
@@ -224,6 +232,7 @@ class Replica:
             evaluation=evaluate(spec, rows, completions),
             meter=outcome.reading,
             labels=spec.labels,
+            dtype=spec.model.dtype,
         )
 
     def _leave(self) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchinfer.engine import Completion
+from batchinfer.errors import REJECTED_CODES
 from batchinfer.execution.shard_block import Envelope
 from batchinfer.jobspec import JobSpec
 from batchinfer.prompting.prompts import python_values
@@ -78,13 +79,16 @@ def evaluate(spec: JobSpec, rows: pa.Table, completions: Sequence[Completion]) -
 def counts(results: pa.Table) -> dict[str, Any]:
     """The fields of a ShardRecord that count the rows of `result_table`: tokens, errors, finish reasons."""
     codes = results.column("error_code")
+    rejected = pc.is_in(codes, pa.array(sorted(REJECTED_CODES)))
+    ran = results.filter(pc.invert(rejected))
     reasons = results.column("finish_reason").filter(codes.is_null())
     if pa.types.is_list(reasons.type):
         reasons = pc.list_flatten(reasons)
     names = ("input_tokens", "cached_tokens", "output_tokens")
     return {
         "rows_failed": len(codes) - codes.null_count,
-        **{name: pc.sum(results.column(name), min_count=0).as_py() for name in names},
+        **{name: pc.sum(ran.column(name), min_count=0).as_py() for name in names},
+        "rejected_tokens": pc.sum(results.column("input_tokens").filter(rejected), min_count=0).as_py(),
         "errors": _numbers(codes),
         "finish_reasons": _numbers(reasons),
     }

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchinfer.accounting.budget import shards_with_budget
 from batchinfer.accounting.ledger import replica_accounts, replicas_table, totals
 from batchinfer.accounting.records import ShardRecord
 from batchinfer.accounting.report import Report, make_report
@@ -39,16 +40,18 @@ from batchinfer.execution.metrics import Metrics, labels_of
 from batchinfer.execution.plan_job import plan_job
 from batchinfer.execution.progress import Listener
 from batchinfer.execution.ray_pipeline import Work
+from batchinfer.execution.sample_prompts import survey
 from batchinfer.execution.stop_and_budget import BudgetWatch, Stopper, Tally
+from batchinfer.execution.this_machine import host_cluster, may_have_gpus
 from batchinfer.input.manifest import Manifest, to_parquet
 from batchinfer.jobspec import JobSpec, parse, to_yaml
 from batchinfer.jobspec.cron import Tick
 from batchinfer.jobspec.schedule import current_time, resolve
-from batchinfer.planner import Plan, assumed_cluster, shards_in_flight
+from batchinfer.planner import Plan, PromptSample, assumed_cluster, shards_in_flight
 from batchinfer.planner.plan import DEFAULT_SLOTS
-from batchinfer.rundir.commit import committed_shards, read_accounting, repair
+from batchinfer.rundir.commit import committed_shards, read_accounting, read_records, repair
 from batchinfer.rundir.failed_rows import failed_rows, note_retry, noted_retry
-from batchinfer.rundir.journals import read_journals
+from batchinfer.rundir.journals import living_replicas, read_journals, require_of_run
 from batchinfer.rundir.ownership import SPEC_MARK, STOP_MARK, clear, overwrite, remove, remove_leftovers, require_own
 from batchinfer.rundir.paths import Layout, reading
 from batchinfer.storage import normal_uri
@@ -64,6 +67,12 @@ def validate(spec: JobSpec, at: datetime | None = None) -> Checked:
     return check(rendered, _new_run_id(), tick=tick)
 
 
+def forecast(checked: Checked) -> PromptSample:
+    """What a sample of the rows of a checked job says: how long the prompts are, and which rows will fail."""
+    context = checked.facts.shape.context if checked.facts.shape is not None else None
+    return survey(checked.spec, checked.manifest, checked.facts.folder, context=context).sample
+
+
 def plan(spec: JobSpec, listener: Listener, cluster: str | None = None, at: datetime | None = None) -> Plan:
     """What `run` would run, what it would take, and why; writes nothing. Raises UserError.
 
@@ -75,9 +84,11 @@ def plan(spec: JobSpec, listener: Listener, cluster: str | None = None, at: date
     if checked.manifest.hint is not None:
         listener.event("hint", text=checked.manifest.hint)
     if cluster is None and spec.resources.accelerator not in ("auto", "cpu"):
-        return plan_job(checked, assumed_cluster(spec, psutil.virtual_memory().total))
+        return plan_job(checked, assumed_cluster(spec, psutil.virtual_memory().total), listener)
+    if cluster is None and (spec.resources.accelerator == "cpu" or not may_have_gpus()):
+        return plan_job(checked, host_cluster(), listener)
     with _connected(cluster, listener):
-        return plan_job(checked, ray_pipeline.describe_cluster())
+        return plan_job(checked, ray_pipeline.describe_cluster(), listener)
 
 
 def run(
@@ -102,7 +113,7 @@ def run(
         listener.event("nothing to do", shards=len(manifest.shards))
         return _conclude(layout, checked.spec, manifest)
     with _connected(cluster, listener):
-        plan = plan_job(checked, ray_pipeline.describe_cluster())
+        plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
         with layout.storage.lock(layout.lock) as require_held:
             _begin(checked, plan)
             listener.event(
@@ -131,7 +142,7 @@ def retry(uri: str, listener: Listener, cluster: str | None = None) -> Report:
         return _conclude(layout, spec, manifest)
     checked = Checked(spec, facts, layout, manifest, frozenset(committed_shards(layout)), resumed=True)
     with _connected(cluster, listener):
-        plan = plan_job(checked, ray_pipeline.describe_cluster())
+        plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
         with layout.storage.lock(layout.lock) as require_held:
             note_retry(layout, manifest.fingerprint.run_id, positions)
             shards = [shard for shard in manifest.shards if shard.shard_id in positions]
@@ -144,16 +155,24 @@ def retry(uri: str, listener: Listener, cluster: str | None = None) -> Report:
 def report(uri: str) -> Report:
     """The report of the run at `uri`, computed from its accounting; writes nothing."""
     layout, manifest, spec = _open_run(uri)
-    return _report(layout, spec, manifest, list(read_accounting(layout)))
+    records = read_records(layout, manifest, noted_retry(layout))
+    return _report(layout, spec, manifest, records, living_replicas(layout, read_journals(layout)))
 
 
-def require_error_rate(made: Report) -> None:
-    """Raise TooManyFailedRows when more rows failed than the spec allows."""
+def require_limits(made: Report) -> None:
+    """Raise TooManyFailedRows when more rows failed than the spec allows, Stopped when the run passed its budget."""
     if made.error_rate > made.max_error_rate:
         raise TooManyFailedRows(
             f"{made.rows_failed:,} of {made.rows:,} rows failed ({made.error_rate:.1%}), "
             f"more than limits.max_error_rate allows ({made.max_error_rate:.1%})",
             f"see error_code in {made.output}/data; `batchinfer retry {made.output}` runs the failed rows again",
+        )
+    if made.max_cost_usd is not None and made.cost_usd > made.max_cost_usd:
+        raise Stopped(
+            f"the run cost ${made.cost_usd:.4g}, more than limits.max_cost_usd of ${made.max_cost_usd:g}; "
+            "every row is in the output",
+            "what was in flight when the budget ended was paid for; set a higher limit, or take smaller shards: "
+            "shards.rows",
         )
 
 
@@ -183,7 +202,8 @@ def _job(spec: JobSpec, plan: Plan, layout: Layout, manifest: Manifest) -> Job:
     rows = max((shard.rows for shard in manifest.shards), default=1)
     slots = spec.engine.max_num_seqs or (DEFAULT_SLOTS if plan.engine is None else plan.engine.max_num_seqs)
     sharing = plan.workload is not None and plan.workload.shares_apart
-    in_flight = shards_in_flight(slots, rows, sharing)
+    cost = plan.estimate.cost_usd if plan.estimate is not None else None
+    in_flight = shards_with_budget(shards_in_flight(slots, rows, sharing), spec.limits, cost)
     return Job(manifest.fingerprint.run_id, spec, plan, layout, in_flight)
 
 
@@ -212,10 +232,12 @@ def _write_run_files(layout: Layout, checked: Checked, plan: Plan) -> None:
         layout.storage.create(layout.manifest, to_parquet(checked.manifest))
 
 
-def _read_plan(layout: Layout) -> Plan:
-    uri = layout.plan
-    with reading(uri, "move it away and run the job again: it is written anew"):
-        return Plan.model_validate_json(layout.storage.read(uri))
+def _read_plan(layout: Layout) -> Plan | None:
+    """The plan of the run, None where there is no file of it: a report is made without."""
+    if layout.storage.stat(layout.plan) is None:
+        return None
+    with reading(layout.plan, "move it away: the report is made without it"):
+        return Plan.model_validate_json(layout.storage.read(layout.plan))
 
 
 def _connected(cluster: str | None, listener: Listener) -> contextlib.AbstractContextManager[None]:
@@ -255,14 +277,14 @@ def _execute(job: Job, manifest: Manifest, work: Work, listener: Listener, requi
     except KeyboardInterrupt:
         stopper.reason = stopper.reason or "interrupted"
     except BatchinferError as error:
-        _account_for(layout)
+        _account_for(layout, manifest)
         if isinstance(error, EngineError | WorkersLost):
             error.message += _shards_left(layout, tally.left, earlier)
         raise
     finally:
         listener.end()
     if stopper.reason and tally.left:
-        _account_for(layout)
+        _account_for(layout, manifest)
         raise _stopped(stopper, tally, work)
     lost = {shard.shard_id for shard in work.shards} - committed_shards(layout)
     if lost:
@@ -303,20 +325,23 @@ def _wait_for_journals(layout: Layout, earlier: set[str]) -> None:
         time.sleep(0.1)
 
 
-def _account_for(layout: Layout) -> list[ShardRecord]:
-    """Complete the accounting and write `replicas.parquet`."""
-    records = list(read_accounting(layout))
-    records += repair(layout, committed_shards(layout), records, noted_retry(layout))
-    # As they are read the next time: the same report to the last bit of its sums.
-    records.sort(key=lambda record: (record.shard_id, record.generation))
+def _account_for(layout: Layout, manifest: Manifest) -> list[ShardRecord]:
+    """Complete the accounting and write the replicas' accounts."""
+    retried = noted_retry(layout)
+    repair(layout, committed_shards(layout), read_accounting(layout), retried)
+    records = read_records(layout, manifest, retried)
     sink = pa.BufferOutputStream()
     pq.write_table(replicas_table(replica_accounts(records, read_journals(layout))), sink)
     overwrite(layout, layout.replicas, sink.getvalue().to_pybytes())
     return records
 
 
-def _report(layout: Layout, spec: JobSpec, manifest: Manifest, records: list[ShardRecord]) -> Report:
-    replicas = replica_accounts(records, read_journals(layout))
+def _report(
+    layout: Layout, spec: JobSpec, manifest: Manifest, records: list[ShardRecord], alive: Collection[str] = ()
+) -> Report:
+    journals = read_journals(layout)
+    require_of_run(layout, journals, manifest.fingerprint.run_id)
+    replicas = replica_accounts(records, journals, alive)
     return make_report(
         job_name=spec.name,
         run_id=manifest.fingerprint.run_id,
@@ -327,13 +352,17 @@ def _report(layout: Layout, spec: JobSpec, manifest: Manifest, records: list[Sha
         rows_in_input=manifest.rows,
         shards_in_input=len(manifest.shards),
         max_error_rate=spec.limits.max_error_rate,
+        max_cost_usd=spec.limits.max_cost_usd,
         tick=manifest.fingerprint.tick,
         labels=spec.labels,
+        model=spec.model.source,
+        dtype=spec.model.dtype,
+        task=spec.task,
     )
 
 
 def _conclude(layout: Layout, spec: JobSpec, manifest: Manifest) -> Report:
     """Write the accounts and the report."""
-    made = _report(layout, spec, manifest, _account_for(layout))
+    made = _report(layout, spec, manifest, _account_for(layout, manifest))
     overwrite(layout, layout.report, made.model_dump_json(indent=2).encode())
     return made

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,8 @@ from batchinfer.input.manifest import Manifest, Shard
 from batchinfer.input.shard_sizes import CHARACTERS_PER_TOKEN
 from batchinfer.jobspec import JobSpec
 from batchinfer.jobspec.templates import bounded_template
-from batchinfer.planner import Interval, Workload
+from batchinfer.planner import Interval, PromptSample, Workload
+from batchinfer.prompting.answers import require_whole_choices
 from batchinfer.prompting.prompts import Prompt, PromptMaker
 
 SAMPLED_SHARDS = 16
@@ -32,10 +34,13 @@ ROWS_OF_EACH = 32
 SHORTEST_ANSWER = 0.25
 """Of max_tokens: the low end of what is expected while no run of the job has shown its answers."""
 
+SHOWN_OF_A_MESSAGE = 300
+"""Characters of a failure's message in a plan: enough to see what is wrong, and no row's whole text."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenCounter:
-    """Counts the tokens of prompts; `source` says with what."""
+    """Counts the tokens of prompts; `source` says with what, `exact` whether that is the model's own tokenizer."""
 
     tokens: Callable[[Sequence[Prompt]], list[int]]
     text_tokens: Callable[[str], int]
@@ -111,39 +116,90 @@ def _rendered(template: jinja2.Template | None, prompt: Prompt) -> str:
         return prompt.as_text()
 
 
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a sample of the rows says: of all that were looked at, and of the work that those that will run make."""
+
+    sample: PromptSample
+    workload: Workload
+
+
 def survey(
-    spec: JobSpec, manifest: Manifest, tokenizer_folder: str | None, earlier_output_tokens: float | None = None
-) -> Workload:
+    spec: JobSpec,
+    manifest: Manifest,
+    tokenizer_folder: str | None,
+    earlier_output_tokens: float | None = None,
+    context: int | None = None,
+) -> Survey:
     """What the job asks of an engine, from up to 16 x 32 rows spread over its shards.
 
     `earlier_output_tokens`: what a row produced on average in an earlier run of the job; without one the
     answers are expected between a quarter of max_tokens and all of it, or to be one of the choices.
+    `context`: tokens of the longest sequence that the model takes; None where it is not known.
     Raises InputError when the input cannot be read.
     """
     # An embedding is of the text itself: see the engine.
     plain = spec.task == "embed" and spec.prompt.chat is None
     counting = counter(tokenizer_folder, False if plain else spec.prompt.chat)
+    room = _room(spec, context) if counting.exact else None
     lengths: list[int] = []
     beginnings: list[list[str]] = []
+    failures: list[RowError] = []
     maker = PromptMaker(spec.prompt)
     sampled = _sample(manifest.shards)
     source = (spec.input.uri, spec.input.format, spec.storage)
     for _, rows in read_shards(sampled, manifest.schema, manifest.partitions, *source):
-        prompts = [prompt for prompt in maker.prompts(rows) if not isinstance(prompt, RowError)]
+        made = maker.prompts(rows)
+        failures += [prompt for prompt in made if isinstance(prompt, RowError)]
+        prompts = [prompt for prompt in made if not isinstance(prompt, RowError)]
         lengths += counting.tokens(prompts) if prompts else []
         beginnings.append(["\n".join(m["content"] for m in prompt.as_messages()) for prompt in prompts])
+    run = [length for length in lengths if room is None or length <= room]
+    failures += [_too_long(length, room) for length in lengths if room is not None and length > room]
     output, why = _answers(spec, counting, earlier_output_tokens)
     apart = scattered(beginnings)
     shared = f"; {apart:.0%} of them begin as rows elsewhere in the input do" if apart else ""
-    return Workload(
-        rows=manifest.rows,
-        input_tokens=sum(lengths) / len(lengths) if lengths else 0.0,
-        longest_input_tokens=max(lengths, default=0),
-        output_tokens=output.scaled(spec.sampling.n),
-        sampled_rows=len(lengths),
-        source=f"input: {len(lengths):,} rows sampled, counted {_with(counting.source)}{shared}; output: {why}",
-        scattered=apart,
+    seen = len(run) + len(failures)
+    return Survey(
+        PromptSample(
+            rows=seen,
+            failed=dict(Counter(failure.code for failure in failures).most_common()),
+            messages={failure.code: failure.message[:SHOWN_OF_A_MESSAGE] for failure in reversed(failures)},
+            lengths=_histogram(lengths),
+        ),
+        Workload(
+            rows=round(manifest.rows * len(run) / seen) if seen else manifest.rows,
+            input_tokens=sum(run) / len(run) if run else 0.0,
+            longest_input_tokens=max(run, default=0),
+            output_tokens=output.scaled(spec.sampling.n),
+            sampled_rows=len(run),
+            source=f"input: {len(run):,} rows sampled, counted {_with(counting.source)}{shared}; output: {why}",
+            scattered=apart,
+        ),
     )
+
+
+def _room(spec: JobSpec, context: int | None) -> int | None:
+    """Tokens that a prompt may have, one being left for the answer; an embedding needs none."""
+    limits = [limit for limit in (spec.engine.max_model_len, context) if limit is not None]
+    return min(limits) - (0 if spec.task == "embed" else 1) if limits else None
+
+
+def _too_long(length: int, room: int) -> RowError:
+    return RowError("prompt_too_long", f"the prompt has {length:,} tokens, and there is room for {room:,}")
+
+
+def _histogram(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    bounds = Counter(1 << max(0, length - 1).bit_length() for length in lengths)
+    return tuple(sorted(bounds.items()))
+
+
+def require_room_for_choices(spec: JobSpec, tokenizer_folder: str | None) -> None:
+    """Raise SpecError where `sampling.max_tokens` cuts the longest of `output.choices`: it could never be given."""
+    counting = counter(tokenizer_folder, False) if spec.output.choices else None
+    if counting is None or not counting.exact or spec.task == "embed":
+        return
+    require_whole_choices(spec, counting.text_tokens)
 
 
 def _with(source: str) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Self
 
-from batchinfer.accounting.budget import Spending, over_budget
-from batchinfer.accounting.ledger import Ledger
+from batchinfer.accounting.budget import LEAST_START_SECONDS, Spending, over_budget
+from batchinfer.accounting.ledger import Ledger, ReplicaAccount, active_seconds
 from batchinfer.accounting.records import ReplicaRecord, ShardRecord
 from batchinfer.catalog.accelerators import device_cost
 from batchinfer.errors import StorageError
@@ -44,7 +44,6 @@ class Tally:
         }
         self._rows_left = sum(self._waiting.values())
         self._largest = max(self._waiting.values(), default=0)
-        self._failed = 0
         self._speed = Speed(time.monotonic)
         self._began = time.monotonic()
         self._looked_at = time.monotonic()
@@ -54,13 +53,17 @@ class Tally:
         self._commits, self._wall_seconds = 0, 0.0
         # Of all that was ever committed, by earlier sessions too.
         self._ledger = Ledger()
-        self._rows, self._cost = 0, 0.0
+        self._rows, self._tokens, self._cost = 0, 0, 0.0
+        self._failed: dict[int, int] = {}
+        """Failed rows of each shard, as of its newest generation."""
         for record in read_accounting(job.layout):
             self._account(record)
 
     def _account(self, record: ShardRecord) -> None:
         self._ledger.add(record)
         self._rows += record.rows
+        self._tokens += record.input_tokens + record.output_tokens
+        self._failed[record.shard_id] = record.rows_failed
         self._cost += record.cost_usd
 
     @property
@@ -73,7 +76,6 @@ class Tally:
         with self._lock:
             self._rows_left -= self._waiting.pop(record.shard_id, 0)
             if won:
-                self._failed += record.rows_failed
                 self._account(record)
                 self._commits += 1
                 self._wall_seconds += record.wall_seconds
@@ -107,15 +109,20 @@ class Tally:
         with self._lock:
             return over_budget(limits, self._standing()) if self._waiting else None
 
+    def _accounts(self) -> list[ReplicaAccount]:
+        journals = self._look()
+        return self._ledger.accounts(journals, self._alive)
+
     def _standing(self) -> Spending:
-        accounts = self._ledger.accounts(self._look())
+        accounts = self._accounts()
         alive = [journal for journal in self._journals if journal.replica_id in self._alive]
         flying = {shard for journal in alive for shard in journal.shards_in_flight} & self._waiting.keys()
-        # Of a replica that is alive, what it did that no committed shard accounts for is in flight.
-        busy = [account for account in accounts if account.replica_id in self._alive]
+        plan = self._job.plan
+        least = LEAST_START_SECONDS * plan.devices * plan.min_replicas
         return Spending(
             cost_usd=sum(account.cost_usd for account in accounts),
-            cost_in_flight=sum(device_cost(a.wasted_seconds, a.price_per_gpu_hour) for a in busy),
+            cost_to_start=0.0 if self._alive else device_cost(least, plan.price_per_gpu_hour),
+            cost_in_flight=sum(device_cost(a.in_flight_seconds, a.price_per_gpu_hour) for a in accounts),
             cost_per_row=self._cost / self._rows if self._rows else None,
             rows_in_flight=sum(self._waiting[shard] for shard in flying),
             rows_of_next=self._largest if len(flying) < len(self._waiting) else 0,
@@ -126,16 +133,18 @@ class Tally:
     def progress(self) -> Progress:
         """Where the run stands."""
         with self._lock:
-            rows_per_second, tokens_per_second = self._speed.per_second()
+            accounts = self._accounts()
+            active = active_seconds(accounts)
+            rows_per_second, _ = self._speed.per_second()
             return Progress(
                 rows_done=self._total.rows - self._rows_left,
                 rows_total=self._total.rows,
                 shards_done=len(self._total.shards) - len(self._waiting),
                 shards_total=len(self._total.shards),
-                rows_failed=self._failed,
-                tokens_per_second=tokens_per_second,
+                rows_failed=sum(self._failed.values()),
+                tokens_per_second=self._tokens / active if active else 0.0,
                 rows_per_second=rows_per_second,
-                cost_usd=sum(account.cost_usd for account in self._ledger.accounts(self._look())),
+                cost_usd=sum(account.cost_usd for account in accounts),
             )
 
 

@@ -15,7 +15,7 @@ from batchinfer.input.formats import first_line, inspect_jsonl, inspect_parquet,
 from batchinfer.input.groups import Groups, find_groups
 from batchinfer.input.ids import require_unique
 from batchinfer.input.manifest import Fingerprint, InputFile, Manifest, Shard, cut
-from batchinfer.input.shard_sizes import at_groups, shard_sizes
+from batchinfer.input.shard_sizes import at_groups, shard_sizes, small_at_first
 from batchinfer.jobspec import JobSpec
 from batchinfer.storage import Entry, Stores
 
@@ -72,6 +72,8 @@ def _cut(spec: JobSpec, files: Sequence[InputFile], groups: Groups | None) -> li
     rows = sum(file.rows for file in files)
     size = sum(group.size for file in files for group in file.groups)
     sizes = shard_sizes(rows, size, spec.shards.rows, spec.sampling.max_tokens, spec.resources.replicas)
+    if spec.limits.max_cost_usd is not None and spec.shards.rows == "auto":
+        sizes = small_at_first(sizes)
     return cut(files, sizes, spec.shards.max_bytes, None if groups is None else at_groups(groups.begins, rows))
 
 

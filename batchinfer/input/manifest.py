@@ -288,8 +288,13 @@ def to_parquet(manifest: Manifest) -> bytes:
 
 
 def from_parquet(data: bytes) -> Manifest:
-    """The inverse of `to_parquet`; what earlier versions wrote has no `bytes`."""
+    """The inverse of `to_parquet`; what earlier versions wrote has no `bytes`.
+
+    Raises an error of some kind, ValueError among them, for what `to_parquet` did not write.
+    """
     table = pq.read_table(pa.BufferReader(data))
+    if table.schema.names not in (_COLUMNS.names, _COLUMNS.names[:-1]):
+        raise ValueError(f"a manifest does not have the columns {table.schema.names}")
     footer = table.schema.metadata
     about = json.loads(footer[FOOTER])
     entries: dict[tuple[str, str], Entry] = {}
@@ -298,13 +303,25 @@ def from_parquet(data: bytes) -> Manifest:
         shard_id, first_row, uri, size, tag, *place = row
         entry = entries.setdefault((uri, tag), Entry(uri, size, tag))
         found.setdefault(shard_id, (first_row, []))[1].append(Segment(entry, *place))
+    shards = tuple(Shard(i, first_row, tuple(segments)) for i, (first_row, segments) in found.items())
+    _require_whole(shards)
     return Manifest(
-        shards=tuple(Shard(i, first_row, tuple(segments)) for i, (first_row, segments) in found.items()),
+        shards=shards,
         schema=pa.ipc.read_schema(pa.py_buffer(footer[b"batchinfer.schema"])),
         partitions=tuple(about["partitions"]),
         empty_files=tuple(about["empty_files"]),
         fingerprint=Fingerprint.model_validate(about["fingerprint"]),
     )
+
+
+def _require_whole(shards: Sequence[Shard]) -> None:
+    """Raise ValueError unless the shards follow on one another, from number 0 and row 0 on."""
+    at = 0
+    for number, shard in enumerate(shards):
+        sound = all(s.rows > 0 and min(s.group, s.start, s.skip, s.offset, s.size) >= 0 for s in shard.segments)
+        if (shard.shard_id, shard.first_row) != (number, at) or not sound:
+            raise ValueError(f"shard {number} does not follow on the one before it")
+        at += shard.rows
 
 
 def claimed_files(data: bytes) -> ClaimedFiles:

@@ -30,6 +30,10 @@ LEAST_WORK = 2**15
 
 LEAST_ROWS = 64
 
+FIRST_SHARDS = 8
+"""In a run with a budget a shard has at most one part in so many of the rows before it. Lower, and a shard of unknown
+cost is a larger part of the budget; higher, and there are more shards."""
+
 PROMPT_TOKEN = 0.25
 """What a token of the prompt costs, in tokens of an answer: prefill is bound by arithmetic, decoding by memory."""
 
@@ -102,6 +106,14 @@ def shard_sizes(
         least_rows(most, max_tokens, size / max(1, rows)),
         ASSUMED_REPLICAS if replicas == "auto" else replicas,
     )
+
+
+def small_at_first(sizes: Callable[[int], int]) -> Callable[[int], int]:
+    """`sizes`, with small shards at the beginning that grow as the input goes on.
+
+    For a run with a budget: until the first shards have ended nobody knows what one costs, and each is paid for whole.
+    """
+    return lambda first_row: min(sizes(first_row), max(LEAST_ROWS, first_row // FIRST_SHARDS))
 
 
 def at_groups(begins: npt.NDArray[np.uint8], total_rows: int) -> Callable[[int, int], int]:

@@ -12,9 +12,11 @@ clock of its time zone, the way Debian's cron reads it at a change of that clock
 from __future__ import annotations
 
 import difflib
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from itertools import takewhile
 from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
@@ -90,15 +92,21 @@ def ticks_after(cron: str, timezone: str, after: datetime) -> Iterator[datetime]
 
 def latest_tick(cron: str, timezone: str, at: datetime) -> datetime | None:
     """The last tick up to and including the instant `at`; None if there was none in fifty years."""
+    return next(iter(latest_ticks(cron, timezone, at, 1)), None)
+
+
+def latest_ticks(cron: str, timezone: str, at: datetime, count: int, since: datetime | None = None) -> list[datetime]:
+    """The last `count` ticks up to and including the instant `at`, in order, and none before `since`."""
+    found: deque[datetime] = deque(maxlen=count)
     for window in _WINDOWS:
-        found = None
-        for tick in ticks_after(cron, timezone, at - window):
-            if tick > at:
-                break
-            found = tick
-        if found is not None:
-            return found
-    return None
+        begin = at - window
+        all_of_it = since is not None and begin < since
+        if since is not None and all_of_it:
+            begin = since - timedelta(seconds=1)
+        found = deque(takewhile(at.__ge__, ticks_after(cron, timezone, begin)), maxlen=count)
+        if len(found) == count or all_of_it:
+            break
+    return list(found)
 
 
 def ticks_between(cron: str, timezone: str, first: date, last: date) -> list[datetime]:

@@ -454,7 +454,9 @@ class LimitsSpec(Keys):
     """Dollars that the run may cost, over all commands that resumed it.
 
     A shard starts only if the remaining budget covers its estimated cost, based on finished shards. Shards in flight
-    are committed, and the command ends with exit code 4. null: no limit."""
+    are committed, and the command ends with exit code 4, also if they were the last ones and the run cost more. Unless
+    the budget is twice the plan's estimate, a replica runs one shard at a time: a run passes its budget by at most one
+    shard a replica. null: no limit."""
     max_runtime_hours: float | None = Field(default=None, ge=0)
     """Hours that this command may run; a command that resumes the run has as many again.
 

@@ -12,12 +12,15 @@ from zoneinfo import ZoneInfo
 from pydantic import ValidationError
 
 from batchinfer.errors import SpecError, UserError
-from batchinfer.jobspec.cron import Tick, latest_tick, tick_name, ticks_after, ticks_between
+from batchinfer.jobspec.cron import Tick, latest_tick, latest_ticks, tick_name, ticks_after, ticks_between
 from batchinfer.jobspec.job_keys import InputSpec, JobSpec, OutputSpec
 from batchinfer.jobspec.schedule_keys import ScheduleSpec
 from batchinfer.jobspec.variables import Moment, fixed_folder, has_variables, render
 
 State = Literal["done", "unfinished", "running", "skipped"]
+
+_TICKS_LOOKED_AT = 60
+"""Ticks that are looked at for a folder in common: two months of a daily job, two hours of one each two minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,30 +34,40 @@ class PastRun:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What is to be done now: runs that died, to be resumed first, and the tick to start or to leave out."""
+    """What is to be done now: runs that died, to be resumed first, and ticks to start or to leave out. In order."""
 
     resume: tuple[PastRun, ...] = ()
-    start: datetime | None = None
-    skip: datetime | None = None
+    start: tuple[datetime, ...] = ()
+    skip: tuple[datetime, ...] = ()
 
 
-def decide(schedule: ScheduleSpec, past: Sequence[PastRun], now: datetime, busy: bool = False) -> Due:
-    """What is due at `now`. `busy`: some process is running the job already, whatever `past` shows of it.
+def decide(schedule: ScheduleSpec, past: Sequence[PastRun], now: datetime, held_since: datetime | None = None) -> Due:
+    """What is due at `now`. `held_since`: since when another process has held the job, None if none does.
 
-    Of ticks that nobody saw (the process was down) only the latest is caught up. A tick that any run has, in
-    whatever state, is not started again. With `queue` nothing is due before what is running has ended.
+    That process runs what was owed when its turn began, so `skip` leaves out only the ticks that came later.
     """
-    latest = latest_tick(schedule.cron, schedule.timezone, now)
-    missing = latest if latest is not None and latest not in {run.tick for run in past} else None
+    missed = owed(schedule, past, now)
     died = tuple(sorted((run for run in past if run.state == "unfinished"), key=lambda run: run.tick))
-    running = [run for run in past if run.state == "running"]
     if schedule.overlap == "allow":
-        return Due(died, missing)
-    if running and schedule.overlap == "skip":
-        return Due(skip=missing)
-    if running or busy:
-        return Due()
-    return Due(died, missing)
+        return Due(died, missed)
+    if held_since is not None:
+        return Due(skip=tuple(at for at in missed if at > held_since)) if schedule.overlap == "skip" else Due()
+    if any(run.state == "running" for run in past):
+        # Another process runs a tick without holding the job, as it does after `overlap` was `allow`.
+        return Due(skip=missed[-1:]) if schedule.overlap == "skip" else Due()
+    return Due(died, missed)
+
+
+def owed(schedule: ScheduleSpec, past: Sequence[PastRun], now: datetime) -> tuple[datetime, ...]:
+    """The ticks up to `now` that no run has, in whatever state: of the latest `catchup`, those after the first run.
+
+    A job without any run owes its latest tick.
+    """
+    had = {run.tick for run in past}
+    first = min(had, default=None)
+    count = schedule.catchup if had else 1
+    found = latest_ticks(schedule.cron, schedule.timezone, now, count, first)
+    return tuple(at for at in found if at not in had)
 
 
 def output_template(spec: JobSpec) -> str:
@@ -156,7 +169,7 @@ def require_distinct_folders(spec: JobSpec, now: datetime) -> None:
     """
     if spec.schedule is None:
         return
-    windows: list[Iterable[datetime]] = [islice(coming(spec.schedule, now), 60)]
+    windows: list[Iterable[datetime]] = [islice(coming(spec.schedule, now), _TICKS_LOOKED_AT)]
     for day in _clock_changes(spec.schedule, now):
         until = day + timedelta(hours=27)
         windows.append(takewhile(until.__ge__, coming(spec.schedule, day - timedelta(hours=3))))
@@ -170,6 +183,27 @@ def require_distinct_folders(spec: JobSpec, now: datetime) -> None:
                     "put {{ run.time }} in it, which no two ticks share",
                 )
             seen[place] = at
+
+
+def require_no_tick_blocked(spec: JobSpec, at: datetime) -> None:
+    """Raise UserError if a run for `at`, which is no tick, would take the folder of a tick: that tick could not run."""
+    schedule = spec.schedule
+    if schedule is None:
+        return
+    latest = latest_tick(schedule.cron, schedule.timezone, at)
+    if latest == at:
+        return
+    place = resolve(spec, at)[0].output.uri
+    before = [] if latest is None else [latest]
+    for tick in (*before, *islice(coming(schedule, at), _TICKS_LOOKED_AT)):
+        if resolve(spec, tick)[0].output.uri == place:
+            zone = ZoneInfo(schedule.timezone)
+            raise UserError(
+                f"{at.astimezone(zone):%Y-%m-%d %H:%M} is no tick, and a run for it would take the folder of the tick "
+                f"{tick.astimezone(zone):%Y-%m-%d %H:%M}: {place}",
+                f"run that tick, with --at {tick.astimezone(zone):%Y-%m-%dT%H:%M} once it has come; "
+                "or put {{ run.time }} in output.uri, which no two runs share",
+            )
 
 
 def _clock_changes(schedule: ScheduleSpec, now: datetime) -> Iterable[datetime]:

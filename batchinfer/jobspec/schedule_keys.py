@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from batchinfer.jobspec.base import Keys, Place
 from batchinfer.jobspec.cron import require_cron, require_timezone
@@ -33,8 +33,13 @@ class ScheduleSpec(Keys):
     overlap: Literal["skip", "queue", "allow"] = "skip"
     """What happens to a tick that is due while another run of the job is active.
 
-    `skip` leaves the tick out for good. `queue` starts it when the other run has ended; if several wait, the latest
-    one. `allow` runs it beside the other."""
+    `skip` leaves the tick out for good. `queue` starts it when the other run has ended; if several wait, in their
+    order, at most `catchup` of them. `allow` runs it beside the other."""
+    catchup: int = Field(default=24, ge=1, le=1000)
+    """How many of the latest ticks are made up for if they were missed, as in a night without a cluster.
+
+    The oldest runs first. Ticks before the job's first run are not missed; a job without a run begins with its latest
+    tick. 1: the latest tick only. The default is a day of an hourly job."""
 
     @field_validator("cron")
     @classmethod

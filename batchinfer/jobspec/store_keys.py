@@ -25,6 +25,8 @@ class StoreSpec(Keys):
     """The region of the bucket, as `eu-central-1`."""
     profile: str | None = None
     """The profile in the AWS configuration files whose credentials and settings apply. Every node must have it."""
+    anonymous: bool = False
+    """Whether requests are sent without credentials, as to a public bucket."""
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
     """Where the bucket's name stands in requests: in the `path`, in the host name (`virtual`), or as botocore
     chooses."""
@@ -35,8 +37,18 @@ class StoreSpec(Keys):
 
     `false` is for a store that refuses it. Each write is then checked first and made after: you must ensure that one
     run at a time writes there."""
-    max_attempts: int = Field(default=8, ge=1, le=100)
-    """How often a request is tried, the first time included, with growing pauses between."""
+    checksums: Literal["when_supported", "when_required"] | None = None
+    """Whether each request carries a checksum, or only where S3 demands one.
+
+    null: as the AWS environment says, and without one if the first write shows that the store refuses it. Set
+    `when_required` for older stores and gateways on which the finding out itself fails."""
+    retry_seconds: float = Field(default=600.0, ge=0)
+    """Seconds for which a request that fails is sent again, so that a run outlives an outage of the store.
+
+    The pauses grow to 10 seconds, and a store that throttles is asked for less as a whole. The GPUs wait, and cost,
+    meanwhile. An address that has never answered is given up after 30 seconds before a run begins."""
+    max_attempts: int | None = Field(default=None, ge=1, le=1_000_000)
+    """A limit on the tries of a request, the first included, beside `retry_seconds`. null sets none."""
     connect_timeout: float = Field(default=10.0, gt=0)
     """Seconds until a connection must be made."""
     read_timeout: float = Field(default=60.0, gt=0)
@@ -44,8 +56,8 @@ class StoreSpec(Keys):
     lease_seconds: float = Field(default=60.0, ge=1)
     """Seconds until the lock of a run that vanished on another machine lapses.
 
-    A live run renews its lock four times in that time. A shorter time lets the next run start sooner, but a store that
-    does not answer for so long ends the run."""
+    A live run renews its lock four times in that time. A shorter time lets the next run start sooner. A run whose
+    store does not answer for so long waits, and goes on if no other run took the lock meanwhile."""
 
     @model_validator(mode="before")
     @classmethod
@@ -54,6 +66,12 @@ class StoreSpec(Keys):
             if _SECRET.search(str(key)):
                 raise ValueError(f"{key} is a secret, which a spec never holds: {_ELSEWHERE}")
         return values
+
+    @model_validator(mode="after")
+    def _one_identity(self) -> StoreSpec:
+        if self.anonymous and self.profile is not None:
+            raise ValueError("anonymous sends no credentials, and profile names some: set one of the two")
+        return self
 
     @field_validator("endpoint_url")
     @classmethod

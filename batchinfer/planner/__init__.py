@@ -5,7 +5,16 @@ from batchinfer.planner.cluster import Cluster, assumed_cluster, autoscaled, clu
 from batchinfer.planner.estimate import job_estimate, replica_speed
 from batchinfer.planner.memory import fit
 from batchinfer.planner.plan import Plan, engine_settings, make_plan, shards_in_flight
-from batchinfer.planner.values import Candidate, EngineSettings, Estimate, Fit, Interval, ReplicaSpeed, Workload
+from batchinfer.planner.values import (
+    Candidate,
+    EngineSettings,
+    Estimate,
+    Fit,
+    Interval,
+    PromptSample,
+    ReplicaSpeed,
+    Workload,
+)
 
 __all__ = [
     "Candidate",
@@ -15,6 +24,7 @@ __all__ = [
     "Fit",
     "Interval",
     "Plan",
+    "PromptSample",
     "Reading",
     "ReplicaSpeed",
     "Workload",

@@ -21,9 +21,9 @@ from batchinfer.planner.choose import (
 from batchinfer.planner.cluster import Cluster, accelerator_name, price_of
 from batchinfer.planner.host import default_kv_cache, plan_on_host, require_cpus, require_cut
 from batchinfer.planner.layout import Nodes
-from batchinfer.planner.quantize import Source, Weights, usable
+from batchinfer.planner.quantize import AUTO, Source, Weights, explicit, usable
 from batchinfer.planner.refuse import MOST_NODES, refuse
-from batchinfer.planner.values import Candidate, EngineSettings, Estimate, Workload
+from batchinfer.planner.values import Candidate, EngineSettings, Estimate, PromptSample, Workload
 
 DEFAULT_SLOTS = 256
 
@@ -67,6 +67,7 @@ class Plan(BaseModel):
     workload: Workload | None = None
     estimate: Estimate | None = None
     candidates: tuple[Candidate, ...] = ()
+    sample: PromptSample | None = None
     assumed: bool = False
 
     @property
@@ -116,6 +117,7 @@ def make_plan(
     if shape is None:
         return _as_asked(spec, cluster, model, accelerator)
     known = Known(shape, source_of(spec, model, entry, checkpoint_quantization), workload, calibration)
+    require_consistent(spec, shape, known.source)
     needed = _needed_tokens(spec, known)
     if accelerator == "cpu":
         made = plan_on_host(spec, cluster, shape, known.source, engine_settings(spec.engine), needed)
@@ -138,14 +140,21 @@ def source_of(spec: JobSpec, name: str, entry: Model | None, native: Quantizatio
     return Source(name, checkpoint, native, published, unverified)
 
 
+def require_consistent(spec: JobSpec, shape: ModelShape, source: Source) -> None:
+    """Raise UserError for what the spec and the model say is wrong, whatever the job runs on."""
+    asked, context = spec.engine.max_model_len, shape.context
+    if asked is not None and asked > context:
+        raise ModelError(
+            f"engine.max_model_len {asked:,} is longer than the context of {source.name}: {context:,} tokens",
+            f"set it to {context} or less, or take a model with a longer context",
+        )
+    if spec.model.quantization != AUTO:
+        explicit(source, spec.model.quantization)
+
+
 def _needed_tokens(spec: JobSpec, known: Known) -> int:
     """The longest sequence that a replica must hold: what the user set, else the longest prompt and its answer."""
     asked, context = spec.engine.max_model_len, known.shape.context
-    if asked is not None and asked > context:
-        raise ModelError(
-            f"engine.max_model_len {asked:,} is longer than the context of {known.source.name}: {context:,} tokens",
-            f"set it to {context} or less, or take a model with a longer context",
-        )
     if asked is not None:
         return asked
     prompt = UNKNOWN_PROMPT_TOKENS if known.workload is None else known.workload.longest_input_tokens

@@ -23,6 +23,24 @@ class Interval(_Value):
         return Interval(low=self.low * factor, mid=self.mid * factor, high=self.high * factor)
 
 
+class PromptSample(_Value):
+    """What a sample of the rows looks like: how long the prompts are, and which rows will fail."""
+
+    rows: int
+    """Rows that were looked at."""
+    failed: dict[str, int]
+    """How many of them will fail before the engine runs them, by `error_code`."""
+    messages: dict[str, str]
+    """The first message of each code."""
+    lengths: tuple[tuple[int, int], ...]
+    """A histogram of the prompts' tokens: (a power of two, prompts of up to so many tokens and above half of it)."""
+
+    @property
+    def failed_share(self) -> float:
+        """The share of the rows that will fail, 0 to 1."""
+        return sum(self.failed.values()) / self.rows if self.rows else 0.0
+
+
 class Workload(_Value):
     """What a job asks of an engine. Tokens are for each row; `output_tokens` is what a row is expected to
     produce over all its n answers. `sampled_rows`: rows whose prompts were looked at; `source`: how the

@@ -40,8 +40,8 @@ def require_whole_choices(spec: JobSpec, tokens: Callable[[str], int]) -> None:
     count, longest = max(counted, default=(0, ""))
     if count > most:
         raise SpecError(
-            f"sampling.max_tokens ({most}) cuts the longest of output.choices, {longest!r:.60} of {count:,} tokens",
-            f"set sampling.max_tokens to {count:,} or more, or shorten the choice",
+            f"sampling.max_tokens {most} cuts the longest of output.choices, {longest!r:.60}: it has {count} tokens",
+            f"set sampling.max_tokens to {count + 1} or more",
         )
 
 

@@ -23,7 +23,7 @@ from batchinfer.execution.progress import Listener, Progress
 from batchinfer.reporting.terminal import money
 from batchinfer.rundir.ownership import LOG_MARK
 from batchinfer.rundir.paths import Layout
-from batchinfer.storage import LocalStorage, Stores, storage_for
+from batchinfer.storage import LocalStorage, Stores, storage_for, told_to
 
 _LOG_HEADER = LOG_MARK + b": what Ray, vLLM and their workers printed, session after session.\n"
 
@@ -221,7 +221,8 @@ def attending(stores: Stores) -> Iterator[Listener]:
     with Chatter(stores) as chatter:
         listener = TerminalListener(chatter) if sys.stderr.isatty() else JsonListener(chatter)
         try:
-            yield listener
+            with told_to(listener.event):
+                yield listener
         except BatchinferError as error:
             if chatter.is_kept and error.exit_code == 1:
                 error.remedy += f"; the log is {chatter.keep()}"

@@ -6,19 +6,26 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from batchinfer.planner import Candidate, Interval, Plan
+from batchinfer.jobspec import LimitsSpec
+from batchinfer.planner import Candidate, Interval, Plan, PromptSample
 from batchinfer.reporting.terminal import money
 
 _GIB = 2**30
 _SHOWN = 16
 """Candidates on a terminal; `--json` has them all."""
 
+FEW_ROWS = 16
+"""Rows that run side by side: below, a GPU waits for its memory most of the time."""
 
-def render_plan(plan: Plan) -> RenderableType:
-    """What was chosen, what it is expected to take, and why the others lost."""
+
+def render_plan(plan: Plan, limits: LimitsSpec | None = None) -> RenderableType:
+    """What was chosen, what it is expected to take, and why the others lost. `limits`: of the spec, for a verdict."""
     where = f"{plan.accelerator}{' (assumed: there is none here)' if plan.assumed else ''}"
     title = Text.assemble((plan.model, "bold"), f", {_weights(plan)}, on {where}")
-    parts: list[RenderableType] = [title, _summary(plan)]
+    limits = limits or LimitsSpec()
+    parts: list[RenderableType] = [title, _summary(plan, limits)]
+    if plan.sample is not None:
+        parts += [Text(line) for line in sample_lines(plan.sample, limits.max_error_rate)]
     if plan.candidates:
         parts += ["", _candidates(plan)]
         if len(plan.candidates) > _SHOWN:
@@ -32,7 +39,32 @@ def _weights(plan: Plan) -> str:
     return f"{plan.quantization} weights{' (quantized while loading)' if plan.online else ''}"
 
 
-def _summary(plan: Plan) -> Table:
+def sample_lines(sample: PromptSample, max_error_rate: float) -> list[str]:
+    """A line for each kind of failure in the sample, the prompts' lengths, and a warning where too many will fail."""
+    lines = []
+    if sample.lengths:
+        shown = ", ".join(f"up to {bound:,}: {count:,}" for bound, count in sample.lengths)
+        lines.append(f"prompts of the sample by tokens: {shown}")
+    for code, count in sample.failed.items():
+        share = count / sample.rows
+        lines.append(f"{share:.0%} of the {sample.rows:,} rows sampled will fail with {code}: {sample.messages[code]}")
+    if sample.failed_share > max_error_rate:
+        lines.append(
+            f"warning: {sample.failed_share:.0%} is more than limits.max_error_rate allows ({max_error_rate:.0%}): "
+            "the run would end with exit code 3"
+        )
+    return lines
+
+
+def _verdict(cost: Interval, budget: float) -> str:
+    if cost.high <= budget:
+        return f"covers the estimate: ${budget:g}"
+    if cost.low > budget:
+        return f"does not cover the estimate: ${budget:g}; the run would stop before its end"
+    return f"may not cover the estimate: ${budget:g}"
+
+
+def _summary(plan: Plan, limits: LimitsSpec) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column()
@@ -41,6 +73,8 @@ def _summary(plan: Plan) -> Table:
         cache = f", KV cache for {plan.kv_cache_tokens:,} tokens" if plan.kv_cache_tokens else ""
         each = "GPU" if plan.num_gpus else "replica"
         table.add_row("memory", f"{_size(plan.weight_bytes_per_gpu)} of weights a {each}{cache}")
+        if (rows := _rows_at_a_time(plan)) is not None and rows < FEW_ROWS:
+            table.add_row("", f"room for about {rows:,.0f} rows at a time: slow; more GPUs or fewer bits make room")
     if plan.workload is not None:
         work = plan.workload
         table.add_row(
@@ -53,11 +87,22 @@ def _summary(plan: Plan) -> Table:
         unit, factor = ("hours", 1) if made.hours.mid >= 1 else ("minutes", 60)
         table.add_row("time", f"{_range(made.hours.scaled(factor), '.3g')} {unit}")
         table.add_row("cost", f"{_money(made.cost_usd)}; {_money(made.usd_per_million_tokens)} per million tokens")
-        table.add_row("speed", f"{_range(made.tokens_per_second, ',.0f')} tokens/s")
+        a_day = made.tokens_per_second.scaled(86_400)
+        table.add_row("speed", f"{_range(made.tokens_per_second, ',.0f')} tokens/s, {_range(a_day, ',.3g')} a day")
+        if plan.workload is not None and (of_a_row := plan.workload.input_tokens + plan.workload.output_tokens.mid):
+            table.add_row("", f"{_range(a_day.scaled(1 / of_a_row), ',.3g')} rows a day")
+        if limits.max_cost_usd is not None:
+            table.add_row("budget", _verdict(made.cost_usd, limits.max_cost_usd))
     else:
         table.add_row("time, cost", "not known before a run: no earlier run of this model on this device says more")
     table.add_row("price", f"${plan.price_per_gpu_hour:g} per device-hour ({plan.price_source})")
     return table
+
+
+def _rows_at_a_time(plan: Plan) -> float | None:
+    if plan.workload is None or not plan.kv_cache_tokens:
+        return None
+    return plan.kv_cache_tokens / max(1.0, plan.workload.input_tokens + plan.workload.output_tokens.mid)
 
 
 def _layout(plan: Plan) -> str:

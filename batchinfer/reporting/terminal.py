@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from batchinfer.accounting.report import Report
+from batchinfer.accounting.report import Accuracy, Report, ReportPart
 
 
 def render(report: Report) -> RenderableType:
@@ -17,6 +17,8 @@ def render(report: Report) -> RenderableType:
     for name, value in _lines(report):
         table.add_row(name, value)
     state = "complete" if report.complete else f"{report.rows_in_input - report.rows:,} rows still to do"
+    if report.replicas_running:
+        state = f"running, {state}"
     title = Text.assemble((report.job_name, "bold"), f": {report.model}, {_layout(report)}, {state}")
     return Group(title, table)
 
@@ -42,27 +44,48 @@ def _lines(report: Report) -> list[tuple[str, str]]:
     lines.append(("failed rows", failed))
     if report.finish_reasons:
         lines.append(("finish reasons", ", ".join(f"{r} {n:,}" for r, n in report.finish_reasons.items())))
-    for group, seen in report.accuracy.items():
-        label = "accuracy" if group == "all" else f"accuracy, {group}"
-        lines.append((label, f"{seen.accuracy:.1%} of {seen.compared:,}"))
+    if report.overall_accuracy is not None:
+        lines.append(("accuracy", _share(report.overall_accuracy)))
+    if set(report.accuracy) != {"all"}:
+        lines += [(f"accuracy, {group}", _share(seen)) for group, seen in report.accuracy.items()]
     cached = f" ({report.cached_tokens:,} cached)" if report.cached_tokens else ""
-    lines.append(("tokens", f"{report.input_tokens:,} in{cached}, {report.output_tokens:,} out"))
+    rejected = f"; {report.rejected_tokens:,} in prompts that never ran" if report.rejected_tokens else ""
+    lines.append(("tokens", f"{report.input_tokens:,} in{cached}, {report.output_tokens:,} out{rejected}"))
     lines.append(("speed", f"{report.tokens_per_second:,.0f} tokens/s, {report.rows_per_second:,.1f} rows/s"))
     lines.append(("device time", _seconds(report)))
     lines.append(("cost", _cost(report)))
     if report.planned is not None:
         lines.append(("planned", _planned(report)))
-    lines.append(("price", f"${report.price_per_gpu_hour:g} per device-hour ({report.price_source})"))
+    if len(report.parts) > 1:
+        lines += [("price" if i == 0 else "", _part(part)) for i, part in enumerate(report.parts)]
+    else:
+        lines.append(("price", f"${report.price_per_gpu_hour:.6g} per device-hour ({report.price_source})"))
+    lines.append(("weights", f"{report.dtype} dtype, {report.quantization} quantization"))
     if report.labels:
         lines.append(("labels", ", ".join(f"{key}={value}" for key, value in sorted(report.labels.items()))))
     lines.append(("results", f"{report.output}/data"))
     return lines
 
 
+def _share(seen: Accuracy) -> str:
+    return f"{seen.accuracy:.1%} of {seen.compared:,}"
+
+
+def _part(part: ReportPart) -> str:
+    parallel = part.tensor_parallel * part.pipeline_parallel
+    layout = f", {part.tensor_parallel} x {part.pipeline_parallel} (TP x PP) each" if parallel > 1 else ""
+    return (
+        f"${part.price_per_gpu_hour:g} per device-hour ({part.price_source}): {part.replicas} on {part.accelerator}"
+        f"{layout}, {part.dtype} dtype, {part.quantization} quantization, {money(part.cost_usd)}"
+    )
+
+
 def _seconds(report: Report) -> str:
     seconds = report.seconds
-    total = seconds.load + seconds.work + seconds.idle + seconds.waste
+    total = seconds.paid
     parts = [("work", seconds.work), ("load", seconds.load), ("idle", seconds.idle), ("waste", seconds.waste)]
+    if report.replicas_running:
+        parts.append(("in flight", seconds.in_flight))
     shown = ", ".join(f"{name} {value:,.1f} s ({value / total if total else 0:.0%})" for name, value in parts)
     killed = f"; {report.replicas_killed} of {report.replicas} replicas were lost" if report.replicas_killed else ""
     return shown + killed

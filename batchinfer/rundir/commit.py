@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.accounting.records import ShardRecord, shard_records, shard_table
-from batchinfer.errors import StorageError
+from batchinfer.errors import OutputError, StorageError
+from batchinfer.input.manifest import Manifest
 from batchinfer.rundir.paths import Layout, reading
 from batchinfer.storage import read_many
 
@@ -102,15 +103,61 @@ def read_accounting(layout: Layout) -> Iterator[ShardRecord]:
     uris = (entry.uri for entry in storage.list(layout.accounting_folder) if entry.uri.endswith(".parquet"))
     listed, fetched = itertools.tee(uris)
     for uri, data in zip(listed, read_many(storage, fetched), strict=True):
-        with reading(uri, "move it away and run the same command again: it is written anew from the results"):
-            records = shard_records(pq.read_table(pa.BufferReader(data), use_threads=False))
-        yield from records
+        with reading(uri, "move it away: the run's next command writes it anew from the results"):
+            (record,) = shard_records(pq.read_table(pa.BufferReader(data), use_threads=False))
+            _require(uri == layout.accounting(record.shard_id, record.generation), "it holds another shard's account")
+        yield record
+
+
+def read_records(layout: Layout, manifest: Manifest, retried: Iterable[int]) -> list[ShardRecord]:
+    """Every record of the run, in order of shards and generations. An account that is missing is taken from the
+    results, into which it was written as well. `retried`: the shards that the last retry was to replace.
+
+    Raises OutputError for a file that is damaged or is not of this run. Writes nothing.
+    """
+    shards = {shard.shard_id: shard for shard in manifest.shards}
+    records = list(read_accounting(layout))
+    committed = committed_shards(layout)
+    records += missing_records(layout, committed, records, retried)
+    for extra in sorted(committed - shards.keys()):
+        raise _not_of_run(layout.data(extra), f"the run has {len(shards)} shards, and none of that number")
+    for record in records:
+        uri = layout.accounting(record.shard_id, record.generation)
+        shard = shards.get(record.shard_id)
+        if shard is None:
+            raise _not_of_run(uri, f"the run has {len(shards)} shards, and none of that number")
+        if record.run_id != manifest.fingerprint.run_id:
+            raise _not_of_run(uri, f"it is of the run {record.run_id}")
+        if record.shard_id not in committed:
+            raise _not_of_run(uri, f"its results are gone: {layout.data(record.shard_id)}")
+        if record.rows > shard.rows or (record.generation == 0 and record.rows != shard.rows):
+            raise _not_of_run(uri, f"it counts {record.rows:,} rows, and the shard has {shard.rows:,}")
+    return sorted(records, key=lambda record: (record.shard_id, record.generation))
+
+
+def _not_of_run(uri: str, why: str) -> OutputError:
+    return OutputError(f"{uri} does not belong to this run: {why}", "move it away, then give the same command again")
+
+
+def _require(holds: bool, why: str) -> None:
+    if not holds:
+        raise ValueError(why)
 
 
 def repair(
     layout: Layout, committed: Iterable[int], accounted: Iterable[ShardRecord], retried: Iterable[int]
 ) -> list[ShardRecord]:
-    """Write the accounting that a crash kept from being written after its data was. Returns it.
+    """Write the accounting that a crash kept from being written after its data was. Returns it."""
+    mended = missing_records(layout, committed, accounted, retried)
+    for record in mended:
+        _account(layout, record)
+    return mended
+
+
+def missing_records(
+    layout: Layout, committed: Iterable[int], accounted: Iterable[ShardRecord], retried: Iterable[int]
+) -> list[ShardRecord]:
+    """The records in the results that no accounting file holds. Writes nothing.
 
     Looks into the shards that have no accounting, and into those that the last retry was to replace.
     """
@@ -123,6 +170,5 @@ def repair(
             history = footer_records(file, layout.data(shard_id))
         for record in history:
             if record.generation > have.get(shard_id, -1):
-                _account(layout, record)
                 mended.append(record)
     return mended

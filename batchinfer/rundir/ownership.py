@@ -15,7 +15,6 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchinfer.accounting.ledger import REPLICAS_SCHEMA
 from batchinfer.errors import OutputError, StorageError
 from batchinfer.input.manifest import FOOTER as MANIFEST_FOOTER
 from batchinfer.rundir.commit import FOOTER
@@ -71,7 +70,7 @@ _KINDS: dict[str, _Check] = {
     r"_run/report\.json": _json("run_id", "job_name", "rows_in_input", "cost_usd"),
     r"_run/retry\.json": _json("run_id", "shards"),
     r"_run/skipped\.json": _json("job", "tick", "because"),
-    r"_run/replicas\.parquet": _parquet_columns(*REPLICAS_SCHEMA.names),
+    r"_run/replicas\.parquet": _parquet_columns("replica_id", "run_id", "wasted_seconds", "killed"),
     r"_run/replicas/[0-9a-f]{12}\.json": _json("replica_id", "run_id", "meter", "shards_in_flight"),
     r"_run/lock": _lock,
     r"_run/run\.log": _begins(LOG_MARK),
@@ -120,7 +119,18 @@ def remove_leftovers(layout: Layout) -> None:
 
 
 def _entries(layout: Layout) -> list[Entry]:
-    return [entry for folder in layout.folders for entry in layout.storage.list(folder)]
+    storage = layout.storage
+    # First: a listing follows links, and ends at one that leads to itself.
+    _refuse(layout, sorted(uri for folder in layout.folders for uri in storage.irregular(folder)))
+    found = [entry for folder in layout.folders for entry in storage.list(folder)]
+    listed = {entry.uri for entry in found}
+    # A folder with the name of a run's file is in no listing of files, and no write can replace it.
+    names = [join(folder, name.rstrip("/")) for folder in layout.folders for name in storage.names(folder)]
+    hidden = [uri for uri in names if uri not in listed and _check_of(_below(layout, uri)) is not None]
+    for entry in map(storage.stat, hidden):
+        if entry is not None and not _is_own(layout, entry):
+            _refuse(layout, [entry.uri])
+    return found
 
 
 def _require_own_file(layout: Layout, uri: str) -> None:
@@ -183,7 +193,9 @@ def _is_own(layout: Layout, entry: Entry) -> bool:
     except (pa.ArrowException, OSError, ValueError, RecursionError):
         # Not what its name says.
         return False
-    except StorageError:
+    except StorageError as error:
+        if isinstance(error.__cause__, IsADirectoryError):
+            return False
         # Another process of this run may have deleted it since it was listed.
         if layout.storage.stat(entry.uri) is None:
             return True

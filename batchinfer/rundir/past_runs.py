@@ -40,9 +40,11 @@ def past_runs(root: str, job: str, stores: Stores) -> list[PastRun]:
                 state = "running"
             found.append(PastRun(tick_of(fingerprint.tick), folder, state))
     for folder in kinds[SKIPPED] - kinds[MANIFEST]:
-        about = json.loads(storage_for(folder, stores).read(folder + SKIPPED))
-        if about["job"] == job:
-            found.append(PastRun(tick_of(about["tick"]), folder, "skipped"))
+        with reading(folder + SKIPPED, "delete it: the tick that it leaves out is due again"):
+            note = json.loads(storage_for(folder, stores).read(folder + SKIPPED))
+            skipped = PastRun(tick_of(note["tick"]), folder, "skipped") if note["job"] == job else None
+        if skipped is not None:
+            found.append(skipped)
     return sorted(found, key=lambda run: (run.tick, run.root))
 
 

@@ -6,9 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import pyarrow as pa
-
-from batchinfer.errors import OutputError, StorageError
+from batchinfer.errors import BatchinferError, OutputError, StorageError
 from batchinfer.storage import Storage, Stores, join, storage_for
 
 MANIFEST, REPORT, SKIPPED, LOCK = "/_run/manifest.parquet", "/_run/report.json", "/_run/skipped.json", "/_run/lock"
@@ -108,7 +106,10 @@ def reading(uri: str, remedy: str) -> Iterator[None]:
         if isinstance(error.__cause__, IsADirectoryError):
             raise OutputError(f"{uri} is a folder, where a run has a file", remedy) from error
         raise
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except BatchinferError:
+        raise
+    except Exception as error:
+        # Damaged bytes make Arrow and the parsers raise nearly anything.
         raise OutputError(f"{uri} is not what a run of batchinfer wrote there, or it is damaged", remedy) from error
 
 

@@ -1,6 +1,7 @@
 """The use cases of a job that runs again and again: run it for a time, run what is due, say how it stands.
 
 Everything is decided from what the earlier runs left behind (`past_runs`) by `schedule.decide`; here it is done.
+A tick that ended with an error leaves a note (`attempts`), for `schedule list` alone: it stays due.
 One tick of a job runs at a time, held by a lock that ends with the process, unless `schedule.overlap` is allow.
 """
 
@@ -11,29 +12,42 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict
 
 from batchinfer.accounting.report import Report
-from batchinfer.errors import BatchinferError, InputTaken, OutputBusy, OutputError, SpecError, UserError
+from batchinfer.errors import (
+    BatchinferError,
+    InputError,
+    InputTaken,
+    OutputBusy,
+    OutputError,
+    SpecError,
+    Stopped,
+    StorageError,
+)
 from batchinfer.execution import ray_pipeline, runner
 from batchinfer.execution.checks import absolute, refusals_are_the_users
 from batchinfer.execution.progress import Listener
 from batchinfer.jobspec import JobSpec, ScheduleSpec, load
-from batchinfer.jobspec.cron import latest_tick, tick_name
+from batchinfer.jobspec.cron import tick_name
 from batchinfer.jobspec.schedule import (
     PastRun,
     coming,
     current_time,
     decide,
+    owed,
     require_distinct_folders,
+    require_no_tick_blocked,
     resolve,
     runs_folder,
 )
+from batchinfer.rundir.attempts import failed_attempts, forget_failed, held_since, note_failed, note_turn
 from batchinfer.rundir.past_runs import note_skipped, past_runs, waiting_lock
-from batchinfer.rundir.paths import Layout
+from batchinfer.rundir.paths import Layout, reading
 from batchinfer.storage import join, storage_for
 
 CLAIM_ATTEMPTS = 3
@@ -64,8 +78,10 @@ class DueOutcome:
 
 
 class JobStanding(BaseModel):
-    """How a scheduled job stands: its last run and that run's state (`never` where there is none), the tick
-    that is due now and the next one. Times are ISO 8601, those of ticks in the schedule's time zone."""
+    """How a scheduled job stands: its last tick and what became of it (`never` if there is none), the oldest tick that
+    is due now, how many are, and the next one. Times are ISO 8601, those of ticks in the schedule's time zone.
+
+    `problem` is why the last tick failed, and how often it was tried; None if it did not."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -78,6 +94,8 @@ class JobStanding(BaseModel):
     state: str
     output: str | None
     due: str | None
+    ticks_due: int
+    problem: str | None
     next_tick: str | None
 
 
@@ -119,6 +137,8 @@ def run(
     """Run the job for the time `at`. None is now, or the latest tick; runs of it that died are resumed first."""
     if not spec.repeats:
         return runner.run(spec, listener, cluster, fresh, at)
+    if at is not None:
+        require_no_tick_blocked(spec, at)
     with _turn(spec, listener):
         target = at or current_time(spec, utc_now())
         if at is None:
@@ -140,58 +160,118 @@ def backfill(
 def run_due(
     spec: JobSpec, schedule: ScheduleSpec, listener: Listener, cluster: str | None = None, clock: Clock = utc_now
 ) -> DueOutcome:
-    """Resume the runs of the job that died, run the tick that is due, if any, and return.
+    """Resume the runs of the job that died, run every tick that is due, oldest first, and return.
 
-    Where another process is running the job, `schedule.overlap` says what becomes of the tick.
+    If another process runs the job, `schedule.overlap` says what becomes of the ticks that have come since.
     """
     outcome = DueOutcome()
     try:
-        with _turn(spec, listener):
-            due = decide(schedule, _past(spec), clock())
-            if due.skip is not None:
-                _skip(spec, due.skip, listener)
-            for died in due.resume:
-                try:
-                    outcome.reports.append(_resume(spec, died, listener, cluster))
-                except OutputBusy:
-                    listener.event("runs already", tick=tick_name(died.tick))
-                except UserError as error:
-                    # What one run needs mended must not keep the nights after it from their files.
-                    listener.event("cannot be resumed", tick=tick_name(died.tick), reason=error.message)
-                    outcome.errors.append(error)
-            if due.start is not None:
-                listener.event("due", job=spec.name, tick=tick_name(due.start))
-                outcome.reports.append(_run(spec, due.start, listener, cluster))
+        with _turn(spec, listener, clock):
+            past = _past(spec)
+            due = decide(schedule, past, clock())
+            start = _free(spec, due.start, past, listener)
+            for at in due.skip:
+                _skip(spec, at, listener)
+            # One connection for all: a local cluster takes ten seconds to start.
+            several = len(due.resume) + len(start) > 1
+            with ray_pipeline.connected(cluster) if several else contextlib.nullcontext():
+                _make_up(spec, due.resume, start, listener, cluster, clock, outcome)
     except OutputBusy as error:
-        skip = decide(schedule, _past(spec), clock(), busy=True).skip
-        if skip is not None:
-            _skip(spec, skip, listener)
-        else:
+        past, root = _past(spec), runs_folder(spec)
+        since = held_since(root, spec.name, spec.storage) or clock()
+        skipped = _free(spec, decide(schedule, past, clock(), since).skip, past, listener)
+        for at in skipped:
+            _skip(spec, at, listener)
+        if not skipped:
             listener.event("runs already", job=spec.name, reason=error.message)
     return outcome
+
+
+def _make_up(
+    spec: JobSpec,
+    died: Sequence[PastRun],
+    start: Sequence[datetime],
+    listener: Listener,
+    cluster: str | None,
+    clock: Clock,
+    outcome: DueOutcome,
+) -> None:
+    """Resume and run, in order. What one tick needs mended must not keep the ticks after it from their files."""
+    resumes = [(run.tick, partial(_resume, spec, run, listener, cluster)) for run in died]
+    starts = [(at, partial(_start, spec, at, listener, cluster)) for at in start]
+    for at, work in [*resumes, *starts]:
+        try:
+            outcome.reports.append(work())
+            with contextlib.suppress(StorageError):
+                forget_failed(runs_folder(spec), spec.name, at, spec.storage)
+        except OutputBusy:
+            listener.event("runs already", tick=tick_name(at))
+        except Stopped:
+            raise
+        except BatchinferError as error:
+            listener.event("failed", job=spec.name, tick=tick_name(at), reason=error.message)
+            outcome.errors.append(error)
+            with contextlib.suppress(StorageError):
+                note_failed(runs_folder(spec), spec.name, at, error, clock(), spec.storage)
+            if not isinstance(error, InputError | OutputError):
+                # Not this tick's own: a cluster, a store or a model that is gone is gone for the next one, too.
+                return
+
+
+def _start(spec: JobSpec, at: datetime, listener: Listener, cluster: str | None) -> Report:
+    listener.event("due", job=spec.name, tick=tick_name(at))
+    return _run(spec, at, listener, cluster)
+
+
+def _free(
+    spec: JobSpec, ticks: Sequence[datetime], past: Sequence[PastRun], listener: Listener | None = None
+) -> list[datetime]:
+    """The ticks whose folder no other tick's run has: after a change of the schedule, a day may have had its run."""
+    taken = {run.root: run.tick for run in past}
+    found = []
+    for at in ticks:
+        place = absolute(resolve(spec, at)[0]).output.uri
+        if place not in taken:
+            found.append(at)
+        elif listener is not None:
+            ran = tick_name(taken[place])
+            listener.event("the schedule changed: its folder has run", tick=tick_name(at), ran=ran, output=place)
+    return found
 
 
 def standing(job: Scheduled, now: datetime) -> JobStanding:
     """How the job stands at `now`."""
     past = _past(job.spec)
     last = past[-1] if past else None
-    latest = latest_tick(job.schedule.cron, job.schedule.timezone, now)
-    due = latest if latest is not None and latest not in {run.tick for run in past} else None
+    due = _free(job.spec, owed(job.schedule, past, now), past)
     state: str = last.state if last else "never"
     if last is not None and last.state == "done":
         layout = Layout(last.root, job.spec.storage)
-        made = Report.model_validate_json(layout.storage.read(layout.report))
+        with reading(
+            layout.report, f"`batchinfer report {last.root}` shows it anew; delete this file to run the tick again"
+        ):
+            made = Report.model_validate_json(layout.storage.read(layout.report))
         state = "failed rows" if made.error_rate > made.max_error_rate else "done"
+    tick, output = (last.tick, last.root) if last else (None, None)
+    failures = list(failed_attempts(runs_folder(job.spec), job.spec.name, job.spec.storage))
+    failed = failures[-1] if failures else None
+    done = {run.tick for run in past if run.state == "done"}
+    if failed is None or failed.at in done or (tick is not None and failed.at < tick):
+        failed = None
+    elif failed.at != tick:
+        tick, output, state = failed.at, None, "failed"
     return JobStanding(
         name=job.spec.name,
         spec=job.path,
         cron=job.schedule.cron,
         timezone=job.schedule.timezone,
         overlap=job.schedule.overlap,
-        last_tick=local_time(last.tick, job.schedule) if last else None,
+        last_tick=local_time(tick, job.schedule) if tick else None,
         state=state,
-        output=last.root if last else None,
-        due=local_time(due, job.schedule) if due else None,
+        output=output,
+        due=local_time(due[0], job.schedule) if due else None,
+        ticks_due=len(due),
+        problem=f"{failed.because} (tried {failed.attempts}x, last at {failed.tried_at})" if failed else None,
         next_tick=next((local_time(at, job.schedule) for at in coming(job.schedule, now)), None),
     )
 
@@ -225,7 +305,7 @@ def _resume(spec: JobSpec, run: PastRun, listener: Listener, cluster: str | None
 
 
 def _skip(spec: JobSpec, at: datetime, listener: Listener) -> None:
-    running = ", ".join(tick_name(run.tick) for run in _past(spec) if run.state == "running")
+    running = ", ".join(tick_name(run.tick) for run in _past(spec) if run.state == "running") or "before it"
     rendered, _ = resolve(spec, at)
     place = absolute(rendered).output.uri
     note_skipped(place, spec.name, at, f"the tick {running} was running", spec.storage)
@@ -233,7 +313,7 @@ def _skip(spec: JobSpec, at: datetime, listener: Listener) -> None:
 
 
 @contextlib.contextmanager
-def _turn(spec: JobSpec, listener: Listener) -> Iterator[None]:
+def _turn(spec: JobSpec, listener: Listener, clock: Clock = utc_now) -> Iterator[None]:
     """Hold the job, so that no other of its ticks runs; raises OutputBusy if one does and this is not to wait.
 
     With `queue`, one process at a time waits, and another that comes ends at once.
@@ -258,4 +338,6 @@ def _turn(spec: JobSpec, listener: Listener) -> Iterator[None]:
             with waiting_lock(f"{place}.queue", 0, spec.storage):
                 listener.event("queued", job=spec.name)
                 held.enter_context(waiting_lock(f"{place}.lock", math.inf, spec.storage))
+        with contextlib.suppress(StorageError):
+            note_turn(root, spec.name, clock(), spec.storage)
         yield

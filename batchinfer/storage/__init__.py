@@ -21,7 +21,9 @@ from batchinfer.storage.base import (
     read_many,
     temporary_name,
 )
+from batchinfer.storage.events import tell, told_to
 from batchinfer.storage.local import LocalStorage, local_path
+from batchinfer.storage.patience import impatient
 
 __all__ = [
     "Entry",
@@ -29,6 +31,7 @@ __all__ = [
     "Storage",
     "Stores",
     "delete_many",
+    "impatient",
     "input_changed",
     "is_temporary",
     "join",
@@ -36,7 +39,9 @@ __all__ = [
     "normal_uri",
     "read_many",
     "storage_for",
+    "tell",
     "temporary_name",
+    "told_to",
 ]
 
 Stores = Mapping[str, StoreSpec]

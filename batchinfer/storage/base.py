@@ -15,6 +15,9 @@ from batchinfer.errors import InputError, OutputError
 
 _TEMPORARY = ".writing-"
 
+NAMES_AT_LEAST = 1000
+"""How many names of a folder `Storage.names` gives at least: what S3 lists in one request."""
+
 _THREADS = 16
 _AHEAD = 64
 
@@ -38,7 +41,7 @@ class Storage(Protocol):
         """Every object whose URI fits `pattern`, in any order: `*`, `?`, `[...]` in a name, `**` for folders."""
 
     def names(self, uri: str) -> Sequence[str]:
-        """What lies directly in the folder `uri`, 1,000 names of it at least; nothing when there is none."""
+        """What lies directly in the folder `uri`, NAMES_AT_LEAST of it; nothing when there is none."""
 
     def stat(self, uri: str) -> Entry | None:
         """The object at `uri`, None when there is none."""
@@ -68,15 +71,19 @@ class Storage(Protocol):
         """
 
     def remove_leftovers(self, uri: str) -> None:
-        """Delete the temporary files (see `temporary_name`) that killed writers left directly in the folder `uri`."""
+        """Delete the temporary files (see `temporary_name`) that killed writers left directly in the folder `uri`.
+
+        At best effort where a store forbids it: no result rests on it.
+        """
 
     def require_writable(self, uri: str) -> None:
-        """Raise OutputError unless objects can be made under the folder `uri`."""
+        """Raise OutputError unless a run can write under the folder `uri`: tries there all that commits rest on."""
 
     def lock(self, uri: str) -> contextlib.AbstractContextManager[Callable[[], None]]:
-        """Hold `uri` alone; raises OutputBusy if another process does. Ends with the process.
+        """Hold `uri` alone; raises OutputBusy if another process does, in bounded time. Ends with the process.
 
-        Gives a call that raises StorageError once the lock was lost to another. Raises OutputError where
+        Gives a call that raises StorageError once the lock was lost to another, and that waits while it is
+        unknown whether it was. Raises OutputError where
         something stands at `uri` that no lock of this product wrote.
         """
 
@@ -86,7 +93,15 @@ def temporary_name() -> str:
 
     The name ends in a checksum of its own, so that `is_temporary` cannot mistake a user's file for one.
     """
-    token = uuid.uuid4().hex
+    return _temporary(uuid.uuid4().hex)
+
+
+def fixed_temporary_name(purpose: str) -> str:
+    """The temporary name that every process gives to a file for `purpose`."""
+    return _temporary(uuid.uuid5(uuid.NAMESPACE_OID, purpose).hex)
+
+
+def _temporary(token: str) -> str:
     return f"{_TEMPORARY}{token}-{zlib.crc32(token.encode()):08x}"
 
 

@@ -16,9 +16,15 @@ from typing import Any
 
 from batchinfer.errors import OutputBusy, StorageError
 from batchinfer.storage.base import foreign_lock
+from batchinfer.storage.events import tell
 
 RENEWALS_A_LEASE = 4
 LEAVE_SECONDS = 10.0
+
+WAITED_LEASES = 3.0
+WAITED_SECONDS_MORE = 30.0
+"""A lock is waited for during so many leases and seconds: an abandoned one lapses after one lease. Who waits longer
+has met a store that keeps refusing the take-over, and would otherwise wait for ever."""
 
 _HELD: set[str] = set()
 """The leases that this process holds."""
@@ -36,6 +42,9 @@ class Seen:
 class Lease:
     """Holds the lock at `uri` for as long as it can renew it, `seconds` at a time.
 
+    A renewal that comes late, as after an outage of the store, still succeeds if nobody took the lock meanwhile:
+    `require_held` waits for that, up to `patience` seconds.
+
     The object always stays; every change of it is made on condition that nobody else made one. `create`
     and `replace` give the new tag, or None if another was first.
     """
@@ -44,12 +53,14 @@ class Lease:
         self,
         uri: str,
         seconds: float,
+        patience: float,
         create: Callable[[bytes], str | None],
         replace: Callable[[bytes, str], str | None],
         look: Callable[[], Seen | None],
     ) -> None:
         self._uri = uri
         self._seconds = seconds
+        self._patience = patience
         self._create = create
         self._replace = replace
         self._look = look
@@ -71,29 +82,43 @@ class Lease:
     def _take(self) -> str:
         """The tag of the lock, once it is ours. Waits for a holder that may be dead, refuses for one that lives."""
         first: Seen | None = None
-        watched_since = time.monotonic()
+        began = time.monotonic()
+        told = False
         while True:
             tag = self._create(self._content())
             if tag is not None:
                 return tag
             seen = self._look()
-            if seen is None:
-                continue
-            holder = _parse(seen.data)
-            if "lease" not in holder:
-                raise foreign_lock(self._uri)
-            alive = self._lives(holder)
-            unchanged = time.monotonic() - watched_since if first is not None and first.tag == seen.tag else 0.0
-            if holder.get("released") or alive is False or max(seen.age, unchanged) >= self._seconds:
-                tag = self._replace(self._content(), seen.tag)
-                if tag is not None:
-                    return tag
-            elif alive or (first is not None and first.tag != seen.tag):
-                raise OutputBusy(
-                    f"another batchinfer is writing to this output (process {holder.get('holder', 'unknown')})",
-                    "wait for it to end, or stop it; then run the same command again",
+            waited = time.monotonic() - began
+            if seen is not None:
+                holder = _parse(seen.data)
+                if "lease" not in holder:
+                    raise foreign_lock(self._uri)
+                named = str(holder.get("holder", "unknown"))
+                alive = self._lives(holder)
+                unchanged = waited if first is not None and first.tag == seen.tag else 0.0
+                if holder.get("released") or alive is False or max(seen.age, unchanged) >= self._seconds:
+                    tag = self._replace(self._content(), seen.tag)
+                    if tag is not None:
+                        if not holder.get("released"):
+                            tell("lease taken", uri=self._uri, holder=named)
+                        return tag
+                elif alive or (first is not None and first.tag != seen.tag):
+                    raise OutputBusy(
+                        f"another batchinfer is writing to this output (process {named})",
+                        "wait for it to end, or stop it; then run the same command again",
+                    )
+                elif not told:
+                    told = True
+                    tell("lock waited for", uri=self._uri, holder=named, seconds=round(self._seconds - seen.age))
+                first = first or seen
+            if waited > WAITED_LEASES * self._seconds + WAITED_SECONDS_MORE:
+                raise StorageError(
+                    f"{self._uri}: this lock could not be had in {waited:.0f} s: the store neither lets it be made "
+                    "nor be taken over",
+                    "end whatever else writes to this output; if nothing does, delete that file, "
+                    "then run the same command again",
                 )
-            first = first or seen
             time.sleep(min(1.0, self._seconds / 10))
 
     def _lives(self, holder: dict[str, Any]) -> bool | None:
@@ -119,16 +144,27 @@ class Lease:
                 continue
             if tag is None:
                 self._taken = True
+                tell("lease lost", uri=self._uri)
                 return
             self._tag, self._renewed_at = tag, time.monotonic()
 
     def require_held(self) -> None:
-        """Raise StorageError when another may hold the lock by now."""
-        if self._taken or time.monotonic() - self._renewed_at > self._seconds:
-            raise StorageError(
-                f"{self._uri}: this run could not renew its lock in time, and another may have taken it over",
-                "look whether another run writes there; if not, run the same command again: committed shards are kept",
-            )
+        """Return while the lock is held; wait for a late renewal; raise StorageError once another took the lock."""
+        told = False
+        while not self._taken:
+            late = time.monotonic() - self._renewed_at - self._seconds
+            if late <= 0:
+                return
+            if late > self._patience or not self._thread.is_alive():
+                break
+            if not told:
+                told = True
+                tell("lease late", uri=self._uri, seconds=round(self._seconds + late))
+            time.sleep(min(0.2, self._seconds / 10))
+        raise StorageError(
+            f"{self._uri}: this run could not renew its lock in time, and another may have taken it over",
+            "look whether another run writes there; if not, run the same command again: committed shards are kept",
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

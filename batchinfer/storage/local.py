@@ -1,4 +1,7 @@
-"""The local file system: whole objects by linking and renaming synced temporary files."""
+"""The local file system: whole objects by linking and renaming synced temporary files.
+
+A mount without hard links, as many of FUSE, SMB and FAT, gets the same promise from a lock and a rename.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,19 @@ import glob
 import os
 import re
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
 from batchinfer.errors import OutputBusy, OutputError, StorageError
-from batchinfer.storage.base import Entry, foreign_lock, input_changed, is_temporary, temporary_name
+from batchinfer.storage.base import (
+    Entry,
+    fixed_temporary_name,
+    foreign_lock,
+    input_changed,
+    is_temporary,
+    temporary_name,
+)
 
 
 def local_path(uri: str) -> str:
@@ -43,7 +54,7 @@ class LocalStorage:
             return
         with _naming(uri):
             for folder, folders, files in os.walk(root, onerror=_raise):
-                folders.sort()
+                folders[:] = sorted(name for name in folders if not is_temporary(name))
                 for name in sorted(files):
                     if not is_temporary(name):
                         with contextlib.suppress(FileNotFoundError):
@@ -98,13 +109,18 @@ class LocalStorage:
                 os.link(temporary, path)
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                if not _rename_if_absent(temporary, path):
+                    return False
             _sync_folder(os.path.dirname(path))
             return True
 
     def replace(self, uri: str, data: bytes, tag: str) -> bool:
         path = _written_path(uri)
-        # The lock is on the folder: it holds off other replacers between the comparison and the rename.
-        with _naming(uri), self._temporary(path, data) as temporary, _flock(os.path.dirname(path)):
+        # The lock holds off other replacers between the comparison and the rename.
+        with _naming(uri), self._temporary(path, data) as temporary, _alone(os.path.dirname(path)):
             if self._entry(path).tag != tag:
                 return False
             os.rename(temporary, path)
@@ -153,8 +169,8 @@ class LocalStorage:
             for name in filter(is_temporary, self.names(uri)):
                 path = os.path.join(local_path(uri), name)
                 with contextlib.suppress(FileNotFoundError):
-                    if stat.S_ISDIR(os.lstat(path).st_mode):  # the probe of require_writable
-                        os.rmdir(path)
+                    if stat.S_ISDIR(os.lstat(path).st_mode):
+                        _remove_probe(path)
                     else:
                         os.unlink(path)
 
@@ -168,15 +184,36 @@ class LocalStorage:
                 raise NotADirectoryError(errno.ENOTDIR, "is not a folder", existing)
             if not os.access(existing, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "no permission to write", existing)
-            # Root passes every permission check: only a write tells about a read-only file system.
+            # Root passes every permission check: only writes tell what the file system does.
             probe = os.path.join(existing, temporary_name())
             os.mkdir(probe)
-            os.rmdir(probe)
+            try:
+                self._prove(os.path.join(probe, PROBE), existing)
+            finally:
+                _remove_probe(probe)
         except OSError as error:
             raise OutputError(
                 f"cannot write to {uri}: {error.strerror} ({error.filename})",
                 "set output.uri to a folder that you may write to",
             ) from None
+
+    def _prove(self, path: str, folder: str) -> None:
+        """Do on a file of our own what commits and locks rest on. Raises OSError or OutputError."""
+        try:
+            made = self.create(path, b"1")
+            kept = not self.create(path, b"2") and self.read(path) == b"1"
+            tag = self._entry(path).tag
+            swapped = self.replace(path, b"33", tag) and not self.replace(path, b"4", tag)
+            with open(path, "r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except StorageError as error:
+            # As the system said it.
+            raise (error.__cause__ if isinstance(error.__cause__, OSError) else error) from None
+        if not (made and kept and swapped and self.read(path) == b"33"):
+            raise OutputError(
+                f"cannot write to {folder}: the file system there does not keep two writers apart",
+                "set output.uri to a local disk, a network file system with locks, or s3://bucket/...",
+            )
 
     @contextlib.contextmanager
     def lock(self, uri: str) -> Iterator[Callable[[], None]]:
@@ -210,6 +247,15 @@ class LocalStorage:
 LOCK_CONTENT = re.compile(rb"\d+ on [^\n]+\n.*", re.DOTALL)
 """What a lock holds: its holder's process and machine; the rest of a longer name while it is replaced."""
 
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+"""What file systems say that have no hard links, or no room for one more on this file."""
+
+PROBE = "probe"
+WAIT_SECONDS = 60.0
+"""A swap of a file takes milliseconds. Who waits longer waits for a process that hangs or is stopped."""
+
+_LOCK_NAME = fixed_temporary_name("one writer at a time")
+
 
 def _is_plain(path: str) -> bool:
     """Is `path` a folder or a file of its own? One that has just gone is."""
@@ -224,14 +270,57 @@ def _held() -> None:
     """The system takes a lock from nobody but a process that ends."""
 
 
+def _rename_if_absent(temporary: str, path: str) -> bool:
+    """What a link does where the file system has none. False if there is a file at `path`."""
+    with _alone(os.path.dirname(path)):
+        if os.path.lexists(path):
+            return False
+        os.rename(temporary, path)
+        return True
+
+
+def _remove_probe(folder: str) -> None:
+    """Remove what `require_writable` made, with the file in it."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            if name == PROBE or is_temporary(name):
+                os.unlink(os.path.join(folder, name))
+        os.rmdir(folder)
+
+
 @contextlib.contextmanager
-def _flock(folder: str) -> Iterator[None]:
-    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+def _alone(folder: str) -> Iterator[None]:
+    """Hold every other process that asks for the same off `folder`, for a moment. Raises OSError after WAIT_SECONDS.
+
+    The lock is on a file, since NFS locks no folder.
+    """
+    path = os.path.join(folder, _LOCK_NAME)
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(handle, path):
+                    try:
+                        yield
+                    finally:
+                        # Before the lock ends: whoever waits with this file open sees that it is gone.
+                        os.unlink(path)
+                    return
+        finally:
+            os.close(handle)
+        if time.monotonic() > deadline:
+            raise TimeoutError(errno.ETIMEDOUT, f"another process has held {path} for {WAIT_SECONDS:.0f} s", folder)
+        time.sleep(0.005)
+
+
+def _is_at(handle: int, path: str) -> bool:
+    """Is the open file still the one at `path`?"""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _sync_folder(folder: str) -> None:
@@ -258,6 +347,8 @@ def _naming(uri: str) -> Iterator[None]:
             errno.ENOSPC: "make room there, then run the same command again: committed shards are kept",
             errno.EACCES: "check the permissions there, then run the same command again",
             errno.ENOENT: "check that it still exists",
+            errno.ETIMEDOUT: "end that process, then run the same command again: committed shards are kept",
+            errno.ENOLCK: "set output.uri to a file system with locks, or to s3://bucket/...",
         }
         reason = error.strerror or str(error)
         remedy = remedies.get(error.errno or 0, "check that place, then run the same command again")

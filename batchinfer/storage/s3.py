@@ -13,21 +13,28 @@ import io
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
-from batchinfer.errors import OutputError, StorageError, StoreRefused
+from batchinfer.errors import StorageError, StoreRefused
 from batchinfer.jobspec import StoreSpec
-from batchinfer.storage.base import Entry, input_changed, is_temporary, join, temporary_name
+from batchinfer.storage.base import NAMES_AT_LEAST, Entry, input_changed, is_temporary, join
+from batchinfer.storage.events import tell
 from batchinfer.storage.lease import Lease, Seen
+from batchinfer.storage.pace import code_of, status_of
 from batchinfer.storage.ranged import RangedReader
-from batchinfer.storage.s3_client import client_for, naming, split, status_of
+from batchinfer.storage.s3_client import EXPIRED, Connection, connection_for, named, split
+from batchinfer.storage.s3_proof import prove
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
+
+T = TypeVar("T")
 
 LARGEST_BYTES = 5 * 2**30
 """What S3 takes in one request. Objects are never sent in parts: many stores that honour a condition on PutObject
@@ -38,40 +45,103 @@ KEYS_A_PAGE = 1000
 TOKEN = "batchinfer-write"
 CONFLICT_ATTEMPTS = 10
 
+_THREADS = 16
+_MODIFIED = "modified-"
+"""How a tag begins that is made of time and size, for a store that gives no ETag."""
+
+_FOLDER_MARK = "_$folder$"
+
 
 class S3Storage:
-    """See `Storage`. Every call is tried `options.max_attempts` times, by botocore."""
+    """See `Storage`. Every request is sent, and sent again, at the pace of `options` (see `pace.Pace`)."""
 
     def __init__(self, options: StoreSpec) -> None:
         self.options = options
         self._payer: dict[str, Any] = {"RequestPayer": "requester"} if options.request_payer else {}
 
     @property
-    def _client(self) -> S3Client:
+    def _connection(self) -> Connection:
         # Not kept here: a storage travels to Ray's workers, a client does not.
-        return client_for(self.options)
+        return connection_for(self.options)
 
-    def _naming(self, uri: str) -> contextlib.AbstractContextManager[None]:
-        return naming(uri, self._client.meta.endpoint_url)
+    @property
+    def endpoint(self) -> str:
+        """The store's address."""
+        return self._connection.endpoint
+
+    def _call(self, uri: str, request: Callable[[S3Client], T], expected: Collection[int] = ()) -> T:
+        """What `request` returns. Raises StorageError, but the ClientError itself for a status that is `expected`."""
+        connection = self._connection
+        client = connection.client
+        try:
+            try:
+                return connection.pace.call(uri, lambda: request(client))
+            except ClientError as error:
+                if code_of(error) not in EXPIRED or self.options.anonymous:
+                    raise
+            # A profile, a role or a file may have new ones by now.
+            client = connection.renewed(client)
+            return connection.pace.call(uri, lambda: request(client))
+        except (BotoCoreError, ClientError, ResponseParserError) as error:
+            if isinstance(error, ClientError) and status_of(error) in expected:
+                raise
+            raise named(error, uri, connection.endpoint) from error
 
     def list(self, uri: str) -> Iterator[Entry]:
         bucket, key = split(uri.rstrip("/"))
-        if key and (entry := self.stat(uri)):
-            yield entry
-            return
+        if key:
+            entry = None
+            # Credentials for what lies in a folder need not reach the name of the folder itself.
+            with contextlib.suppress(StoreRefused):
+                entry = self.stat(uri)
+            # An object without bytes may mark a folder of the same name.
+            if entry is not None and (entry.size or not self._has_below(uri)):
+                yield entry
+                return
         yield from self._list(bucket, f"{key}/" if key else "", uri)
 
     def _list(self, bucket: str, prefix: str, uri: str) -> Iterator[Entry]:
-        pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=bucket, Prefix=prefix, PaginationConfig={"PageSize": KEYS_A_PAGE}, **self._payer
-        )
-        with self._naming(uri):
-            for page in pages:
-                for found in page.get("Contents", []):
-                    key = found["Key"]
-                    # A key with a slash at its end is how some tools mark a folder.
-                    if not key.endswith("/") and not is_temporary(key.rsplit("/", 1)[-1]):
-                        yield Entry(f"s3://{bucket}/{key}", found["Size"], found["ETag"].strip('"'))
+        after: dict[str, str] = {}
+        while True:
+            page = self._page(uri, Bucket=bucket, Prefix=prefix, MaxKeys=KEYS_A_PAGE, **after)
+            yield from self._entries(bucket, page.get("Contents", []))
+            following = page.get("NextContinuationToken")
+            if not page.get("IsTruncated") and not following:
+                return
+            if not following or after == {"ContinuationToken": following}:
+                # To go on without an error would leave files out silently.
+                raise StorageError(
+                    f"{uri}: the store {self.endpoint} lists only a part of it, and says no more on the rest",
+                    "use a store that lists in pages (ListObjectsV2)",
+                )
+            after = {"ContinuationToken": following}
+
+    def _page(self, uri: str, **which: Any) -> Any:
+        return self._call(uri, lambda client: client.list_objects_v2(**which, **self._payer))
+
+    def _entries(self, bucket: str, listed: Sequence[Mapping[str, Any]]) -> Iterator[Entry]:
+        """What of a page is an object with content of its own."""
+        found = [entry for entry in listed if _names_a_file(entry["Key"])]
+        # A store that lists no tags may still give one with the object: a tag is the same wherever it is asked for.
+        untagged = [f"s3://{bucket}/{entry['Key']}" for entry in found if not entry.get("ETag")]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            looked_up = dict(zip(untagged, pool.map(self.stat, untagged), strict=True))
+        for entry in found:
+            uri = f"s3://{bucket}/{entry['Key']}"
+            if entry["Size"] == 0 and self._has_below(uri):
+                continue
+            known = looked_up[uri] if uri in looked_up else Entry(uri, entry["Size"], _tag(entry, entry["Size"]))
+            if known is not None:
+                yield known
+
+    def _has_below(self, uri: str) -> bool:
+        """Are there objects in the folder `uri`?"""
+        return bool(self._first_key(uri, f"{split(uri.rstrip('/'))[1]}/"))
+
+    def _first_key(self, uri: str, prefix: str) -> str:
+        """The first key that begins with `prefix`, empty where there is none."""
+        page = self._page(uri, Bucket=split(uri)[0], Prefix=prefix, MaxKeys=1)
+        return next((str(found["Key"]) for found in page.get("Contents", [])), "")
 
     def match(self, pattern: str) -> Iterator[Entry]:
         bucket, key_pattern = split(pattern)
@@ -84,30 +154,55 @@ class S3Storage:
     def names(self, uri: str) -> Sequence[str]:
         bucket, key = split(uri.rstrip("/"))
         prefix = f"{key}/" if key else ""
-        with self._naming(uri):
-            page = self._client.list_objects_v2(
-                Bucket=bucket, Prefix=prefix, Delimiter="/", MaxKeys=KEYS_A_PAGE, **self._payer
-            )
-        keys = [found["Prefix"].rstrip("/") for found in page.get("CommonPrefixes", [])]
-        keys += [found["Key"] for found in page.get("Contents", []) if found["Key"] != prefix]
+        page = self._page(uri, Bucket=bucket, Prefix=prefix, Delimiter="/", MaxKeys=NAMES_AT_LEAST)
+        keys = {found["Prefix"].rstrip("/") for found in page.get("CommonPrefixes", [])}
+        keys |= {found["Key"] for found in page.get("Contents", []) if found["Key"] != prefix}
         return sorted(key.removeprefix(prefix) for key in keys)
 
     def stat(self, uri: str) -> Entry | None:
         head = self._head(uri)
-        return None if head is None else Entry(uri, head["ContentLength"], head["ETag"].strip('"'))
+        return None if head is None else Entry(uri, head["ContentLength"], _tag(head, head["ContentLength"]))
 
     def _head(self, uri: str) -> Any | None:
         bucket, key = split(uri)
         if not key:
             # A bucket is no object.
             return None
-        with self._naming(uri):
+        for explained in (False, True):
             try:
-                return self._client.head_object(Bucket=bucket, Key=key, **self._payer)
+                return self._call(
+                    uri,
+                    lambda client: client.head_object(Bucket=bucket, Key=key, **self._payer),
+                    expected=(404,) if explained else (400, 403, 404),
+                )
             except ClientError as error:
-                if status_of(error) == 404:
+                if status_of(error) == 404 or not self._explained(uri, key, status_of(error)):
                     return None
-                raise
+        raise AssertionError("the second answer is returned or raised")
+
+    def _explained(self, uri: str, key: str, status: int) -> bool:
+        """The answer to a HEAD has no room for the store's words: raise StorageError with those to a GET.
+
+        False if the object is not there: with a permission to list only some folders, a name that is not taken
+        is "forbidden", and a listing says that it is free. True if the GET succeeds.
+        """
+        try:
+            self._call(
+                uri,
+                lambda client: client.get_object(Bucket=split(uri)[0], Key=key, Range="bytes=0-0", **self._payer)[
+                    "Body"
+                ].close(),
+                expected=(404, 416),
+            )
+        except ClientError as error:
+            return status_of(error) != 404
+        except StorageError as refused:
+            if status == 403:
+                with contextlib.suppress(StorageError):
+                    if self._first_key(uri, key) != key:
+                        return False
+            raise refused
+        return True
 
     def open(self, uri: str, tag: str | None = None) -> BinaryIO:
         entry = self.stat(uri)
@@ -119,133 +214,154 @@ class S3Storage:
             )
         if tag is not None and entry.tag != tag:
             raise input_changed(uri, gone=False)
+        untagged = entry.tag.startswith(_MODIFIED)
+        # The same version to the end, whoever overwrites the object meanwhile.
+        condition = {} if untagged else {"IfMatch": f'"{entry.tag}"'}
 
         def fetch(start: int, stop: int) -> bytes:
-            # The same version to the end, whoever overwrites the object meanwhile.
-            return self._get(uri, Range=f"bytes={start}-{stop - 1}", IfMatch=f'"{entry.tag}"')[0]
+            try:
+                data, response = self._get(uri, (404, 412), Range=f"bytes={start}-{stop - 1}", **condition)
+            except ClientError as error:
+                raise input_changed(uri, gone=status_of(error) == 404) from error
+            if untagged and _tag(response, entry.size) != entry.tag:
+                raise input_changed(uri, gone=False)
+            return data
 
         return cast("BinaryIO", io.BufferedReader(RangedReader(fetch, entry.size), BUFFER_BYTES))
 
     def read(self, uri: str) -> bytes:
         return self._get(uri)[0]
 
-    def _get(self, uri: str, **how: Any) -> tuple[bytes, Any]:
-        """The bytes and the response. A body that breaks off is asked for again; botocore tries only requests."""
+    def _get(self, uri: str, expected: Collection[int] = (), **how: Any) -> tuple[bytes, Any]:
+        """The bytes and the response. A body that breaks off is asked for again, like a request that fails."""
         bucket, key = split(uri)
-        with self._naming(uri):
-            for attempt in range(1, self.options.max_attempts + 1):
-                try:
-                    response = self._client.get_object(Bucket=bucket, Key=key, **how, **self._payer)
-                except ClientError as error:
-                    if "IfMatch" in how and status_of(error) in (404, 412):
-                        raise input_changed(uri, gone=status_of(error) == 404) from error
-                    raise
-                try:
-                    return response["Body"].read(), response
-                except BotoCoreError:
-                    if attempt == self.options.max_attempts:
-                        raise
-                    time.sleep(min(0.1 * 2**attempt, 5))
-        raise AssertionError("max_attempts is 1 at least")
+
+        def get(client: S3Client) -> tuple[bytes, Any]:
+            response = client.get_object(Bucket=bucket, Key=key, **how, **self._payer)
+            return response["Body"].read(), response
+
+        return self._call(uri, get, expected)
 
     def create(self, uri: str, data: bytes) -> bool:
         return self._write(uri, data, {"IfNoneMatch": "*"}) is not None
 
     def replace(self, uri: str, data: bytes, tag: str) -> bool:
-        return self._write(uri, data, {"IfMatch": f'"{tag}"'}) is not None
+        return self._write(uri, data, {"IfMatch": tag}) is not None
 
     def put(self, uri: str, data: bytes) -> None:
         self._write(uri, data, {})
 
     def _write(self, uri: str, data: bytes, condition: dict[str, str]) -> str | None:
-        """The new tag, or None if the condition does not hold."""
+        """The new tag, or None if the condition does not hold. `condition` has a bare tag for IfMatch."""
         if condition and not self.options.conditional_writes:
             now = self.stat(uri)
-            if condition != ({"IfNoneMatch": "*"} if now is None else {"IfMatch": f'"{now.tag}"'}):
+            if condition != ({"IfNoneMatch": "*"} if now is None else {"IfMatch": now.tag}):
                 return None
             condition = {}
-        token = uuid.uuid4().hex
+        connection = self._connection
+        token, quoted, tried_both = uuid.uuid4().hex, connection.quotes_tags, False
         for attempt in range(CONFLICT_ATTEMPTS):
-            with self._naming(uri):
-                try:
-                    return self._send(uri, data, token, condition).strip('"')
-                except ClientError as error:
-                    if status_of(error) not in (409, 412):
-                        raise
-                    failed = error
+            sent = {name: f'"{tag}"' if name == "IfMatch" and quoted else tag for name, tag in condition.items()}
+            try:
+                made = self._send(uri, data, token, sent)
+            except ClientError as error:
+                failed = error
+            else:
+                if "IfMatch" in condition and connection.quotes_tags != quoted:
+                    connection.quotes_tags = quoted
+                return made
             head = self._head(uri)
             if head is not None and head["Metadata"].get(TOKEN) == token:
-                return str(head["ETag"]).strip('"')
+                return _tag(head, len(data))
+            if status_of(failed) == 412 and head is not None and condition.get("IfMatch") == _tag(head, 0):
+                # The condition holds, and the store says that it does not: it may compare the tag as it is written.
+                if not tried_both:
+                    quoted, tried_both = not quoted, True
+                    continue
+                return None
             if status_of(failed) == 412 and (head is not None or "IfMatch" in condition):
                 return None
             # Another writer was at it at the same time, or what was in the way is gone: try again.
             time.sleep(0.05 * 2**attempt)
         raise StorageError(
-            f"{uri}: the store keeps reporting a conflict ({self._client.meta.endpoint_url})",
+            f"{uri}: the store keeps reporting a conflict ({connection.endpoint})",
             "run the same command again: committed shards are kept",
         )
 
     def _send(self, uri: str, data: bytes, token: str, condition: dict[str, Any]) -> str:
+        """The tag of the object, written now. Raises the ClientError of a conflict (409, 412)."""
         bucket, key = split(uri)
         if len(data) > LARGEST_BYTES:
             raise StorageError(
                 f"{uri}: {len(data) / 2**30:.1f} GiB are more than the 5 GiB that S3 takes in one request",
                 "make smaller shards: set shards.rows or shards.max_bytes",
             )
-        return self._client.put_object(
-            Bucket=bucket, Key=key, Body=data, Metadata={TOKEN: token}, **condition, **self._payer
-        )["ETag"]
+
+        def put(client: S3Client) -> str:
+            answer = client.put_object(
+                Bucket=bucket, Key=key, Body=data, Metadata={TOKEN: token}, **condition, **self._payer
+            )
+            return _bare(answer.get("ETag", ""))
+
+        def put_as_the_store_can(client: S3Client) -> str:
+            try:
+                return put(client)
+            except ClientError as error:
+                if not self._may_be_the_checksum(error):
+                    raise
+                return self._put_without_checksum(put, error)
+
+        return self._call(uri, put_as_the_store_can, expected=(409, 412))
+
+    def _may_be_the_checksum(self, error: ClientError) -> bool:
+        """Older stores refuse the checksum that botocore sends with each write, some as a wrong signature."""
+        codes = EXPIRED | {"AccessDenied", "InvalidAccessKeyId"}
+        return (
+            self._connection.may_leave_checksums_out
+            and status_of(error) in (400, 403, 501)
+            and code_of(error) not in codes
+        )
+
+    def _put_without_checksum(self, put: Callable[[S3Client], str], refused: ClientError) -> str:
+        connection = self._connection
+        client = connection.without_checksums()
+        try:
+            made = put(client)
+        except ClientError as error:
+            if status_of(error) not in (409, 412):
+                raise refused from error
+            connection.leave_checksums_out(client)
+            raise
+        connection.leave_checksums_out(client)
+        tell("store setting", store=connection.endpoint, setting="checksums: when_required", reason=str(refused))
+        return made
 
     def delete(self, uri: str) -> None:
         bucket, key = split(uri)
-        with self._naming(uri):
-            self._client.delete_object(Bucket=bucket, Key=key, **self._payer)
+        self._call(uri, lambda client: client.delete_object(Bucket=bucket, Key=key, **self._payer))
 
     def irregular(self, uri: str) -> Iterator[str]:
         return iter(())
 
     def remove_leftovers(self, uri: str) -> None:
-        for name in filter(is_temporary, self.names(uri)):
-            self.delete(join(uri, name))
+        # At best effort: a leftover costs little, and no result rests on its being gone.
+        try:
+            for name in filter(is_temporary, self.names(uri)):
+                self.delete(join(uri, name))
+        except StorageError as error:
+            tell("leftover kept", uri=uri, reason=error.message)
 
     def require_writable(self, uri: str) -> None:
-        probe = join(uri, temporary_name())
-        try:
-            if self.options.conditional_writes:
-                self._require_conditions(uri, probe)
-            else:
-                self.put(probe, b"")
-            self.delete(probe)
-        except StoreRefused as error:
-            raise OutputError(f"cannot write to {error.message}", error.remedy) from error
-
-    def _require_conditions(self, uri: str, probe: str) -> None:
-        """A store may refuse a conditional write, or worse, take it as if there were no condition."""
-        try:
-            holds = self.create(probe, b"1") and not self.create(probe, b"2")
-            holds = holds and not self.replace(probe, b"3", "0" * 32)
-        except StorageError as error:
-            cause = error.__cause__
-            if not isinstance(cause, ClientError) or status_of(cause) not in (400, 405, 501):
-                raise
-            holds = False
-        if not holds:
-            with contextlib.suppress(StorageError):
-                self.delete(probe)
-            raise OutputError(
-                f"cannot write to {uri}: the store {self._client.meta.endpoint_url} does not honour conditional writes "
-                "(If-None-Match, If-Match), which keep two writers apart",
-                "write to a store that does; or set storage: {" + uri + ": {conditional_writes: false}} and see to it "
-                "yourself that only one run at a time writes there",
-            )
+        prove(self, uri, self.endpoint, self.options.conditional_writes)
 
     @contextlib.contextmanager
     def lock(self, uri: str) -> Iterator[Callable[[], None]]:
         lease = Lease(
             uri,
             self.options.lease_seconds,
+            self.options.retry_seconds,
             create=lambda data: self._write(uri, data, {"IfNoneMatch": "*"}),
-            replace=lambda data, tag: self._write(uri, data, {"IfMatch": f'"{tag}"'}),
+            replace=lambda data, tag: self._write(uri, data, {"IfMatch": tag}),
             look=lambda: self._look(uri),
         )
         with lease:
@@ -253,14 +369,27 @@ class S3Storage:
 
     def _look(self, uri: str) -> Seen | None:
         try:
-            data, response = self._get(uri)
-        except StorageError as error:
-            if isinstance(error.__cause__, ClientError) and status_of(error.__cause__) == 404:
-                return None
-            raise
+            data, response = self._get(uri, expected=(404,))
+        except ClientError:
+            return None
         # Both times are the store's own: no clock of ours decides who is dead.
         age = _http_date(response["ResponseMetadata"]["HTTPHeaders"].get("date")) - response["LastModified"].timestamp()
-        return Seen(response["ETag"].strip('"'), data, age)
+        return Seen(_tag(response, len(data)), data, age)
+
+
+def _tag(found: Mapping[str, Any], size: int) -> str:
+    """What tells the versions of an object apart: its ETag, or where the store gives none, its time and size."""
+    # A proxy that compresses marks a tag as weak; it is still the tag of the same version.
+    return _bare(found.get("ETag", "")) or f"{_MODIFIED}{int(found['LastModified'].timestamp()):x}-{size:x}"
+
+
+def _bare(etag: str) -> str:
+    return etag.removeprefix("W/").strip('"')
+
+
+def _names_a_file(key: str) -> bool:
+    """Some tools mark a folder by a key with a slash at its end, or with a suffix of Hadoop's."""
+    return not key.endswith(("/", _FOLDER_MARK)) and not is_temporary(key.rsplit("/", 1)[-1])
 
 
 def _http_date(text: str | None) -> float:

@@ -1,68 +1,144 @@
-"""One client a process for each way to reach S3, and botocore's errors in a user's words."""
+"""One connection a process for each way to reach S3, and botocore's errors in a user's words."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import re
 import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import boto3
+from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import (
-    BotoCoreError,
     ClientError,
+    CredentialRetrievalError,
     NoCredentialsError,
     PartialCredentialsError,
     ProfileNotFound,
+    SSLError,
+    SSOError,
     TokenRetrievalError,
 )
 
 from batchinfer.errors import StorageError, StoreRefused, UserError
 from batchinfer.jobspec import StoreSpec
+from batchinfer.storage.pace import Pace, code_of, is_transient, status_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
+_Checksums = Literal["when_supported", "when_required"] | None
+
 _MAKING = threading.Lock()
 _CONNECTIONS = 64
 
+_KEPT = "run the same command again: committed shards are kept"
+_EXPIRED = f"the credentials may have expired: renew them, then {_KEPT}"
+_PERMISSIONS = "let these credentials list, read, write and delete there, or use others (AWS_PROFILE)"
+_REGION = "set the bucket's region: AWS_REGION, or storage: {s3://bucket: {region: ...}}"
+
+EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired", "InvalidToken"}
+
 _REFUSALS = {
+    **dict.fromkeys(EXPIRED, _EXPIRED),
     "NoSuchBucket": "create the bucket, or correct its name",
-    "AccessDenied": "let these credentials list, read and write there, or use others (AWS_PROFILE)",
-    "403": "let these credentials list, read and write there, or use others (AWS_PROFILE)",
+    "InvalidBucketName": "correct the bucket's name",
+    "AccessDenied": _PERMISSIONS,
+    "AllAccessDisabled": _PERMISSIONS,
+    "403": _PERMISSIONS,
     "InvalidAccessKeyId": "check the credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE)",
     "SignatureDoesNotMatch": "check the credentials (AWS_SECRET_ACCESS_KEY, AWS_PROFILE) and the region",
-    "ExpiredToken": "renew the credentials",
-    "PermanentRedirect": "set the bucket's region: AWS_REGION, or storage: {s3://bucket: {region: ...}}",
-    "AuthorizationHeaderMalformed": "set the bucket's region: AWS_REGION, or storage: {s3://bucket: {region: ...}}",
+    "RequestTimeTooSkewed": "set the clock of this machine",
+    "PermanentRedirect": _REGION,
+    "AuthorizationHeaderMalformed": _REGION,
+    "IllegalLocationConstraintException": _REGION,
 }
 
+_UNSUPPORTED = (400, 405, 501)
 
-@functools.cache
-def _client(options: StoreSpec) -> S3Client:
+_NO_CREDENTIALS = (
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    TokenRetrievalError,
+    CredentialRetrievalError,
+    SSOError,
+)
+
+
+class Connection:
+    """A client with its pace, and what this process has found out about the store."""
+
+    def __init__(self, options: StoreSpec) -> None:
+        self._options = options
+        self.client = _client(options, options.checksums)
+        self.endpoint: str = self.client.meta.endpoint_url
+        self.pace = Pace(self.endpoint, options.retry_seconds, options.max_attempts)
+        self.quotes_tags = True
+        """How If-Match is sent. HTTP says quoted; Ceph's gateway compares the bare tag."""
+        self._checksums: _Checksums = options.checksums
+
+    @property
+    def may_leave_checksums_out(self) -> bool:
+        """Is it still to be found out whether the store refuses a write for its checksum?"""
+        return self._checksums is None
+
+    def without_checksums(self) -> S3Client:
+        """A client that sends checksums only where S3 demands one."""
+        with _MAKING:
+            return _client(self._options, "when_required")
+
+    def leave_checksums_out(self, client: S3Client) -> None:
+        """From now on, use `client`, made by `without_checksums`."""
+        self.client, self._checksums = client, "when_required"
+
+    def renewed(self, refused: S3Client) -> S3Client:
+        """A client whose credentials are read anew, after those of `refused` have expired."""
+        with _MAKING:
+            if self.client is refused:
+                self.client = _client(self._options, self._checksums)
+            return self.client
+
+
+def _client(options: StoreSpec, checksums: _Checksums) -> S3Client:
     session = boto3.Session(profile_name=options.profile, region_name=options.region)
     # botocore reads AWS_ENDPOINT_URL, AWS_REGION, profiles and roles itself wherever these are None.
     return session.client(
         "s3",
         endpoint_url=options.endpoint_url,
         config=Config(
-            retries={"mode": "standard", "total_max_attempts": options.max_attempts},
+            # One try: `Pace` decides about the next.
+            retries={"mode": "standard", "total_max_attempts": 1},
             connect_timeout=options.connect_timeout,
             read_timeout=options.read_timeout,
             max_pool_connections=_CONNECTIONS,
             s3={"addressing_style": options.addressing_style},
+            signature_version=UNSIGNED if options.anonymous else None,
+            request_checksum_calculation=checksums,
+            response_checksum_validation=checksums,
         ),
     )
 
 
-def client_for(options: StoreSpec) -> S3Client:
-    """The client of this process for `options`. Raises StoreRefused where there is no such profile."""
-    # Making one is not safe in several threads at once; using one is.
-    with _MAKING, naming("s3://", ""):
-        return _client(options)
+@functools.cache
+def _connection(options: StoreSpec) -> Connection:
+    return Connection(options)
+
+
+def connection_for(options: StoreSpec) -> Connection:
+    """The connection of this process for `options`. Raises StoreRefused or UserError where none can be made."""
+    # Making a client is not safe in several threads at once; using one is.
+    with _MAKING:
+        try:
+            return _connection(options)
+        except ProfileNotFound as error:
+            raise named(error, "s3://", "") from error
+        except ValueError as error:
+            raise UserError(
+                f"the store's address cannot be used: {error}",
+                "give AWS_ENDPOINT_URL or storage.*.endpoint_url as https://host:port",
+            ) from error
 
 
 def split(uri: str) -> tuple[str, str]:
@@ -75,40 +151,45 @@ def split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def code_of(error: ClientError) -> str:
-    """S3's word for an error, or the status where a HEAD has no body to say it."""
-    return str(error.response.get("Error", {}).get("Code", ""))
+def is_unsupported(error: StorageError) -> bool:
+    """Did the store refuse the request itself, and neither these credentials nor this bucket?"""
+    cause = error.__cause__
+    known = (*_REFUSALS, "400")
+    return isinstance(cause, ClientError) and status_of(cause) in _UNSUPPORTED and code_of(cause) not in known
 
 
-def status_of(error: ClientError) -> int:
-    """The HTTP status."""
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-@contextlib.contextmanager
-def naming(uri: str, endpoint: str) -> Iterator[None]:
-    """Turn botocore's error into a StorageError that names the URI, the store and what to do."""
+def named(error: Exception, uri: str, endpoint: str) -> StorageError:
+    """botocore's error as one that names the URI, the store, what the store said, and what to do."""
     at = f" (the store is {endpoint})" if endpoint else ""
-    try:
-        yield
-    except ClientError as error:
+    tried = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
+    if isinstance(error, ClientError):
         code = code_of(error)
-        said = str(error.response.get("Error", {}).get("Message", "")) or code
-        reason = f"{uri}: {code} {said}".rstrip() + at
+        said = str(error.response.get("Error", {}).get("Message", ""))
+        reason = f"{uri}: {code} {said}".rstrip() + at + tried
         if code in _REFUSALS:
-            raise StoreRefused(reason, _REFUSALS[code]) from error
-        tries = error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)
-        if tries:
-            reason += f", after {tries + 1} attempts"
-        raise StorageError(
-            reason, "check that store, then run the same command again: committed shards are kept"
-        ) from error
-    except (NoCredentialsError, PartialCredentialsError, ProfileNotFound, TokenRetrievalError) as error:
-        raise StoreRefused(
-            f"{uri}: {error}{at}", "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a role"
-        ) from error
-    except BotoCoreError as error:
-        raise StorageError(
+            return StoreRefused(reason, _REFUSALS[code])
+        if code == "400":
+            # Not even a GET made the store say why.
+            return StoreRefused(reason, f"check the bucket's name and the store's address; or {_EXPIRED}")
+        if is_transient(error):
+            return StorageError(
+                reason,
+                f"wait until the store is well, then {_KEPT}; storage.*.retry_seconds says how long is waited",
+            )
+        if status_of(error) in _UNSUPPORTED:
+            return StoreRefused(reason, "the store does not take this request: ask those who run it, or use another")
+        return StorageError(reason, f"check that store, then {_KEPT}")
+    if isinstance(error, _NO_CREDENTIALS):
+        return StoreRefused(
             f"{uri}: {error}{at}",
-            "check that the store can be reached, then run the same command again: committed shards are kept",
-        ) from error
+            "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a role; "
+            "for a public bucket set storage: {s3://bucket: {anonymous: true}}",
+        )
+    if isinstance(error, SSLError):
+        return StoreRefused(
+            f"{uri}: {error}{at}", "check the store's certificate, or set AWS_CA_BUNDLE to its issuer's"
+        )
+    return StorageError(
+        f"{uri}: {error}{at}{tried}",
+        f"check that the store can be reached, then {_KEPT}; storage.*.retry_seconds says how long is waited",
+    )

@@ -5,13 +5,15 @@ import heapq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchinfer.accounting.budget import Spending, over_budget
+from batchinfer.accounting.budget import Spending, over_budget, shards_with_budget
 from batchinfer.jobspec import LimitsSpec
+from batchinfer.planner import Interval
 
 
 def standing(**values):
     known = {
         "cost_usd": 0.0,
+        "cost_to_start": 0.0,
         "cost_in_flight": 0.0,
         "cost_per_row": None,
         "rows_in_flight": 0,
@@ -42,6 +44,20 @@ def test_a_shard_has_to_fit_beside_the_rest_of_those_in_flight():
 
 def test_before_the_first_shard_has_ended_only_what_is_spent_counts():
     assert over_budget(LimitsSpec(max_cost_usd=10), standing(cost_usd=9.99, rows_in_flight=500)) is None
+
+
+def test_a_budget_that_does_not_cover_a_start_starts_nothing():
+    limits = LimitsSpec(max_cost_usd=1e-9)
+    assert "the start of the replicas" in over_budget(limits, standing(cost_to_start=1e-3))
+    assert over_budget(LimitsSpec(max_cost_usd=1), standing(cost_to_start=1e-3)) is None
+
+
+def test_a_replica_runs_one_shard_at_a_time_unless_the_budget_is_far_above_the_estimate():
+    expected = Interval(low=1.0, mid=2.0, high=4.0)
+    assert shards_with_budget(5, LimitsSpec(), None) == 5
+    assert shards_with_budget(5, LimitsSpec(max_cost_usd=100), None) == 1
+    assert shards_with_budget(5, LimitsSpec(max_cost_usd=7.9), expected) == 1
+    assert shards_with_budget(5, LimitsSpec(max_cost_usd=8), expected) == 5
 
 
 def test_a_shard_has_to_end_in_time():

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +12,9 @@ from hypothesis import strategies as st
 from batchinfer.accounting.ledger import REPLICAS_SCHEMA, replica_accounts, replicas_table, totals
 from batchinfer.accounting.meter import Meter
 from batchinfer.accounting.records import MeterReading, ReplicaRecord, ShardRecord
-from tests.support.builders import make_journal, make_reading, make_record
+from batchinfer.accounting.report import Report, make_report
+from batchinfer.execution.metrics import increments
+from tests.support.builders import make_journal, make_plan, make_reading, make_record
 
 CONTRACT = [
     *("replica_id", "node", "accelerator", "num_gpus", "started_at", "ready_at", "finished_at", "gpu_seconds"),
@@ -26,6 +31,17 @@ class History:
     lost: dict[str, float] = field(default_factory=dict)
 
 
+counted_rows = st.fixed_dictionaries(
+    {
+        "rows": st.integers(0, 50),
+        "input_tokens": st.integers(0, 10**6),
+        "cached_tokens": st.integers(0, 10**6),
+        "output_tokens": st.integers(0, 10**6),
+        "rejected_tokens": st.integers(0, 10**6),
+    }
+)
+
+
 @st.composite
 def histories(draw):
     """Replicas with real meters: attempts begin, run and end; some are committed, some lost, some cut off
@@ -33,6 +49,12 @@ def histories(draw):
     history, committed, generations = History(), set(), {}
     for number in range(draw(st.integers(0, 4))):
         name, devices = f"r{number}", draw(st.integers(1, 8))
+        # Each replica may be of another session, in which the price, the labels and the weights were others.
+        session = {
+            "price_per_gpu_hour": draw(st.sampled_from([0.0, 1.25, 3.6])),
+            "labels": draw(st.sampled_from([{}, {"team": "search"}, {"team": "ads"}])),
+            "quantization": draw(st.sampled_from(["none", "fp8"])),
+        }
         now = [draw(st.integers(10**15, 10**15 + 10**9))]
         meter = Meter(devices, lambda now=now: now[0])
         began = now[0]
@@ -71,8 +93,9 @@ def histories(draw):
                             num_gpus=devices,
                             generation=generation,
                             gpu_seconds=gpu_seconds,
-                            price_per_gpu_hour=1.0 + number,
                             meter=reading,
+                            **draw(counted_rows),
+                            **session,
                         )
                     )
                     newest = reading
@@ -93,14 +116,134 @@ def histories(draw):
             make_journal(
                 name,
                 num_gpus=devices,
-                price_per_gpu_hour=1.0 + number,
                 started_at_us=began,
                 ready_at_us=ready,
                 finished_at_us=None if killed else journal.at_us,
                 meter=journal,
+                **session,
             )
         )
     return history
+
+
+def report_of(history: History, alive: frozenset[str] = frozenset()) -> Report:
+    accounts = replica_accounts(history.records, history.journals, alive)
+    return make_report(
+        job_name="a-job",
+        run_id="run",
+        output="/out",
+        plan=make_plan(),
+        totals=totals(history.records, accounts),
+        replicas=accounts,
+        rows_in_input=100,
+        shards_in_input=10,
+        max_error_rate=0.1,
+    )
+
+
+@settings(deadline=None, max_examples=150)
+@given(histories(), st.data())
+def test_every_total_that_is_shown_is_the_fold_of_the_records(history, data):
+    unfinished = [journal.replica_id for journal in history.journals if journal.finished_at_us is None]
+    alive = frozenset(data.draw(st.lists(st.sampled_from(unfinished), unique=True)) if unfinished else ())
+    accounts = replica_accounts(history.records, history.journals, alive)
+    made = report_of(history, alive)
+    table = replicas_table(accounts).to_pylist()
+    close = partial(pytest.approx, abs=1e-6, rel=1e-9)
+    paid = sum((a.finished_at_us - a.started_at_us) / 1e6 * a.num_gpus for a in accounts)
+    bill = sum(row["cost_usd"] for row in table)
+    assert made.cost_usd == close(bill)
+    assert made.seconds.paid == close(paid) == close(sum(row["gpu_seconds"] for row in table))
+    assert sum(part.cost_usd for part in made.parts) == close(bill)
+    assert sum(part.device_seconds for part in made.parts) == close(paid)
+    assert made.price_per_gpu_hour * paid / 3600 == close(bill)
+    assert sum(part.replicas for part in made.parts) == made.replicas
+    assert made.replicas_running == len(alive)
+    # By label: the rows of a label are its bill, and all labels' bills are the run's.
+    by_label = defaultdict(float)
+    for row in table:
+        by_label[row["labels"]] += row["cost_usd"]
+    for label, cost in by_label.items():
+        mine = [j for j in history.journals if j.labels == json.loads(label)]
+        assert cost == close(
+            sum(a.cost_usd for a in replica_accounts(history.records, mine) if a.labels == mine[0].labels)
+        )
+    assert sum(by_label.values()) == close(bill)
+    # The metrics' counters, added up, and the records' own sums.
+    counters = defaultdict(float)
+    for record in history.records:
+        for name, labels, value in increments(record):
+            counters[name, labels.get("direction")] += value
+    assert counters["batchinfer_rows_total", None] == made.rows
+    assert counters["batchinfer_shards_total", None] == made.shards
+    for direction in ("input", "cached", "output"):
+        assert counters["batchinfer_tokens_total", direction] == getattr(made, f"{direction}_tokens")
+    assert counters["batchinfer_device_seconds_total", None] == close(made.seconds.work)
+    assert counters["batchinfer_cost_usd_total", None] == close(sum(r.cost_usd for r in history.records))
+
+
+@settings(deadline=None, max_examples=100)
+@given(histories(), st.data())
+def test_a_journal_that_is_lost_is_made_anew_from_the_commits(history, data):
+    with_commits = {record.replica_id for record in history.records}
+    gone = data.draw(st.sets(st.sampled_from(sorted(with_commits)))) if with_commits else set()
+    kept = [journal for journal in history.journals if journal.replica_id not in gone]
+    whole = {a.replica_id: a for a in replica_accounts(history.records, history.journals)}
+    for account in replica_accounts(history.records, kept):
+        before = whole[account.replica_id]
+        assert account.work_seconds == before.work_seconds
+        assert abs(account.started_at_us - before.started_at_us) <= 2
+        assert account.finished_at_us <= before.finished_at_us
+        assert account.labels == before.labels
+
+
+def test_what_a_living_replica_has_in_flight_is_no_waste_and_its_replica_is_not_lost():
+    journal = make_journal(finished_at_us=None, meter=make_reading(9_000_000, load=2.0, busy=14.0))
+    record = make_record(gpu_seconds=4.0, meter=make_reading(5_000_000, load=2.0, busy=6.0))
+    living = report_of(History([record], [journal]), frozenset({"r1"}))
+    assert (living.seconds.in_flight, living.seconds.waste) == (10.0, 0.0)
+    assert (living.replicas_running, living.replicas_killed) == (1, 0)
+    dead = report_of(History([record], [journal]))
+    assert (dead.seconds.in_flight, dead.seconds.waste) == (0.0, 10.0)
+    assert (dead.replicas_running, dead.replicas_killed) == (0, 1)
+
+
+def test_a_run_whose_price_changed_shows_both_prices_and_their_mean():
+    before = make_journal("r1", price_per_gpu_hour=1.0, quantization="none", price_source="a list")
+    after = make_journal("r2", price_per_gpu_hour=3.0, quantization="fp8", price_source="a spec")
+    made = report_of(History([], [before, after]))
+    assert [(p.price_per_gpu_hour, p.quantization, p.price_source) for p in made.parts] == [
+        (1.0, "none", "a list"),
+        (3.0, "fp8", "a spec"),
+    ]
+    assert made.price_per_gpu_hour == pytest.approx(2.0)
+    assert made.price_source == "a list; a spec"
+
+
+def test_tokens_of_rejected_prompts_are_no_work():
+    ran = make_record(0, input_tokens=40, output_tokens=20)
+    rejected = make_record(
+        1,
+        rows_failed=4,
+        input_tokens=0,
+        cached_tokens=0,
+        output_tokens=0,
+        rejected_tokens=726_072,
+        errors={"prompt_too_long": 4},
+    )
+    made = report_of(History([ran, rejected], [make_journal()]))
+    assert (made.rows, made.rows_ran) == (8, 4)
+    assert (made.input_tokens, made.rejected_tokens) == (40, 726_072)
+    assert made.tokens_per_second == pytest.approx(60 / 8)
+    assert made.cost_per_million_tokens == pytest.approx(made.cost_usd / 60 * 1e6)
+
+
+def test_the_accuracy_over_all_groups_is_always_there():
+    record = make_record(evaluation={"ads": (3, 4), "search": (1, 4)})
+    made = report_of(History([record], [make_journal()]))
+    assert made.overall_accuracy is not None
+    assert (made.overall_accuracy.right, made.overall_accuracy.compared) == (4, 8)
+    assert set(made.accuracy) == {"ads", "search"}
 
 
 @settings(deadline=None, max_examples=150)

@@ -10,9 +10,7 @@ import dummy_models
 import gpu
 import gpu_cases
 import pytest
-import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from batchinfer.catalog import models, quantization_of_config, shape_from_config
 
@@ -33,14 +31,14 @@ def settings(folder: Path, seconds: float = 60.0) -> gpu.Settings:
 
 
 @pytest.mark.parametrize("name", dummy_models.ROPE)
-def test_a_folder_is_the_model_of_the_catalog_without_its_weights(name, tmp_path):
+def test_a_folder_is_the_model_of_the_catalog_without_its_weights(name, tmp_path, torch, transformers):
     shape = models()[name].shape
     written = dummy_models.write_model(name, shape, False, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text()) == written
     assert shape_from_config(written) == shape
-    config = AutoConfig.from_pretrained(tmp_path)
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = transformers.AutoModelForCausalLM.from_config(config)
     assert sum(weight.numel() for weight in model.parameters()) == shape.parameters().total
     assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab_size() == shape.vocab_size
     rope = config.rope_parameters
@@ -54,12 +52,12 @@ def test_weights_in_fp8_are_read_as_such():
     assert quantization_of_config(dummy_models.config_of("llama-2-70b", shape, fp8=False)) == "none"
 
 
-def test_prompts_have_exactly_the_tokens_asked_for(tmp_path):
+def test_prompts_have_exactly_the_tokens_asked_for(tmp_path, transformers):
     shape = models()["mistral-7b"].shape
     dummy_models.write_model("mistral-7b", shape, False, tmp_path)
     texts, ids = dummy_models.prompts(shape.vocab_size, rows=20, tokens=300, seed=1)
     # As the engine has it, and as the planner reads it.
-    assert AutoTokenizer.from_pretrained(tmp_path)(texts)["input_ids"] == ids
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path)(texts)["input_ids"] == ids
     assert [found.ids for found in Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode_batch(texts)] == ids
     assert {len(row) for row in ids} == {300}
     assert len({tuple(row[:16]) for row in ids}) == 20, "no two share what a prefix cache could keep"

@@ -4,8 +4,6 @@ really have: built on the meta device, where they take no memory."""
 import json
 
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from batchinfer.catalog import models, readable_architectures, shape_from_config
 from batchinfer.errors import ModelError
@@ -100,13 +98,13 @@ def _sees(name):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_parameters_are_those_of_the_real_model(case):
+def test_the_parameters_are_those_of_the_real_model(case, torch, transformers):
     model_type, architecture, settings = CASES[case]
-    config = AutoConfig.for_model(model_type, **settings)
+    config = transformers.AutoConfig.for_model(model_type, **settings)
     # Before the model is built: Falcon's fills in what its config leaves out.
     shape = shape_from_config(_written(config, architecture))
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = transformers.AutoModelForCausalLM.from_config(config)
     assert shape.parameters().total == _parameters(model)
 
 
@@ -125,10 +123,12 @@ VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "n
         ("mistral3", "Mistral3ForConditionalGeneration", SMALL | {"model_type": "mistral", "head_dim": 16}, VISION),
     ],
 )
-def test_of_a_model_that_sees_only_the_text_part_counts(model_type, architecture, text, vision):
-    config = AutoConfig.for_model(model_type, text_config=text, vision_config=vision, tie_word_embeddings=False)
+def test_of_a_model_that_sees_only_the_text_part_counts(model_type, architecture, text, vision, torch, transformers):
+    config = transformers.AutoConfig.for_model(
+        model_type, text_config=text, vision_config=vision, tie_word_embeddings=False
+    )
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
+        model = transformers.AutoModelForImageTextToText.from_config(config)
     shape = shape_from_config(_written(config, architecture))
     assert shape.architecture == architecture
     assert shape.parameters().total == _parameters(model)

@@ -1,13 +1,14 @@
 """`quantization_config` as the libraries write it: compressed-tensors' own from that library."""
 
 import pytest
-from compressed_tensors.quantization import QuantizationConfig, preset_name_to_scheme
 
 from batchinfer.catalog import quantization_of_config
 from batchinfer.errors import ModelError
 
 
 def _compressed(form, *presets):
+    from compressed_tensors.quantization import QuantizationConfig, preset_name_to_scheme
+
     groups = {f"group_{i}": preset_name_to_scheme(preset, targets=["Linear"]) for i, preset in enumerate(presets)}
     return QuantizationConfig(config_groups=groups, format=form).model_dump(mode="json")
 
@@ -26,7 +27,7 @@ def _compressed(form, *presets):
         ("MXFP4", "mxfp4-pack-quantized", "mxfp4"),
     ],
 )
-def test_compressed_tensors_schemes_have_their_names(preset, form, name):
+def test_compressed_tensors_schemes_have_their_names(preset, form, name, torch):
     settings = _compressed(form, preset)
     assert settings["quant_method"] == "compressed-tensors"
     assert quantization_of_config({"quantization_config": settings}) == name
@@ -54,11 +55,21 @@ def test_other_methods_have_their_names(settings, name):
 
 
 @pytest.mark.parametrize(
+    ("scheme", "said"),
+    [
+        (("pack-quantized", "W8A16"), "int weights of 8 bits and 16-bit activations"),
+        (("pack-quantized", "W4A8"), "int weights of 4 bits and activations of 8 bits"),
+        (("mixed-precision", "W8A8", "W4A16"), "w4a16 and w8a8"),
+    ],
+)
+def test_a_scheme_that_is_not_known_is_refused_with_its_name(scheme, said, torch):
+    with pytest.raises(ModelError, match=said):
+        quantization_of_config({"quantization_config": _compressed(*scheme)})
+
+
+@pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (_compressed("pack-quantized", "W8A16"), "int weights of 8 bits and 16-bit activations"),
-        (_compressed("pack-quantized", "W4A8"), "int weights of 4 bits and activations of 8 bits"),
-        (_compressed("mixed-precision", "W8A8", "W4A16"), "w4a16 and w8a8"),
         ({"quant_method": "compressed-tensors"}, "no config_groups"),
         ({"quant_method": "gptq", "bits": 8}, "gptq with 8 bits"),
         ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}, "MIXED_PRECISION"),

@@ -305,6 +305,7 @@ def test_what_the_engine_dropped_names_a_replacement_that_it_runs():
     assert all(models()[str(model.replacement)].engine.until is None for model in dropped.values())
 
 
+@pytest.mark.end_to_end
 def test_the_engine_agrees_with_the_catalog_on_what_it_runs():
     from vllm.model_executor.models import registry
 

@@ -135,6 +135,7 @@ def test_bad_calls_are_exit_2(tmp_path: Path, corpus: Path) -> None:
         assert message in done.stderr
 
 
+@pytest.mark.integration
 def test_validate_says_what_would_run_and_writes_nothing(corpus: Path, tmp_path: Path) -> None:
     spec = write_spec(tmp_path, corpus)
     before = snapshot(tmp_path)
@@ -143,6 +144,7 @@ def test_validate_says_what_would_run_and_writes_nothing(corpus: Path, tmp_path:
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.integration
 def test_validate_and_plan_say_that_groups_lie_scattered(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     pq.write_table(pa.table({"doc": list("ab" * 30), "text": ["x"] * 60}), tmp_path / "in" / "a.parquet")
@@ -160,6 +162,7 @@ def test_an_output_beside_an_input_file_is_fine(corpus: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.integration
 def test_run_report_and_json_agree(corpus: Path, tmp_path: Path) -> None:
     spec = write_spec(tmp_path, corpus)
     ran = batchinfer("run", str(spec), "--json", "--set", "sampling.max_tokens=64")

@@ -81,6 +81,7 @@ def resources(state: Path, environment: dict[str, str]) -> Any:
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else done.stderr
 
 
+@pytest.mark.end_to_end
 @pytest.mark.timeout(600)
 @pytest.mark.soak
 def test_a_local_cluster_of_two_nodes_comes_loses_one_and_ends_without_a_trace(tmp_path):

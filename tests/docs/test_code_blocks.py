@@ -87,6 +87,7 @@ def test_every_fence_is_of_a_kind_that_is_known(page: Path) -> None:
     assert [block.place for block in found if block.kind not in KINDS] == []
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
     printed = ""

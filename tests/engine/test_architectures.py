@@ -12,6 +12,8 @@ import pytest
 from tests.support.engine_process import in_one_process, spec_values
 from tests.support.tiny_models import ARCHITECTURES, NEW_TOKENS, TEXTS
 
+pytestmark = pytest.mark.end_to_end
+
 SCRIPT = """
 from pathlib import Path
 from tests.support.engine_process import answers

@@ -155,7 +155,7 @@ def test_what_the_engine_makes_of_an_expression_python_matches_too(name: str, fo
     [
         ("stop token", "stop_token_ids"),
         ("bias", "logit_bias"),
-        ("cut choice", "sampling.max_tokens (96) cuts"),
+        ("cut choice", "sampling.max_tokens 96 cuts"),
     ],
 )
 def test_what_every_row_would_be_refused_for_is_the_jobs_mistake(name: str, words: str, found: Any) -> None:

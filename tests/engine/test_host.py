@@ -21,6 +21,8 @@ from batchinfer.prompting.prompts import Prompt
 from tests.support import ROOT
 from tests.support.builders import make_plan, make_spec
 
+pytestmark = pytest.mark.integration
+
 
 def spec_of(**scripted):
     return make_spec(prompt={"column": "text"}, engine={"max_num_seqs": 4, "scripted": scripted})

@@ -12,6 +12,8 @@ from tests.support.engine_process import in_one_process, spec_values
 from tests.support.quantized import FORMS
 from tests.support.tiny_models import NEW_TOKENS, TEXTS
 
+pytestmark = pytest.mark.end_to_end
+
 MODEL = ROOT / "jobs" / "demo" / "model"
 ROWS = 300
 

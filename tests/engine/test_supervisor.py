@@ -178,6 +178,7 @@ def test_time_in_a_dead_engine_is_waste_and_starting_again_is_load():
     assert (reading.load_seconds, reading.busy_seconds, reading.idle_seconds) == (40, 12, 0)
 
 
+@pytest.mark.integration
 def test_an_engine_that_stands_still_is_killed_and_its_rows_are_run_again():
     spec = make_spec(prompt={"column": "text"}, engine={"max_num_seqs": 4, "scripted": {"hang_on": "row-7"}})
     engines = []

@@ -14,6 +14,8 @@ import pytest
 from tests.support import ROOT
 from tests.support.engine_process import in_one_process
 
+pytestmark = pytest.mark.end_to_end
+
 SCRIPT = """
 from concurrent.futures import ThreadPoolExecutor
 from batchinfer.engine import start_engine

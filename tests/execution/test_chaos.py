@@ -10,6 +10,8 @@ import pytest
 
 from tests.support import ROOT
 
+pytestmark = pytest.mark.end_to_end
+
 
 # Each kind by itself: test_kills.py (engine, actor, driver), test_runner.py (workers), test_submit.py (a node).
 @pytest.mark.soak

@@ -22,6 +22,8 @@ import pytest
 from tests.support import ROOT
 from tests.support.scripted_jobs import assert_ledger_adds_up, results
 
+pytestmark = pytest.mark.end_to_end
+
 RUN = "BATCHINFER_TEST_RUN"
 MARKS = {"BATCHINFER_DRIVER", "BATCHINFER_REPLICA"}
 COMPARED = ["id", "area", "split", "predicted", "finish_reason", "input_tokens", "output_tokens", "error_code"]

@@ -17,6 +17,8 @@ from batchinfer.jobspec import JobSpec
 from tests.support import ROOT
 from tests.support.scripted_jobs import KeepingListener, assert_ledger_adds_up, results
 
+pytestmark = pytest.mark.end_to_end
+
 ARCHITECTURES = ("MixtralForCausalLM", "LlamaForCausalLM")
 AREAS = ["data", "files", "system", "concurrency", "network", "markup", "gui", "tools", "runtime"]
 ROWS = 240

@@ -38,6 +38,7 @@ print(json.dumps({"rows": report.rows, "free": free}))
 """
 
 
+@pytest.mark.integration
 def test_a_replica_that_one_node_does_not_hold_stands_on_two(corpus: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     resources = {"accelerator": "H100", "tensor_parallel": 2, "pipeline_parallel": 2, "replicas": 1}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -106,9 +109,87 @@ def test_on_a_cpu_an_earlier_run_is_the_estimate(spec, tmp_path):
     )  # fmt: skip
     estimate = planned(spec).estimate
     assert estimate is not None
-    assert estimate.tokens_per_second.mid == pytest.approx(2750)
+    assert estimate.tokens_per_second.mid == pytest.approx(2750, rel=0.01)
     work = 5000 * 550 / 2750
     assert estimate.hours.mid == pytest.approx((work + 40) / 3600, rel=0.02)
+
+
+def test_a_short_trial_says_less_than_a_long_one(spec, tmp_path):
+    """50 rows took a second; in a long run the engine is full and does ten times as many tokens a second."""
+    spec = spec.model_copy(update={"resources": make_spec(resources={"accelerator": "cpu"}).resources})
+    ran_before(
+        tmp_path, accelerator="cpu", rows=50, input_tokens=25_000, output_tokens=2_500, work_seconds=2.0,
+        load_seconds=1.0,
+    )  # fmt: skip
+    short = planned(spec).estimate
+    assert short is not None
+    truth = 5000 * 550 / (10 * 27_500 / 2.0) / 3600
+    assert short.hours.low < truth < short.hours.high
+    shutil.rmtree(tmp_path / "runs" / "last-night")
+    ran_before(
+        tmp_path, accelerator="cpu", rows=5000, input_tokens=2_500_000, output_tokens=250_000, work_seconds=200.0,
+        load_seconds=1.0,
+    )  # fmt: skip
+    long = planned(spec).estimate
+    assert long is not None
+    assert long.hours.high / long.hours.low < short.hours.high / short.hours.low / 2
+
+
+def test_rows_that_never_ran_say_nothing_about_speed_or_length(spec, tmp_path):
+    before = planned(spec)
+    ran_before(
+        tmp_path, rows=200, rows_failed=200, input_tokens=0, cached_tokens=0, output_tokens=0,
+        rejected_tokens=726_072, errors={"prompt_too_long": 200}, work_seconds=1.0,
+    )  # fmt: skip
+    after = planned(spec)
+    assert after.estimate == before.estimate
+    assert after.workload is not None
+    assert before.workload is not None
+    assert after.workload.output_tokens == before.workload.output_tokens
+
+
+def test_another_models_answers_say_nothing_about_the_length_of_this_ones(spec, tmp_path):
+    ran_before(tmp_path, model="llama-3.1-70b", rows=1000, input_tokens=500_000, output_tokens=20_000)
+    plan = planned(spec)
+    assert plan.workload is not None
+    assert "as an earlier run" not in plan.workload.source
+
+
+SENSELESS = {
+    "no replica": {"replicas": 0},
+    "negative tokens": {"input_tokens": -5},
+    "huge integers": {"input_tokens": 10**400, "rows_ran": 10**300},
+    "no parts": {"tensor_parallel": 0},
+    "no time for its work": {"seconds": {"load": 1, "work": 1e-300, "idle": 0, "waste": 0}},
+    "infinite time": {"seconds": {"load": 1, "work": 1e999, "idle": 0, "waste": 0}},
+    "a device that there is not": {"accelerator": "abacus"},
+    "weights that there are not": {"quantization": "1bit"},
+    "another type": {"rows": "many"},
+}
+
+
+@pytest.mark.parametrize("kind", [*SENSELESS, "no JSON", "a folder", "a link to itself"])
+def test_a_neighbours_report_that_makes_no_sense_is_ignored_and_named(spec, tmp_path, kind):
+    before = planned(spec)
+    ran_before(tmp_path, rows=1000, input_tokens=500_000, output_tokens=20_000)
+    place = tmp_path / "runs" / "last-night" / "_run" / "report.json"
+    told = json.loads(place.read_text())
+    place.unlink()
+    if kind == "a folder":
+        place.mkdir()
+    elif kind == "a link to itself":
+        place.symlink_to(place)
+    elif kind == "no JSON":
+        place.write_bytes(b"\x00" * 100)
+    else:
+        place.write_text(json.dumps(told | SENSELESS[kind]))
+    heard: list[dict[str, Any]] = []
+    listener = SimpleNamespace(event=lambda name, **values: heard.append({"name": name} | values))
+    checked = check(spec, "run", access=False)
+    plan = plan_job(checked, assumed_cluster(spec, 2**34), listener)  # type: ignore[arg-type]
+    assert (plan.estimate, plan.workload) == (before.estimate, before.workload)
+    if kind not in ("a folder", "a link to itself"):
+        assert [(event["name"], event["report"]) for event in heard] == [("report ignored", str(place))]
 
 
 def test_what_is_no_report_of_ours_is_passed_over(spec, tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchinfer.engine import Completion
-from batchinfer.errors import RowError
+from batchinfer.errors import REJECTED_CODES, RowError
 from batchinfer.execution.result_rows import counts, result_table
 from tests.support.builders import make_envelope, make_spec
 
@@ -31,12 +31,14 @@ def test_what_a_record_counts_is_what_the_rows_hold(drawn):
     rows = pa.table({"id": pa.array(range(len(done)), pa.int64())})
     results = result_table(spec, rows, make_envelope(), done)
     assert results.column("error_code").to_pylist() == [c.error.code if c.error else None for c in done]
+    ran = [c for c in done if c.error is None or c.error.code not in REJECTED_CODES]
     errors = Counter(c.error.code for c in done if c.error)
     assert counts(results) == {
         "rows_failed": errors.total(),
-        "input_tokens": sum(c.input_tokens for c in done),
-        "cached_tokens": sum(c.cached_tokens for c in done),
-        "output_tokens": sum(c.output_tokens for c in done),
+        "input_tokens": sum(c.input_tokens for c in ran),
+        "cached_tokens": sum(c.cached_tokens for c in ran),
+        "output_tokens": sum(c.output_tokens for c in ran),
+        "rejected_tokens": sum(c.input_tokens for c in done if c not in ran),
         "errors": dict(errors),
         "finish_reasons": dict(Counter(reason for c in done if not c.error for reason in c.finish_reasons)),
     }

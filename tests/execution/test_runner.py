@@ -236,7 +236,7 @@ def test_too_many_failed_rows_is_an_error_after_the_report(
     report = runner.run(spec, listener)
     assert report.complete
     with pytest.raises(TooManyFailedRows) as caught:
-        runner.require_error_rate(report)
+        runner.require_limits(report)
     assert caught.value.exit_code == 3
     assert f"batchinfer retry {report.output}" in caught.value.remedy
 

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
-from batchinfer.execution.sample_prompts import survey
+from batchinfer.errors import SpecError
+from batchinfer.execution.sample_prompts import require_room_for_choices, survey
 from batchinfer.input import build_manifest
 from batchinfer.prompting.prompts import needed_columns
 from tests.support import ROOT
@@ -25,7 +26,7 @@ def surveyed(
     prompt = {"template": "{{ text }}", "chat": keys.pop("chat", None)}
     spec = make_spec(input={"uri": str(folder), "id_column": "id"}, prompt=prompt, **keys)
     manifest = build_manifest(spec, needed_columns(spec), make_fingerprint())
-    return survey(spec, manifest, str(tokenizer) if tokenizer else None, earlier)
+    return survey(spec, manifest, str(tokenizer) if tokenizer else None, earlier).workload
 
 
 def test_lengths_are_counted_with_the_models_own_tokenizer(tmp_path):
@@ -65,7 +66,48 @@ def test_the_sample_is_small_and_spread_over_the_input(tmp_path):
 
 def test_rows_without_a_prompt_are_not_counted(tmp_path):
     work = surveyed(tmp_path, ["x" * 40, None])
-    assert (work.rows, work.sampled_rows, work.input_tokens) == (2, 1, 10)
+    assert (work.rows, work.sampled_rows, work.input_tokens) == (1, 1, 10)
+
+
+def test_rows_that_will_fail_are_forecast_by_code_with_the_first_message(tmp_path):
+    texts = ["word " * 20] * 5 + ["word " * 3000] * 3 + [None] * 2
+    pq.write_table(pa.table({"id": list(range(len(texts))), "text": texts}), tmp_path / "rows.parquet")
+    spec = make_spec(
+        input={"uri": str(tmp_path), "id_column": "id"},
+        prompt={"template": "{{ text }}", "chat": False},
+        engine={"max_model_len": 512},
+    )
+    manifest = build_manifest(spec, needed_columns(spec), make_fingerprint())
+    found = survey(spec, manifest, str(MODEL), context=1024)
+    assert found.sample.rows == 10
+    assert found.sample.failed["prompt_too_long"] == 3
+    assert sum(found.sample.failed.values()) == 5
+    assert found.sample.failed_share == 0.5
+    assert "room for 511" in found.sample.messages["prompt_too_long"]
+    assert sum(count for _, count in found.sample.lengths) == 8
+    assert found.workload.rows == 5
+    assert found.workload.longest_input_tokens < 512
+
+
+def test_a_template_that_fails_on_every_row_is_forecast(tmp_path):
+    pq.write_table(pa.table({"id": [1, 2], "subject": ["a", "b"]}), tmp_path / "rows.parquet")
+    spec = make_spec(input={"uri": str(tmp_path), "id_column": "id"}, prompt={"template": "{{ subject + 1 }}"})
+    found = survey(spec, build_manifest(spec, needed_columns(spec), make_fingerprint()), None)
+    assert found.sample.failed == {"template_error": 2}
+    assert found.workload.rows == 0
+
+
+def test_choices_that_max_tokens_would_cut_are_refused_before_the_start():
+    choices = ["gui", "a choice of a good many words that goes on for longer than that"]
+    spec = make_spec(output={"uri": "/out", "choices": choices}, sampling={"max_tokens": 4})
+    with pytest.raises(SpecError, match=r"cuts the longest of output\.choices") as caught:
+        require_room_for_choices(spec, str(MODEL))
+    enough = int("".join(filter(str.isdigit, caught.value.remedy)))
+    require_room_for_choices(
+        make_spec(output={"uri": "/out", "choices": choices}, sampling={"max_tokens": enough}), str(MODEL)
+    )
+    # Without the model's tokenizer nobody knows.
+    require_room_for_choices(spec, None)
 
 
 def test_an_empty_input_is_no_work(tmp_path):
@@ -73,7 +115,7 @@ def test_an_empty_input_is_no_work(tmp_path):
         pa.table({"id": pa.array([], pa.int64()), "text": pa.array([], pa.string())}), tmp_path / "a.parquet"
     )
     spec = make_spec(input={"uri": str(tmp_path), "id_column": "id"}, prompt={"template": "{{ text }}"})
-    work = survey(spec, build_manifest(spec, needed_columns(spec), make_fingerprint()), None)
+    work = survey(spec, build_manifest(spec, needed_columns(spec), make_fingerprint()), None).workload
     assert (work.rows, work.sampled_rows) == (0, 0)
 
 

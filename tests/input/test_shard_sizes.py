@@ -20,6 +20,7 @@ from batchinfer.input.shard_sizes import (
     least_rows,
     rows_per_shard,
     shard_sizes,
+    small_at_first,
     tapered,
     work_of,
 )
@@ -172,3 +173,11 @@ def test_a_shard_whose_bytes_are_not_known_counts_by_its_rows():
 )
 def test_auto_aims_at_a_hundred_shards_that_are_neither_small_nor_long(total, max_tokens, rows):
     assert rows_per_shard(total, "auto", max_tokens) == rows
+
+
+def test_in_a_run_with_a_budget_shards_begin_small_and_grow():
+    sizes = small_at_first(lambda first_row: 8192)
+    assert sizes(0) == sizes(100) == 64
+    assert sizes(8 * 1000) == 1000
+    assert sizes(10**6) == 8192
+    assert small_at_first(lambda first_row: 5)(0) == 5

@@ -29,6 +29,7 @@ def exam():
     return json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.integration
 def test_the_median_error_is_under_a_fifth_on_all_rows_and_on_those_held_out(exam):
     summary = exam["summary"]
     assert summary["all"]["rows"] > 300
@@ -39,12 +40,14 @@ def test_the_median_error_is_under_a_fifth_on_all_rows_and_on_those_held_out(exa
     assert summary["vLLM"]["median_error"] < 0.1
 
 
+@pytest.mark.integration
 def test_a_row_off_by_more_than_twofold_is_explained(exam):
     far = [row for row in exam["rows"] if not 0.5 <= row["estimated"] / row["published"] <= 2]
     assert len(far) <= 0.03 * len(exam["rows"])
     assert [row for row in far if not row["group"]["note"]] == []
 
 
+@pytest.mark.integration
 def test_the_intervals_hold_what_was_measured_in_four_of_five_rows(exam):
     for spread, found in (
         (RATE_SPREAD, exam["summary"]["all"]),

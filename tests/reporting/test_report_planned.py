@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from batchinfer.catalog import find_model
-from batchinfer.planner import Interval, Plan, Workload, assumed_cluster, make_plan
+from batchinfer.planner import Interval, Plan, PromptSample, Workload, assumed_cluster, make_plan
 from batchinfer.reporting import render_plan
 from tests.support.builders import make_spec
 
@@ -28,9 +29,9 @@ def plan(**sections) -> Plan:
     return make_plan(spec, assumed_cluster(spec, 2**36), "llama-3.3-70b", shape=entry.shape, entry=entry, workload=work)
 
 
-def shown(made: Plan) -> str:
+def shown(made: Plan, **limits) -> str:
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(render_plan(made))
+    console.print(render_plan(made, make_spec(limits=limits).limits))
     return console.export_text()
 
 
@@ -50,6 +51,44 @@ def test_every_loser_has_its_reason_and_what_does_not_fit_says_by_how_much():
     assert text.count("chosen:") == 1
     assert "GiB short" in text
     assert "dearer: $" in text
+
+
+@pytest.mark.parametrize(
+    ("share", "verdict"),
+    [(2.0, "covers the estimate"), (1.0, "may not cover the estimate"), (0.1, "does not cover the estimate")],
+)
+def test_a_budget_is_set_beside_the_estimate(share, verdict):
+    made = plan()
+    assert made.estimate is not None
+    budget = made.estimate.cost_usd.high if share > 1 else made.estimate.cost_usd.mid
+    assert verdict in shown(made, max_cost_usd=budget * share)
+
+
+def test_a_plan_says_what_a_day_brings():
+    text = shown(plan())
+    assert "tokens/s" in text
+    assert " a day" in text
+    assert "rows a day" in text
+
+
+def test_a_cache_for_a_few_rows_is_called_slow():
+    made = plan()
+    assert "slow" not in shown(made).split("layout")[1].split("work")[0]
+    assert "room for about 8 rows at a time: slow" in shown(made.model_copy(update={"kv_cache_tokens": 8 * 525}))
+
+
+def test_failures_of_the_sample_are_shown_with_a_warning_above_the_limit():
+    sample = PromptSample(
+        rows=200,
+        failed={"prompt_too_long": 177},
+        messages={"prompt_too_long": "the prompt has 3,670 tokens"},
+        lengths=(),
+    )
+    made = plan().model_copy(update={"sample": sample})
+    text = shown(made)
+    assert "88% of the 200 rows sampled will fail with prompt_too_long: the prompt has 3,670 tokens" in text
+    assert "warning: 88% is more than limits.max_error_rate allows" in text
+    assert "warning" not in shown(made, max_error_rate=0.9)
 
 
 def test_without_an_estimate_the_plan_says_why():

@@ -57,6 +57,7 @@ def in_threads(count, work):
     return results
 
 
+@pytest.mark.integration
 def test_of_many_processes_exactly_one_creates_each_object(tmp_path):
     racers = [python(RACER, tmp_path, me) for me in range(4)]
     for racer in racers:
@@ -224,6 +225,7 @@ def test_deleting_twice_is_no_mistake(tmp_path):
     assert STORE.stat(uri) is None
 
 
+@pytest.mark.integration
 def test_a_second_process_is_refused_the_lock_until_the_holder_is_killed(tmp_path):
     uri = str(tmp_path / "_run" / "lock")
     holder = python(HOLDER, uri)

@@ -131,11 +131,16 @@ def make_report_value(*, work_seconds: float = 100.0, load_seconds: float = 10.0
     meter = make_reading(end, load=load_seconds, busy=work_seconds)
     known: dict[str, Any] = {"num_gpus": 1, "gpu_seconds": work_seconds, "finished_at_us": end, "meter": meter}
     record = make_record(**(known | values))
+    of_plan = ("model", "accelerator", "quantization", "tensor_parallel", "pipeline_parallel")
     journal = make_journal(
-        num_gpus=1, started_at_us=0, ready_at_us=round(load_seconds * 1e6), finished_at_us=end, meter=meter
+        num_gpus=1,
+        started_at_us=0,
+        ready_at_us=round(load_seconds * 1e6),
+        finished_at_us=end,
+        meter=meter,
+        **{name: getattr(record, name) for name in of_plan},
     )
     accounts = replica_accounts([record], [journal])
-    of_plan = ("model", "accelerator", "quantization", "tensor_parallel", "pipeline_parallel")
     return make_report(
         job_name=record.job_name,
         run_id=record.run_id,

@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.support.tiers import watch_from_now
+
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     [
@@ -41,6 +43,7 @@ def forked(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProc
 
 
 def _command(arguments: list[str], cwd: str, folder: str) -> None:
+    watch_from_now()
     for name, stream in (("out", sys.stdout), ("err", sys.stderr)):
         with open(os.path.join(folder, name), "wb") as file:
             os.dup2(file.fileno(), stream.fileno())

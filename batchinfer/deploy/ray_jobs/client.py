@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 10.0
 
+POLL_SECONDS = 0.5
+"""Between two looks at a job that is ending. Longer only delays the answer."""
+
 AGENT_SECONDS = 30.0
 """A head's agent is up some seconds after its dashboard."""
 
@@ -56,8 +59,8 @@ class JobClient:
         with _explained(self.address, job_id):
             return str(self._client.get_job_logs(job_id))
 
-    def follow(self, job_id: str, show: Callable[[str], None]) -> None:
-        """Show what the job prints until it ends."""
+    def follow(self, job_id: str, show: Callable[[str], None]) -> SubmittedJob:
+        """Show what the job prints until it ends; returns it as it ended."""
 
         async def tail() -> None:
             async for lines in self._client.tail_job_logs(job_id):
@@ -66,6 +69,10 @@ class JobClient:
         self.job(job_id)
         with _explained(self.address, job_id):
             asyncio.run(tail())
+        # The log's end comes before the job's: its exit code is noted last.
+        while not (job := self.job(job_id)).ended:
+            time.sleep(POLL_SECONDS)
+        return job
 
     def stop(self, job_id: str) -> bool:
         """Ask the job to stop; False if it had ended before."""

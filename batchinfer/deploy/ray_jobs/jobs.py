@@ -16,6 +16,9 @@ from batchinfer.jobspec import SCRIPTED, JobSpec
 ENDED = ("succeeded", "failed", "stopped")
 """The states that a job does not leave."""
 
+NOT_ENDED = 75
+"""The exit code for a job that has not ended: none of `run`'s own. EX_TEMPFAIL of sysexits.h: ask again later."""
+
 OURS = "batchinfer_version"
 """The metadata key that tells our jobs from others on the cluster."""
 
@@ -47,6 +50,14 @@ class SubmittedJob:
     @property
     def ended(self) -> bool:
         return self.state in ENDED
+
+    @property
+    def exit_status(self) -> int:
+        """The exit code for a command that followed the job: the job's own, else what its state comes to."""
+        if self.exit_code is not None and 0 <= self.exit_code <= 255:
+            return self.exit_code
+        # No exit code, or a signal's: killed, lost with its machine, or stopped before it began.
+        return {"succeeded": 0, "stopped": 4}.get(self.state, 1 if self.ended else NOT_ENDED)
 
 
 def metadata_of(spec: JobSpec, version: str) -> dict[str, str]:

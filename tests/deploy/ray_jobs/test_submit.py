@@ -27,6 +27,8 @@ from batchinfer.rundir.paths import Layout
 from tests.support.heads import BIN, Head, cluster_environment, end, free_port, head, started
 from tests.support.scripted_jobs import KeepingListener, assert_ledger_adds_up, results, scripted_spec
 
+pytestmark = pytest.mark.end_to_end
+
 SLOW = {"scripted": {"seconds_per_batch": 3.5}, "max_num_seqs": 30}
 """A shard takes longer than the three seconds that Ray gives a stopped job if nothing is set, and not all are in
 flight at once."""

@@ -92,6 +92,7 @@ def test_the_error_that_a_job_ended_with():
     assert told_error("all well\n") is None
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("python", "version", "says"),
     # -S leaves the installed packages out, -I this folder: a Python that has no batchinfer.

@@ -1,0 +1,42 @@
+"""What this machine is, without starting Ray on it: enough to plan for a CPU."""
+
+from __future__ import annotations
+
+import os
+
+import psutil
+
+from batchinfer.planner import Cluster
+
+_GPU_DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""The device files of NVIDIA's and AMD's drivers, and of GPUs under WSL."""
+
+_RAYS_SHARE = 0.7
+"""Of the memory that is free, what Ray gives to tasks: the rest it keeps for its object store."""
+
+
+def may_have_gpus() -> bool:
+    """Whether a driver of GPUs is loaded: then Ray, which knows their kinds, is asked."""
+    return any(map(os.path.exists, _GPU_DEVICES))
+
+
+def host_cluster() -> Cluster:
+    """This machine as a cluster of one node without a GPU."""
+    return Cluster(
+        gpus=0,
+        largest_node_gpus=0,
+        accelerator_type=None,
+        memory_bytes=int(psutil.virtual_memory().available * _RAYS_SHARE),
+        cpus=float(len(os.sched_getaffinity(0))),
+        avx512=has_avx512(),
+    )
+
+
+def has_avx512() -> bool:
+    """Of this machine's CPU; where nobody says, the engine finds out."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            flags = next((line for line in file if line.startswith("flags")), "avx512f")
+    except OSError:
+        return True
+    return "avx512f" in flags

@@ -1,0 +1,192 @@
+"""When a request to a store is sent, and when it is sent again: by time, not by a number of tries.
+
+botocore's own retries share a quota in the process. Under steady throttling it runs dry, and then the first 503 ends
+the run. Here each request is retried until a limit of time, and throttling slows all requests of the process down.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    ResponseStreamingError,
+    SSLError,
+)
+from botocore.exceptions import ConnectionError as BotoConnectionError
+from botocore.parsers import ResponseParserError
+
+from batchinfer.storage.events import tell
+from batchinfer.storage.patience import first_answer_seconds
+
+T = TypeVar("T")
+
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 10.0
+"""The pause doubles up to this. A longer one would leave GPUs idle after the store is back."""
+
+SLOWEST_REQUESTS_A_SECOND = 4.0
+"""The floor of the pace. Below it the renewal of a lock could wait for its turn longer than a lease lasts."""
+
+CUT = 0.7
+CUT_EVERY_SECONDS = 1.0
+GROWTH = 1.02
+UNLIMITED_REQUESTS_A_SECOND = 500.0
+"""Throttling cuts the pace by 30%, once a second at most: a burst of refusals is one sign. Each success adds 2%.
+At a third of all requests refused at random, a process then sends some 30 a second."""
+
+TELL_EVERY_SECONDS = 30.0
+
+_THROTTLING = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequestsException"}
+_TRANSIENT_CODES = _THROTTLING | {"RequestTimeout", "InternalError", "ServiceUnavailable", "OperationAborted"}
+_TRANSIENT_STATUSES = {408, 429, 500, 502, 503, 504}
+
+
+def code_of(error: ClientError) -> str:
+    """S3's word for an error, or the status where a HEAD has no body to say it."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def status_of(error: ClientError) -> int:
+    """The HTTP status."""
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+class Pace:
+    """The retries and the speed of all requests that a process sends to one store."""
+
+    def __init__(self, endpoint: str, retry_seconds: float, max_attempts: int | None) -> None:
+        self._endpoint = endpoint
+        self._retry_seconds = retry_seconds
+        self._max_attempts = max_attempts
+        self._lock = threading.Lock()
+        self._answered = False
+        self._failing_since: float | None = None
+        self._rate: float | None = None
+        self._next_turn = 0.0
+        self._cut_at = float("-inf")
+        self._sent: deque[float] = deque(maxlen=1000)
+        self._told = {"store retried": float("-inf"), "store slow": float("-inf")}
+
+    def call(self, uri: str, request: Callable[[], T]) -> T:
+        """What `request` returns. Sent again until the limits of the spec are reached; then its error is raised with
+        a note that says how often and for how long it was tried. Errors that no retry heals are raised at once."""
+        began, attempt = time.monotonic(), 0
+        while True:
+            self._wait_for_turn()
+            try:
+                result = request()
+            except (BotoCoreError, ClientError, ResponseParserError) as error:
+                attempt += 1
+                if isinstance(error, ClientError):
+                    self._answered = True
+                if not is_transient(error):
+                    raise
+                if is_throttling(error):
+                    self._slow_down()
+                pause = self._pause(attempt)
+                left = self._limit() - (time.monotonic() - began) - pause
+                if left < 0 or attempt == self._max_attempts:
+                    if attempt > 1:
+                        error.add_note(f"after {attempt} attempts in {time.monotonic() - began:.0f} s")
+                    raise
+                self._tell_failure(uri, error, attempt, left)
+                time.sleep(pause)
+            else:
+                self._succeeded()
+                return result
+
+    def _limit(self) -> float:
+        return self._retry_seconds if self._answered else first_answer_seconds(self._retry_seconds)
+
+    def _pause(self, attempt: int) -> float:
+        # Up to half of it is chance: requests that failed together are not sent again together.
+        longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(attempt, 20))
+        return longest * random.uniform(0.5, 1.0)
+
+    def _wait_for_turn(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            self._sent.append(now)
+            if self._rate is None:
+                return
+            turn = max(now, self._next_turn)
+            self._next_turn = turn + 1 / self._rate
+        time.sleep(turn - now)
+
+    def _slow_down(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now - self._cut_at < CUT_EVERY_SECONDS:
+                return
+            self._cut_at = now
+            before = self._rate if self._rate is not None else sum(1.0 for sent in self._sent if sent > now - 1)
+            self._rate = max(SLOWEST_REQUESTS_A_SECOND, before * CUT)
+            rate, due = self._rate, self._is_due("store slow", now)
+        if due:
+            tell("store slow", store=self._endpoint, requests_a_second=round(rate, 1))
+
+    def _succeeded(self) -> None:
+        with self._lock:
+            self._answered = True
+            failed_since, self._failing_since = self._failing_since, None
+            if self._rate is not None:
+                self._rate *= GROWTH
+                if self._rate > UNLIMITED_REQUESTS_A_SECOND:
+                    self._rate = None
+        if failed_since is not None and time.monotonic() - failed_since > LONGEST_PAUSE_SECONDS:
+            tell("store answers again", store=self._endpoint, seconds=round(time.monotonic() - failed_since))
+
+    def _tell_failure(self, uri: str, error: Exception, attempt: int, left: float) -> None:
+        with self._lock:
+            now = time.monotonic()
+            self._failing_since = self._failing_since or now
+            due = self._is_due("store retried", now)
+        if due:
+            tell(
+                "store retried",
+                uri=uri,
+                store=self._endpoint,
+                reason=str(error),
+                attempt=attempt,
+                gives_up_in_seconds=round(left),
+            )
+
+    def _is_due(self, name: str, now: float) -> bool:
+        """Was `name` not told for a while? A store that fails fails all requests: one line for all of them."""
+        if now - self._told[name] < TELL_EVERY_SECONDS:
+            return False
+        self._told[name] = now
+        return True
+
+
+def is_throttling(error: Exception) -> bool:
+    """Does the store ask for fewer requests?"""
+    return isinstance(error, ClientError) and (code_of(error) in _THROTTLING or status_of(error) in (429, 503))
+
+
+def is_transient(error: Exception) -> bool:
+    """May the same request succeed later?"""
+    if isinstance(error, ClientError):
+        return code_of(error) in _TRANSIENT_CODES or status_of(error) in _TRANSIENT_STATUSES
+    if isinstance(error, SSLError):
+        # A certificate that is not trusted now is not trusted in a minute.
+        return False
+    broken = (
+        BotoConnectionError,
+        HTTPClientError,
+        ResponseStreamingError,
+        IncompleteReadError,
+        FlexibleChecksumError,
+        ResponseParserError,
+    )
+    return isinstance(error, broken)
