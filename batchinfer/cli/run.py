@@ -23,6 +23,7 @@ def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at:
     """Check the spec, the model, the input and the output, and start nothing."""
     from batchinfer.execution import runner
     from batchinfer.jobspec import load
+    from batchinfer.jobspec.constraints import advice
     from batchinfer.reporting import sample_lines
 
     loaded = load(spec, overrides or [])
@@ -33,6 +34,9 @@ def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at:
     print(f"{spec} is valid: {manifest.rows:,} rows in {len(manifest.shards):,} shards{done}")
     if manifest.hint is not None:
         print(manifest.hint)
+    told = advice(loaded.output, loaded.sampling)
+    if told is not None:
+        print(told)
     for line in sample_lines(runner.forecast(checked), checked.spec.limits.max_error_rate):
         print(line)
     print("not checked here: whether the cluster has the devices and the memory; `batchinfer plan` says")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchinfer.engine.prefix_order import PrefixOrder
-from batchinfer.engine.vllm_private import Capacity, Core
+from batchinfer.engine.vllm_private import Capacity, Core, refuses
 
 _ADDED_PER_STEP = 256
 """Adding a request takes about 0.1 ms: more at once would leave finished ones waiting."""
@@ -145,8 +145,9 @@ class Pump:
             entered[batch] += 1
             try:
                 self._engine.add_request(request_id, request.prompt, request.params, lora_request=self._lora)
-            except ValueError as error:
-                # vLLM's word for a request that it will not run; the others are not affected.
+            except Exception as error:
+                if not refuses(error):
+                    raise
                 batch.results[i] = error
                 refused[batch] += 1
             else:

@@ -7,17 +7,18 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jinja2
-
 from batchinfer.engine import vllm_private
 from batchinfer.engine.base import Completion, EngineDied
+from batchinfer.engine.conversations import Conversations, Pieces
 from batchinfer.engine.installed import not_importable
 from batchinfer.engine.pump import Pump, Request
-from batchinfer.errors import EngineError, RowError, WrongRelease
+from batchinfer.errors import EngineError, RowError, SpecError, WrongRelease
 from batchinfer.jobspec import JobSpec, SamplingSpec
+from batchinfer.jobspec.regex import compile_regex
 from batchinfer.model.checkpoint import SAFE_FORMAT, Adapter, local_adapter
 from batchinfer.planner import Plan
 from batchinfer.planner.host import require_avx512
+from batchinfer.prompting.answers import require_whole_choices
 from batchinfer.prompting.prompts import Prompt
 
 LINGER_SECONDS = 0.25
@@ -61,6 +62,9 @@ def engine_arguments(spec: JobSpec, plan: Plan, adapter: Adapter | None = None) 
         arguments |= {"runner": "pooling", "convert": "embed"}
     if spec.model.speculative is not None:
         arguments["speculative_config"] = spec.model.speculative.model_dump(exclude_none=True)
+    if spec.output.json_schema is not None:
+        # Models that like white space write it between the parts of JSON until max_tokens is reached.
+        arguments["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
     arguments.update(spec.engine.model_dump(exclude={"scripted"}, exclude_none=True))
     return {name: value for name, value in arguments.items() if value is not None}
 
@@ -76,6 +80,8 @@ def sampling_arguments(sampling: SamplingSpec) -> dict[str, Any]:
     for name in ("stop", "stop_token_ids", "allowed_token_ids", "bad_words"):
         if isinstance(arguments.get(name), tuple):
             arguments[name] = list(arguments[name])
+    # vLLM's processes exchange numbers of 64 bits; no context is as long.
+    arguments["max_tokens"] = min(sampling.max_tokens, 2**31)
     return arguments
 
 
@@ -93,7 +99,7 @@ def _request_parameters(spec: JobSpec) -> Any:
     elif output.json_schema is not None:
         structured = StructuredOutputsParams(json=output.json_schema)
     elif output.regex is not None:
-        structured = StructuredOutputsParams(regex=output.regex)
+        structured = StructuredOutputsParams(regex=compile_regex(output.regex).grammar)
     return SamplingParams(
         **sampling_arguments(spec.sampling),
         structured_outputs=structured,
@@ -123,6 +129,8 @@ class VllmEngine:
         arguments = engine_arguments(spec, plan, adapter)
         # The worker in the engine's own process: vLLM gives it one of its own on a CPU, to set its threads
         # by the environment. Ours is set already, and another process imports vLLM for 12 seconds more.
+        if spec.output.json_schema is not None:
+            arguments["structured_outputs_config"]["backend"] = vllm_private.json_backend(spec.output.json_schema)
         here = plan.accelerator == "cpu" and "distributed_executor_backend" not in arguments
         if fork:
             vllm_private.fork_engines()
@@ -150,6 +158,8 @@ class VllmEngine:
             raise EngineError(
                 f"{spec.model.source} has no chat template", "set prompt.chat: false, or take a chat model"
             )
+        _require_accepted(spec, engine, self._params)
+        self._conversations = Conversations(self._tokenizer) if self._chat else None
         sharing = plan.workload is not None and plan.workload.shares_apart
         self._pump = Pump(engine, lora, LINGER_SECONDS if sharing else 0.0)
 
@@ -159,15 +169,15 @@ class VllmEngine:
         completions: list[Completion | None] = [None] * len(prompts)
         requests, places = [], []
         texts = [self._text(prompt) for prompt in prompts]
-        for i, ids in enumerate(self._token_ids(texts)):
-            if isinstance(ids, RowError):
-                completions[i] = Completion.failed(ids)
+        for i, (text, ids) in enumerate(zip(texts, self._token_ids(texts), strict=True)):
+            if isinstance(text, RowError):
+                completions[i] = Completion.failed(text)
             elif len(ids) + (not self._embeds) > self._context:
                 room = "fit into" if self._embeds else "leave room for an answer in"
                 message = f"{len(ids)} tokens do not {room} a context of {self._context}"
                 completions[i] = Completion.failed(RowError("prompt_too_long", message), len(ids))
             else:
-                requests.append(Request({"type": "token", "prompt_token_ids": ids}, self._params, str(texts[i])))
+                requests.append(Request({"type": "token", "prompt_token_ids": ids}, self._params, "".join(text)))
                 places.append(i)
         batch = self._pump.run(requests, begun, finished)
         for i, result in zip(places, batch.results, strict=True):
@@ -181,27 +191,22 @@ class VllmEngine:
     def steps(self) -> int:
         return self._pump.steps
 
-    def _token_ids(self, texts: Sequence[str | RowError]) -> list[list[int] | RowError]:
-        """All prompts of a shard at once: a fast tokenizer then uses all cores, and lets go of the GIL."""
-        good = [text for text in texts if isinstance(text, str)]
+    def _token_ids(self, texts: Sequence[Pieces | RowError]) -> list[list[int]]:
+        """The tokens of each prompt, none for an error. All prompts of a shard at once: a fast tokenizer then uses
+        all cores, and lets go of the GIL."""
+        found: list[Pieces] = [() if isinstance(text, RowError) else text for text in texts]
+        pieces = [piece for text in found for piece in text]
         # A chat template writes its own special tokens.
-        ids = iter(self._tokenizer(good, add_special_tokens=not self._chat)["input_ids"] if good else [])
-        return [next(ids) if isinstance(text, str) else text for text in texts]
+        ids = iter(self._tokenizer(pieces, add_special_tokens=not self._chat)["input_ids"] if pieces else [])
+        return [next(ids) if len(text) == 1 else [token for _ in text for token in next(ids)] for text in found]
 
-    def _text(self, prompt: Prompt) -> str | RowError:
-        if not self._chat:
-            return prompt.as_text()
-        try:
-            text: str = self._tokenizer.apply_chat_template(
-                prompt.as_messages(), tokenize=False, add_generation_prompt=True
-            )
-        except (jinja2.TemplateError, ValueError, TypeError) as error:
-            # Templates refuse conversations that the model was not trained on, such as two user turns.
-            return RowError("prompt_invalid", f"the model's chat template refused the messages: {error}")
-        return text
+    def _text(self, prompt: Prompt) -> Pieces | RowError:
+        if self._conversations is None:
+            return (prompt.as_text(),)
+        return self._conversations.pieces(prompt.as_messages())
 
     def _completion(self, result: Any) -> Completion:
-        if isinstance(result, ValueError):
+        if isinstance(result, Exception):
             return Completion.failed(RowError("engine_rejected", _brief(result)))
         if self._embeds:
             tokens, cached = len(result.prompt_token_ids), result.num_cached_tokens or 0
@@ -220,6 +225,23 @@ class VllmEngine:
     def close(self) -> None:
         self._pump.close()
         self._fetched.cleanup()
+
+
+def _require_accepted(spec: JobSpec, engine: Any, params: Any) -> None:
+    """Raise SpecError for parameters that vLLM would refuse with every row, and for choices that are never whole."""
+    if spec.task == "embed":
+        return
+    try:
+        vllm_private.require_accepted(engine, params)
+    except WrongRelease:
+        raise
+    except Exception as error:
+        # Of many types: vLLM's own, a grammar compiler's, ValueError.
+        raise SpecError(
+            f"vLLM refuses every row of this job: {_brief(error)}", "change what it names: output or sampling"
+        ) from error
+    tokenizer = engine.get_tokenizer()
+    require_whole_choices(spec, lambda text: len(tokenizer.encode(text, add_special_tokens=False)))
 
 
 def require_vllm() -> None:

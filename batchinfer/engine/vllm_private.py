@@ -23,7 +23,14 @@ _CONTEXT = "vllm.v1.engine.utils:get_mp_context"
 _WORKER_HERE = "vllm.v1.executor.uniproc_executor:UniProcExecutor"
 _PROCESS_STARTS_IN = "vllm.v1.engine.utils"
 
+_REFUSAL = "vllm.exceptions:VLLMClientError"
+_UNKNOWN_TO_XGRAMMAR = "vllm.v1.structured_output.backend_xgrammar:has_xgrammar_unsupported_json_features"
+
 _NAMES = (
+    _REFUSAL,
+    _UNKNOWN_TO_XGRAMMAR,
+    "vllm.sampling_params:SamplingParams.verify",
+    "vllm.sampling_params:SamplingParams.update_from_tokenizer",
     "vllm.v1.engine.llm_engine:LLMEngine.from_engine_args",
     "vllm.v1.engine.llm_engine:LLMEngine.add_request",
     "vllm.v1.engine.llm_engine:LLMEngine.add_lora",
@@ -52,6 +59,11 @@ def new_engine(arguments: dict[str, Any], worker_in_engine: bool) -> Any:
 
     Raises what vLLM raises.
     """
+    if "structured_outputs_config" in arguments:
+        from vllm.config import StructuredOutputsConfig
+
+        structured = StructuredOutputsConfig(**arguments["structured_outputs_config"])
+        arguments = {**arguments, "structured_outputs_config": structured}
     if worker_in_engine:
         arguments = {**arguments, "distributed_executor_backend": VLLM.name(_WORKER_HERE)}
     from vllm.engine.arg_utils import EngineArgs
@@ -69,6 +81,33 @@ def context_length(engine: Any) -> int:
     """The longest sequence in tokens, prompt and answer."""
     length: int = VLLM.attribute(VLLM.attribute(engine, "model_config"), "max_model_len")
     return length
+
+
+def json_backend(schema: dict[str, Any]) -> str:
+    """Which of the engine's makers of grammars knows all keywords of the JSON Schema; both write compact JSON."""
+    return "guidance" if VLLM.name(_UNKNOWN_TO_XGRAMMAR)(schema) else "xgrammar"
+
+
+def require_accepted(engine: Any, params: Any) -> None:
+    """Raise what vLLM raises for each request with these sampling parameters, before there is one."""
+    config = VLLM.attribute(engine, "vllm_config")
+    tokenizer = engine.get_tokenizer()
+    # The engine's own check writes into the parameters.
+    params = params.clone()
+    params.update_from_tokenizer(tokenizer)
+    params.verify(
+        VLLM.attribute(config, "model_config"),
+        VLLM.attribute(config, "speculative_config"),
+        VLLM.attribute(config, "structured_outputs_config"),
+        tokenizer,
+    )
+
+
+def refuses(error: Exception) -> bool:
+    """Is this vLLM's word for a request that it will not run? The others are not affected."""
+    if isinstance(error, ValueError):
+        return True
+    return type(error).__module__ == "vllm.exceptions" and isinstance(error, VLLM.name(_REFUSAL))
 
 
 class Core:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchinfer.catalog import engine_support, models
-from batchinfer.errors import InputError, ModelError, OutputError, StoreRefused, UserError
+from batchinfer.errors import InputError, ModelError, OutputError, SpecError, StoreRefused, UserError
 from batchinfer.execution.sample_prompts import require_room_for_choices
 from batchinfer.input import build_manifest, input_entries
 from batchinfer.input.files import fixed_part, is_glob
@@ -236,6 +236,7 @@ def require_model(spec: JobSpec, access: bool = True) -> ModelFacts:
     """
     facts = model_facts(spec.model, spec.storage)
     _require_engine_support(facts)
+    _require_token_ids(spec, facts)
     if facts.shape is not None:
         require_consistent(spec, facts.shape, source_of(spec, facts.name, facts.entry, facts.quantization))
     if is_remote(facts.location) or os.path.isdir(facts.location):
@@ -249,6 +250,19 @@ def require_model(spec: JobSpec, access: bool = True) -> ModelFacts:
     if spec.model.speculative is not None:
         require_draft(spec.model.speculative, facts.shape)
     return facts
+
+
+def _require_token_ids(spec: JobSpec, facts: ModelFacts) -> None:
+    """Refuse token ids that the model does not have: an engine refuses every row with them."""
+    if facts.shape is None:
+        return
+    for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+        largest = max(getattr(spec.sampling, name) or (), default=0)
+        if largest >= facts.shape.vocab_size:
+            raise SpecError(
+                f"sampling.{name} holds {largest}, and {facts.name} has {facts.shape.vocab_size:,} tokens",
+                "token ids begin at 0: take them from the tokenizer of this model",
+            )
 
 
 def _require_engine_support(facts: ModelFacts) -> None:

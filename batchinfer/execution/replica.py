@@ -25,7 +25,8 @@ from batchinfer.execution.shard_block import Envelope, seal, unseal
 from batchinfer.jobspec import JobSpec
 from batchinfer.model.download import is_remote, local_model
 from batchinfer.planner import Plan
-from batchinfer.prompting.prompts import OutputCheck, PromptMaker
+from batchinfer.prompting.answers import OutputCheck
+from batchinfer.prompting.prompts import PromptMaker
 
 JOURNAL_SECONDS = 1.0
 
@@ -140,7 +141,7 @@ class Replica:
         self._journal = Journal(job, self._meter)
         self._guard = Guard(REPLICA, self._journal.replica_id)
         self._maker = PromptMaker(job.spec.prompt)
-        self._check = OutputCheck(job.spec.output)
+        self._check = OutputCheck(job.spec.output, job.spec.sampling.max_tokens)
         self._engine: Supervisor | BatchinferError
         try:
             self._engine = self._supervisor()
@@ -190,9 +191,9 @@ class Replica:
 
     def _checked(self, completion: Completion) -> Completion:
         if completion.error is None and not self._check.trivial:
-            problem = next(filter(None, map(self._check.problem, completion.texts)), None)
-            if problem is not None and "length" in completion.finish_reasons:
-                problem = f"the answer was cut at sampling.max_tokens ({self._job.spec.sampling.max_tokens}): {problem}"
+            answers = list(map(self._check.check, completion.texts, completion.finish_reasons))
+            completion.texts = [answer.text for answer in answers]
+            problem = next((answer.problem for answer in answers if answer.problem is not None), None)
             if problem is not None:
                 completion.error = RowError("output_invalid", problem)
         return completion

@@ -19,12 +19,14 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from batchinfer.engine.prefix_order import scattered
-from batchinfer.errors import RowError, SpecError
+from batchinfer.errors import RowError
 from batchinfer.input import read_shards
 from batchinfer.input.manifest import Manifest, Shard
 from batchinfer.input.shard_sizes import CHARACTERS_PER_TOKEN
 from batchinfer.jobspec import JobSpec
+from batchinfer.jobspec.templates import bounded_template
 from batchinfer.planner import Interval, PromptSample, Workload
+from batchinfer.prompting.answers import require_whole_choices
 from batchinfer.prompting.prompts import Prompt, PromptMaker
 
 SAMPLED_SHARDS = 16
@@ -44,6 +46,7 @@ class TokenCounter:
     text_tokens: Callable[[str], int]
     source: str
     exact: bool
+    """Counted as the engine will count, not estimated."""
 
 
 def counter(folder: str | None, chat: bool | None) -> TokenCounter:
@@ -54,7 +57,7 @@ def counter(folder: str | None, chat: bool | None) -> TokenCounter:
             lambda prompts: [_by_characters(prompt.as_text()) for prompt in prompts],
             _by_characters,
             "at four characters a token: the model's tokenizer is not at hand",
-            False,
+            exact=False,
         )
     from tokenizers import Tokenizer
 
@@ -67,7 +70,7 @@ def counter(folder: str | None, chat: bool | None) -> TokenCounter:
         return [len(found.ids) for found in tokenizer.encode_batch(texts, add_special_tokens=template is None)]
 
     return TokenCounter(
-        count, lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), "the model's own", True
+        count, lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), "the model's own", exact=True
     )
 
 
@@ -97,7 +100,8 @@ def _chat_template(folder: str) -> jinja2.Template | None:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     try:
-        return environment.from_string(text, globals=special)
+        environment.globals.update(special)
+        return bounded_template(environment, text)
     except jinja2.TemplateError:
         return None
 
@@ -107,8 +111,8 @@ def _rendered(template: jinja2.Template | None, prompt: Prompt) -> str:
         return prompt.as_text()
     try:
         return template.render(messages=prompt.as_messages(), add_generation_prompt=True)
-    except (jinja2.TemplateError, TypeError, ValueError):
-        # A template that needs more than a sample gives it: the text alone is most of the length.
+    except Exception:
+        # Whatever a template raises on a row: the text alone is most of the length.
         return prompt.as_text()
 
 
@@ -195,14 +199,7 @@ def require_room_for_choices(spec: JobSpec, tokenizer_folder: str | None) -> Non
     counting = counter(tokenizer_folder, False) if spec.output.choices else None
     if counting is None or not counting.exact or spec.task == "embed":
         return
-    longest = max(spec.output.choices or (), key=counting.text_tokens)
-    needed = counting.text_tokens(longest)
-    if needed > spec.sampling.max_tokens:
-        raise SpecError(
-            f"sampling.max_tokens {spec.sampling.max_tokens} cuts the longest of output.choices, {longest!r:.60}: "
-            f"it has {needed} tokens",
-            f"set sampling.max_tokens to {needed + 1} or more",
-        )
+    require_whole_choices(spec, counting.text_tokens)
 
 
 def _with(source: str) -> str:

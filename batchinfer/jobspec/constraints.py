@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from batchinfer.jobspec.regex import compile_regex
-
-if TYPE_CHECKING:
-    from batchinfer.jobspec.job_keys import OutputSpec, SamplingSpec
 
 MAX_SCHEMA_DEPTH = 64
 """Objects and arrays within one another in a JSON Schema. vLLM 0.32 refuses every row of a deeper one."""
 
 _DATA = ("const", "default", "enum", "examples")
 """Keys of a JSON Schema that hold any JSON, no schema."""
+
+
+class Shape(Protocol):
+    """The keys of `output` that fix the shape of an answer."""
+
+    @property
+    def choices(self) -> tuple[str, ...] | None: ...
+    @property
+    def json_schema(self) -> dict[str, Any] | None: ...
+    @property
+    def regex(self) -> str | None: ...
+
+
+class Sampling(Protocol):
+    """The keys of `sampling` that end an answer or forbid parts of it."""
+
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def stop(self) -> str | tuple[str, ...] | None: ...
+    @property
+    def include_stop_str_in_output(self) -> bool: ...
+    @property
+    def ignore_eos(self) -> bool: ...
+    @property
+    def bad_words(self) -> tuple[str, ...] | None: ...
 
 
 def require_usable_patterns(schema: Mapping[str, Any]) -> None:
@@ -38,12 +61,14 @@ def schema_patterns(schema: Mapping[str, Any]) -> Iterator[str]:
                 yield at["pattern"]
             if isinstance(at.get("patternProperties"), dict):
                 yield from at["patternProperties"]
+                if "unevaluatedProperties" in at:
+                    raise ValueError("has unevaluatedProperties beside patternProperties: use additionalProperties")
             waiting += [(value, depth + 1) for key, value in at.items() if key not in _DATA]
         elif isinstance(at, list):
             waiting += [(value, depth + 1) for value in at]
 
 
-def require_reachable(output: OutputSpec, sampling: SamplingSpec) -> None:
+def require_reachable(output: Shape, sampling: Sampling) -> None:
     """Refuse sampling that cuts, spoils or forbids what the output must look like."""
     kind = constraint(output)
     if kind is None:
@@ -62,12 +87,12 @@ def require_reachable(output: OutputSpec, sampling: SamplingSpec) -> None:
             raise ValueError(f"sampling.bad_words {word!r:.60} forbids {where}: leave one of the two out")
 
 
-def constraint(output: OutputSpec) -> str | None:
+def constraint(output: Shape) -> str | None:
     """The key that fixes the shape of the answer."""
     return next((key for key in ("choices", "json_schema", "regex") if getattr(output, key) is not None), None)
 
 
-def _cut_by(stop: str, output: OutputSpec, kept: bool) -> str | None:
+def _cut_by(stop: str, output: Shape, kept: bool) -> str | None:
     """What a stop text would cut short. `kept`: the stop text stays in the answer."""
     if output.choices is not None:
         return _first(output.choices, lambda choice: _before(choice, stop, kept) != choice, "the choice")
@@ -82,7 +107,7 @@ def _before(text: str, stop: str, kept: bool) -> str:
     return text if at < 0 else text[: at + len(stop) * kept]
 
 
-def _forbidden_by(word: str, output: OutputSpec) -> str | None:
+def _forbidden_by(word: str, output: Shape) -> str | None:
     word = word.strip()
     if not word:
         return None
@@ -101,7 +126,7 @@ def _first(choices: Sequence[str], wrong: Callable[[str], bool], name: str) -> s
     return next((f"{name} {choice!r:.60}" for choice in choices if wrong(choice)), None)
 
 
-def advice(output: OutputSpec, sampling: SamplingSpec) -> str | None:
+def advice(output: Shape, sampling: Sampling) -> str | None:
     """What a user should know of an answer's length before paying for it; None if nothing."""
     if output.regex is None or compile_regex(output.regex).longest is not None:
         return None

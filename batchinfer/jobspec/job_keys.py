@@ -138,7 +138,7 @@ class SamplingSpec(Keys):
     generate` only.
     """
 
-    max_tokens: int = Field(default=256, ge=1, lt=2**31)
+    max_tokens: int = Field(default=256, ge=1)
     """The most tokens an answer may have; a longer one is cut and has the `finish_reason` `length`.
 
     The plan and the size of automatic shards depend on it: set it close to what answers need."""

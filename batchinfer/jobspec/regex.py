@@ -22,7 +22,7 @@ MAX_STATES = 20_000
 """States of one expression, with its counted repetitions written out. More would take the engine's grammar minutes."""
 
 MAX_STEPS = 500_000
-"""Steps of one match that no earlier match has taken, about half a second of Python. Beyond it the match is given up."""
+"""Steps of one match that no earlier match has taken, half a second of Python. Beyond it the match is given up."""
 
 _KEPT_TRANSITIONS = 100_000
 """Steps that are remembered for later texts, about 20 MB for each expression."""
@@ -256,7 +256,9 @@ def _longest(node: _Node) -> int | None:
         return 0
     if isinstance(node, _Repeat):
         inner = _longest(node.item)
-        return 0 if inner == 0 else None if inner is None or node.most is None else inner * node.most
+        if inner == 0 or node.most == 0:
+            return 0
+        return None if inner is None or node.most is None else inner * node.most
     lengths = [_longest(item) for item in (node.items if isinstance(node, _Sequence) else node.branches)]
     known = [length for length in lengths if length is not None]
     if len(known) < len(lengths):

@@ -1,24 +1,23 @@
-"""A row becomes a prompt, and an answer is checked against the shape that the job asks for."""
+"""A row becomes a prompt."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jinja2
 import pyarrow as pa
 from jinja2.exceptions import SecurityError
-from jsonschema.exceptions import best_match
-from jsonschema.validators import validator_for
-from referencing.exceptions import Unresolvable
 
 from batchinfer.errors import RowError, SpecError
-from batchinfer.jobspec import JobSpec, OutputSpec, PromptSpec
+from batchinfer.jobspec import JobSpec, PromptSpec
 from batchinfer.jobspec.templates import compile_template
 
 Message = dict[str, str]
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Who may speak in a conversation. A chat template writes a role beside its control tokens, unseen."""
 
 
 class Prompt(NamedTuple):
@@ -131,9 +130,14 @@ class PromptMaker:
                 return RowError("prompt_invalid", _told(f"the messages are not JSON: {error}"))
         if not isinstance(value, list) or not all(_is_message(m) for m in value):
             return RowError("prompt_invalid", "the messages are not a list of {role, content} with texts")
+        odd = next((m["role"] for m in value if m["role"] not in ROLES), None)
+        if odd is not None:
+            return RowError(
+                "prompt_invalid", _told(f"a message has the role {odd!r:.100}; roles are {', '.join(ROLES)}")
+            )
         if not any(m["content"].strip() for m in value):
             return RowError("prompt_empty", "the messages have no text")
-        if not all(_is_unicode(m["role"]) and _is_unicode(m["content"]) for m in value):
+        if not all(_is_unicode(m["content"]) for m in value):
             return RowError("prompt_invalid", "the messages hold half of a surrogate pair, which is no character")
         system = [{"role": "system", "content": self._system}] if self._system and value[0]["role"] != "system" else []
         return Prompt(messages=(*system, *({"role": m["role"], "content": m["content"]} for m in value)))
@@ -178,39 +182,3 @@ def _told(message: str) -> str:
 
 def _is_message(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
-
-
-def _no_constant(name: str) -> None:
-    """Python reads NaN and Infinity, which JSON does not have."""
-    raise ValueError(f"{name} is no JSON")
-
-
-class OutputCheck:
-    """Does an answer have the shape that the job asks for? Decoding is constrained to it, but an answer
-    cut off by `max_tokens`, or white space up to it, does not fit all the same."""
-
-    def __init__(self, output: OutputSpec) -> None:
-        self._choices = set(output.choices) if output.choices is not None else None
-        self._regex = re.compile(output.regex) if output.regex is not None else None
-        schema = output.json_schema
-        self._validator = validator_for(schema)(schema) if schema is not None else None
-        self.trivial = not (self._choices or self._regex or self._validator)
-
-    def problem(self, text: str) -> str | None:
-        """What is wrong with `text`, None if it fits."""
-        if self._choices is not None and text not in self._choices:
-            return f"{text!r:.100} is none of the choices"
-        if self._regex is not None and not self._regex.fullmatch(text):
-            return f"{text!r:.100} does not match the regular expression"
-        if self._validator is not None:
-            try:
-                value = json.loads(text, parse_constant=_no_constant)
-            except (ValueError, RecursionError) as error:
-                return f"not JSON: {error}"
-            try:
-                misfit = best_match(self._validator.iter_errors(value))
-            except (Unresolvable, RecursionError) as error:
-                return f"the JSON schema cannot be applied: {type(error).__name__}: {error}"[:500]
-            if misfit is not None:
-                return f"does not fit the JSON schema at {misfit.json_path}: {misfit.message}"[:500]
-        return None

@@ -268,7 +268,7 @@ def test_every_key_survives_being_written_and_read_again():
         model={"source": "a/b", "quantization": "fp8", "revision": "1e3", "dtype": "float32"},
         input={"uri": "/in/*.parquet", "id_column": "id", "columns": ["no", "1.10", "é"]},
         prompt={"system": "two\nlines: {x}", "template": "{{ text }}\n\n# {{ b }}", "chat": True},
-        sampling={"stop": ["yes", "\n"], "logit_bias": {"5": -1.5}, "temperature": 1e-7, "logprobs": 3},
+        sampling={"stop": ["\n"], "bad_words": ["yes"], "logit_bias": {"5": -1.5}, "temperature": 1e-7, "logprobs": 3},
         output={"uri": "/out", "json_schema": {"type": "object", "properties": {"a": {"enum": [None, "null", 1]}}}},
         resources={"replicas": {"min": 1, "max": 4}, "price_per_gpu_hour": 0},
         engine={"scripted": {"answer": "off"}, "max_model_len": 128},

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
 
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2.exceptions import SecurityError
 
 from batchinfer.jobspec import PromptSpec
 from batchinfer.jobspec.templates import MAX_WORK, compile_template
@@ -61,8 +63,32 @@ def test_a_known_way_out_of_the_sandbox_is_closed(attack):
     assert "0x" not in message
 
 
-def test_what_a_filter_may_not_see_is_undefined_there():
-    assert rendered("{{ [text] | map(attribute='__class__') | list }}", **ROW) == "[Undefined]"
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ [text] | map(attribute='__class__') | list }}", "missing"),
+        ("{{ [text] | map(attribute='nosuch') | list }}", "missing"),
+        ("{{ [text] | map('attr', 'nosuch') | list }}", "missing"),
+        ("{{ [text] | map('attr', 'nosuch') | join(',') }}", "missing"),
+        ("{{ [{'a': nested.nosuch}] }}", "missing"),
+        ("{{ [nested.nosuch] ~ 'x' }}", "missing"),
+        ("{{ '%s' % [nested.nosuch] }}", "missing"),
+        ("{{ '{}'.format([nested.nosuch]) }}", "missing"),
+        ("{{ [nested.nosuch] | string }}", "missing"),
+        ("{{ [range] }}", "a word of the template language"),
+        ("{{ [cycler('a'), 1] }}", "a word of the template language"),
+        ("{{ namespace(a=1) }}", "a word of the template language"),
+        ("{{ [text.upper] }}", "a word of the template language"),
+        ("{{ [{'a': 1}] | groupby('a') | map(attribute='count') | list }}", "a word of the template language"),
+        ("{{ ['a'] | map('upper') }}", "add `| list`"),
+        ("{{ 'x' ~ (['a'] | map('upper')) }}", "add `| list`"),
+        ("{{ ['a'] | map('upper') | string }}", "add `| list`"),
+    ],
+)
+def test_only_data_reaches_a_prompt(template, words):
+    message = refused(template, **ROW)
+    assert message.startswith("UndefinedError")
+    assert words in message
 
 
 @pytest.mark.parametrize(
@@ -101,6 +127,54 @@ def test_a_row_that_would_take_the_workers_memory_or_hours_is_a_row_with_an_erro
     assert time.process_time() - began < 20
     assert [prompt.code for prompt in made] == ["template_error"] * 2
     assert all(len(prompt.message) <= 500 for prompt in made)
+
+
+BIG = {"big": "a" * 100_000, "many": ["ab"] * 100_000, "table": {"97": 1}, "fields": "{0}" * 33_000, "text": "xy"}
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        "{{ big.join(many) }}",
+        "{{ big.join(many | map('upper')) }}",
+        "{{ many | join(big) }}",
+        "{{ many | join(d=big) }}",
+        "{{ many | map('upper') | join(big) }}",
+        "{{ big.translate({97: big}) }}",
+        "{{ big | replace('a', big) }}",
+        "{{ big | replace(old='a', new=big) }}",
+        "{{ big.replace('a', big, 99999) }}",
+        "{{ fields.format(big) }}",
+        "{{ ('%s' * 30000) | format(big) }}",
+        "{{ ('%(a)s' * 30000) % {'a': big} }}",
+        "{{ ('{a}' * 30000).format_map({'a': big}) }}",
+        "{{ big | indent(60000000, true) }}{{ (big | replace('a', '\n')) | indent(60000) }}",
+        "{{ (big | replace('a', '\n')) | indent(big) }}",
+        "{{ big | wordwrap(1, wrapstring=big) }}",
+        "{{ many | batch(60000000, 'x') | list }}",
+        "{{ many | slice(60000000) | list }}",
+        "{{ [many, many] | tojson(indent=60000000) }}",
+        "{{ ('\t' * 1000).expandtabs(60000000) }}",
+        "{% set x = [many] * 1000 %}{% set y = [x] * 1000 %}{{ y }}",
+        "{% set x = [many] * 1000 %}{% set y = [x] * 1000 %}{{ y | string }}",
+        "{% set x = [many] * 1000 %}{% set y = [x] * 1000 %}{{ y ~ '' }}",
+        "{% set x = [many] * 1000 %}{% set y = [x] * 1000 %}{{ '%s' % (y,) }}",
+        "{% set x = [many] * 1000 %}{% set y = [x] * 1000 %}{{ '{}'.format(y) }}",
+        "{% set x = [many] * 1000 %}{% set y = [x] * 1000 %}{{ y | tojson }}",
+        "{% set x = [many] * 1000 %}{% set y = [x] * 1000 %}{{ y | upper }}",
+        "{% set x = [many] * 1000 %}{% set y = [x] * 1000 %}{{ y | join }}",
+        "{{ (many * 1000) | list | length }}",
+    ],
+)
+def test_the_limit_holds_before_the_memory_is_taken(bomb):
+    render = compile_template(bomb + "{{ text }}").renderer()
+    tracemalloc.start()
+    began = time.process_time()
+    with pytest.raises(SecurityError):
+        render(BIG)
+    assert time.process_time() - began < 15, "a second, without tracemalloc"
+    assert tracemalloc.get_traced_memory()[1] < 2**28
+    tracemalloc.stop()
 
 
 def test_a_text_of_ten_megabytes_is_an_ordinary_value():
@@ -166,6 +240,12 @@ def test_a_null_inside_a_value_never_reads_none(template):
         ("{{ nested | tojson }}", '{"none": null, "word": "v"}'),
         ("{% for k in nested %}{{ k }}{% endfor %}", "noneword"),
         ("{{ items | length }}{{ number * 2 }}{{ 'a' ~ number ~ 'b' }}{{ '%05.1f' % number }}", "2198a99b099.0"),
+        ("{{ [1, 'a', [2.5]] }}{{ {'k': [text]} }}{{ (1, 2) }}", "[1, 'a', [2.5]]{'k': ['xy']}(1, 2)"),
+        ("{{ [{'a': 1, 'b': 2}] | groupby('a') | map('first') | list }}", "[1]"),
+        ("{{ [3, 1] | sort | join('-') }}{{ 'a b' | wordwrap(1) }}{{ 'a\nb' | indent }}", "1-3a\nba\n    b"),
+        ("{{ ', '.join(['a', 'b']) }}{{ 'ab'.translate({97: 'x'}) }}{{ 'a b'.split() }}", "a, bxb['a', 'b']"),
+        ("{{ {'a': 1} | tojson(indent=1) }}{{ [1, 2, 3] | batch(2) | list }}", '{\n "a": 1\n}[[1, 2], [3]]'),
+        ("{{ text.format() }}{{ '{a}-{a}'.format(a=text) }}{{ '%s %s' | format(1, 'b') }}", "xyxy-xy1 b"),
         ("{{ 'a' * 3 }}{{ [1] + [2] }}{{ 2 ** 10 }}{{ '{:>5}'.format(text) }}", "aaa[1, 2]1024   xy"),
     ],
 )

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 
 from batchinfer.errors import RowError, SpecError
-from batchinfer.jobspec import OutputSpec, PromptSpec
-from batchinfer.prompting.prompts import OutputCheck, Prompt, PromptMaker, needed_columns
+from batchinfer.jobspec import PromptSpec
+from batchinfer.prompting.prompts import Prompt, PromptMaker, needed_columns
 from tests.support.builders import make_spec
 
 
@@ -232,61 +232,6 @@ def test_the_prompts_own_column_is_needed(key):
 def test_a_template_that_reads_no_column_is_refused():
     with pytest.raises(SpecError, match="names no column of the input"):
         needed_columns(make_spec(prompt={"template": "Say hello"}))
-
-
-def problem(text, **output):
-    return OutputCheck(OutputSpec(uri="/out", **output)).problem(text)
-
-
-@pytest.mark.parametrize(("text", "fits"), [("yes", True), ("no", True), ("Yes", False), ("yes ", False), ("", False)])
-def test_an_answer_is_one_of_the_choices_or_wrong(text, fits):
-    assert (problem(text, choices=["yes", "no"]) is None) == fits
-
-
-@pytest.mark.parametrize(("text", "fits"), [("ab12", True), ("ab", False), ("ab12 ", False), ("1ab12", False)])
-def test_an_answer_matches_the_regex_as_a_whole(text, fits):
-    assert (problem(text, regex="[a-z]+[0-9]+") is None) == fits
-
-
-SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ('{"n": 1}', None),
-        ('  {"n": 1}\n', None),
-        ('{"n": 1', "not JSON"),
-        ("", "not JSON"),
-        ("   \n", "not JSON"),
-        ("[" * 100_000, "not JSON"),
-        ('{"n": NaN}', "not JSON: NaN is no JSON"),
-        ('{"n": "1"}', "at $.n: '1' is not of type 'integer'"),
-        ("{}", "'n' is a required property"),
-        ('{"n": 1, "m": 2}', "Additional properties are not allowed"),
-        ("[1]", "is not of type 'object'"),
-    ],
-)
-def test_an_answer_fits_the_json_schema_or_says_where_not(text, words):
-    found = problem(text, json_schema=SCHEMA)
-    assert found is None if words is None else words in found
-
-
-@pytest.mark.parametrize("ref", ["#"])
-def test_a_schema_that_cannot_be_applied_makes_the_row_invalid_and_harms_nobody_else(ref):
-    assert "the JSON schema cannot be applied" in problem('{"a": 1}', json_schema={"$ref": ref})
-
-
-def test_a_long_misfit_is_told_in_short():
-    assert len(problem("x" * 10_000, choices=["a"])) < 200
-    assert len(problem(json.dumps({"n": "x" * 10_000}), json_schema=SCHEMA)) <= 500
-
-
-def test_where_no_shape_is_asked_for_any_answer_fits():
-    check = OutputCheck(OutputSpec(uri="/out"))
-    assert check.trivial
-    assert check.problem("anything") is None
-    assert not OutputCheck(OutputSpec(uri="/out", regex="a")).trivial
 
 
 def test_what_a_template_sets_for_one_row_is_gone_in_the_next():

@@ -1,0 +1,194 @@
+"""An answer is checked against the shape that the job asks for, and told what became of it if it does not fit."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from jsonschema import validators
+from jsonschema.exceptions import ValidationError, best_match
+from referencing.exceptions import Unresolvable
+
+from batchinfer.errors import SpecError
+from batchinfer.jobspec import JobSpec, OutputSpec
+from batchinfer.jobspec.regex import TooManySteps, compile_regex
+
+MAX_STEPS = 100_000
+"""Keywords of a JSON Schema that one answer may be held against, about half a second. Branches within branches
+(`anyOf` twelve times over) multiply: beyond it the answer is given up, as it would hold up all rows behind it."""
+
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_CONTROL = re.compile("[\x00-\x1f]")
+
+
+class Answer(NamedTuple):
+    """An answer as it is stored, and what is wrong with it, None if it fits."""
+
+    text: str
+    problem: str | None
+
+
+def require_whole_choices(spec: JobSpec, tokens: Callable[[str], int]) -> None:
+    """Refuse choices that `sampling.max_tokens` cuts. `tokens`: how many tokens a text has."""
+    most = spec.sampling.max_tokens
+    # A token has one byte at least: most choices need not be counted.
+    counted = [(tokens(choice), choice) for choice in spec.output.choices or () if len(choice.encode()) > most]
+    count, longest = max(counted, default=(0, ""))
+    if count > most:
+        raise SpecError(
+            f"sampling.max_tokens {most} cuts the longest of output.choices, {longest!r:.60}: it has {count} tokens",
+            f"set sampling.max_tokens to {count + 1} or more",
+        )
+
+
+class _GivenUp(Exception):
+    """The check takes more than MAX_STEPS."""
+
+
+class OutputCheck:
+    """Does an answer have the shape that the job asks for? Decoding is constrained to it, but an answer that is cut
+    off by `max_tokens` or by a stop text does not fit all the same. One serves any number of threads."""
+
+    def __init__(self, output: OutputSpec, max_tokens: int | None = None) -> None:
+        self._choices = set(output.choices) if output.choices is not None else None
+        self._regex = compile_regex(output.regex) if output.regex is not None else None
+        self._schema = None if output.json_schema is None else _SchemaCheck(output.json_schema)
+        self._limit = "sampling.max_tokens" + (f" ({max_tokens})" if max_tokens is not None else "")
+        self.trivial = not (self._choices or self._regex or self._schema)
+
+    def check(self, text: str, finish_reason: str = "stop") -> Answer:
+        """The answer as it is stored: JSON with the control characters in its strings escaped."""
+        if self._schema is not None:
+            text, problem = self._schema.check(text)
+        else:
+            problem = self.problem(text)
+        if problem is None:
+            return Answer(text, None)
+        # A key of the answer may hold half of a surrogate pair, which no column of texts does.
+        told = f"{self._ending(finish_reason)}{problem}".encode(errors="backslashreplace").decode()
+        return Answer(text, told[:500])
+
+    def problem(self, text: str) -> str | None:
+        """What is wrong with `text`, None if it fits."""
+        if self._choices is not None:
+            return None if text in self._choices else f"{text!r:.100} is none of the choices"
+        if self._regex is not None:
+            try:
+                fits = self._regex.fullmatch(text)
+            except TooManySteps:
+                return "output.regex takes too long to check on this answer: make it simpler"
+            return None if fits else f"{text!r:.100} does not match the regular expression"
+        return None if self._schema is None else self._schema.check(text)[1]
+
+    def _ending(self, finish_reason: str) -> str:
+        """What the way that the answer ended says of it."""
+        if finish_reason == "error":
+            return "the engine found no token that was allowed next (output.*, sampling.allowed_token_ids, bad_words): "
+        if finish_reason != "length":
+            return ""
+        return f"the answer was cut at {self._limit}, which may be too few: "
+
+
+class _SchemaCheck:
+    """Holds answers against a JSON Schema, with a bound for each."""
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        self._spent = threading.local()
+        base = validators.validator_for(schema)
+        keywords = dict(base.VALIDATORS)
+        keywords |= {
+            name: check for name, check in {"pattern": _pattern, "patternProperties": _pattern_properties,
+            "additionalProperties": _additional_properties}.items() if name in keywords
+        }  # fmt: skip
+        counted = {name: self._counted(check) for name, check in keywords.items()}
+        self._validator = validators.extend(base, counted)(schema)  # type: ignore[no-untyped-call]
+
+    def check(self, text: str) -> tuple[str, str | None]:
+        """The text with the control characters in its strings escaped, and what is wrong with it."""
+        if not text.strip():
+            return text, "not JSON: white space only" if text else "not JSON: the answer is empty"
+        try:
+            # The engine's grammar lets a line feed or a tab into a string, where JSON wants it escaped.
+            value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_distinct, strict=False)
+        except (ValueError, RecursionError) as error:
+            return text, f"not JSON: {error}"[:500]
+        if _CONTROL.search(text):
+            text = _STRING.sub(_escaped, text)
+        self._spent.steps = 0
+        try:
+            misfit = best_match(self._validator.iter_errors(value))
+        except (_GivenUp, TooManySteps):
+            return text, "the JSON schema takes too long to check on this answer: give it fewer branches"
+        except (Unresolvable, RecursionError) as error:
+            return text, f"the JSON schema cannot be applied: {type(error).__name__}: {error}"[:500]
+        if misfit is None:
+            return text, None
+        return text, f"does not fit the JSON schema at {misfit.json_path}: {misfit.message}"[:500]
+
+    def _counted(self, check: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(check)
+        def counted(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
+            self._spent.steps += 1
+            if self._spent.steps > MAX_STEPS:
+                raise _GivenUp
+            return check(validator, value, instance, schema)
+
+        return counted
+
+
+def _no_constant(name: str) -> None:
+    """Python reads NaN and Infinity, which JSON does not have."""
+    raise ValueError(f"{name} is no JSON")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Python would silently let the last of two equal keys win."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r:.100} is there twice")
+    return found
+
+
+def _escaped(string: re.Match[str]) -> str:
+    return _CONTROL.sub(lambda control: json.dumps(control[0])[1:-1], string[0])
+
+
+# Below: keywords of JSON Schema with regular expressions, as `jsonschema` has them, but for `re`, which backtracks.
+
+
+def _matches(pattern: str, text: str) -> bool:
+    return compile_regex(pattern, answer=False).search(text)
+
+
+def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    if validator.is_type(instance, "string") and not _matches(pattern, instance):
+        yield ValidationError(f"{instance!r:.200} does not match {pattern!r:.200}")
+
+
+def _pattern_properties(validator: Any, patterns: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    if not validator.is_type(instance, "object"):
+        return
+    for pattern, subschema in patterns.items():
+        for key, value in instance.items():
+            if _matches(pattern, key):
+                yield from validator.descend(value, subschema, path=key, schema_path=pattern)
+
+
+def _additional_properties(validator: Any, allowed: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    if not validator.is_type(instance, "object"):
+        return
+    patterns = schema.get("patternProperties", {})
+    known = schema.get("properties", {})
+    extras = [key for key in instance if key not in known and not any(_matches(p, key) for p in patterns)]
+    if validator.is_type(allowed, "object"):
+        for extra in extras:
+            yield from validator.descend(instance[extra], allowed, path=extra)
+    elif not allowed and extras:
+        names = ", ".join(f"{extra!r:.100}" for extra in extras[:3])
+        yield ValidationError(f"Additional properties are not allowed ({names} unexpected)")
