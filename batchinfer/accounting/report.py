@@ -164,7 +164,7 @@ class Report(BaseModel):
     hours: float
     """Hours in which at least one replica was up, loading included."""
     planned: Estimate | None
-    """What the plan expected of the whole job. null: the plan could not say."""
+    """What the first plan of the run expected of the whole job. null: it could not say."""
     labels: dict[str, str] = {}
     """The spec's `labels`."""
 
@@ -221,7 +221,7 @@ def make_report(
         errors=totals.errors,
         finish_reasons=totals.finish_reasons,
         accuracy=accuracy,
-        overall_accuracy=_overall(accuracy.values()),
+        overall_accuracy=overall_accuracy(accuracy.values()),
         input_tokens=totals.input_tokens,
         cached_tokens=totals.cached_tokens,
         output_tokens=totals.output_tokens,
@@ -250,7 +250,7 @@ def make_report(
         replicas_killed=sum(replica.killed for replica in replicas),
         replicas_running=sum(replica.running for replica in replicas),
         hours=totals.up_seconds / 3600,
-        planned=begun.estimate,
+        planned=begun.first_estimate or begun.estimate,
         labels=dict(labels or {}),
     )
 
@@ -302,7 +302,8 @@ def _parts(replicas: Sequence[ReplicaAccount], plan: Plan) -> tuple[ReportPart, 
     )
 
 
-def _overall(groups: Iterable[Accuracy]) -> Accuracy | None:
+def overall_accuracy(groups: Iterable[Accuracy]) -> Accuracy | None:
+    """The accuracy over all groups together; None where nothing was compared."""
     groups = list(groups)
     compared = sum(group.compared for group in groups)
     right = sum(group.right for group in groups)

@@ -161,3 +161,9 @@ def test_two_ticks_never_share_a_folder(cron: str, output: str, message: str | N
     else:
         with pytest.raises(SpecError, match=message):
             require_distinct_folders(spec, NOW)
+
+
+def test_a_place_is_checked_again_once_its_variables_are_filled_in() -> None:
+    spec = scheduled(output={"uri": "{{ 's3://user:secret' }}@bucket/{{ run.time }}"})
+    with pytest.raises(SpecError, match="holds a user or a password"):
+        resolve(spec, NOW)
