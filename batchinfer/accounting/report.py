@@ -200,7 +200,6 @@ def make_report(
     begun = plan or _nothing_known(model)
     parts = _parts(replicas, begun)
     most = max(parts, key=lambda part: part.device_seconds, default=None)
-    paid = sum(part.device_seconds for part in parts)
     accuracy = _accuracy(totals)
     return Report(
         job_name=job_name,
@@ -232,7 +231,7 @@ def make_report(
         cost_usd=totals.cost_usd,
         cost_per_million_tokens=totals.cost_usd / tokens * 1e6 if tokens else None,
         cost_per_thousand_rows=totals.cost_usd / totals.rows * 1e3 if totals.rows else None,
-        price_per_gpu_hour=totals.cost_usd * 3600 / paid if paid else begun.price_per_gpu_hour,
+        price_per_gpu_hour=_mean_price(parts, begun),
         price_source="; ".join(dict.fromkeys(part.price_source for part in parts)) or begun.price_source,
         dtype=most.dtype if most else dtype,
         task=task,
@@ -253,6 +252,15 @@ def make_report(
         planned=begun.first_estimate or begun.estimate,
         labels=dict(labels or {}),
     )
+
+
+def _mean_price(parts: Sequence[ReportPart], begun: Plan) -> float:
+    prices = {part.price_per_gpu_hour for part in parts}
+    paid = sum(part.device_seconds for part in parts)
+    if len(prices) == 1 or not paid:
+        # To the last digit as it was given.
+        return prices.pop() if prices else begun.price_per_gpu_hour
+    return sum(part.price_per_gpu_hour * part.device_seconds for part in parts) / paid
 
 
 def _nothing_known(model: str) -> Plan:
