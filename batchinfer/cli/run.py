@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,21 @@ if TYPE_CHECKING:
     from batchinfer.accounting.report import Report
     from batchinfer.execution.progress import Listener
     from batchinfer.storage import Stores
+
+
+Evaluate = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Compare the answers anew, as with evaluate.expected=COLUMN."),
+]
+Gpus = Annotated[
+    int | None, typer.Option("--gpus", min=1, help="Suppose so many GPUs of the kind resources.accelerator names.")
+]
+Rows = Annotated[
+    float | None,
+    typer.Option("--rows", min=1, help="Suppose so many rows, as 1e6, and look at no input; with --in, --out."),
+]
+TokensIn = Annotated[float | None, typer.Option("--in", min=1, help="Suppose prompts of so many tokens.")]
+TokensOut = Annotated[float | None, typer.Option("--out", min=0, help="Suppose answers of so many tokens.")]
 
 
 @app.command()
@@ -50,6 +65,10 @@ def plan(
     address: Address = None,
     date: Date = None,
     at: At = None,
+    gpus: Gpus = None,
+    rows: Rows = None,
+    tokens_in: TokensIn = None,
+    tokens_out: TokensOut = None,
 ) -> None:
     """Say how the job would be laid out, how long it would take and what it would cost; start nothing."""
     from batchinfer.execution import runner
@@ -59,8 +78,12 @@ def plan(
 
     loaded = load(spec, overrides or [])
     times = run_times(loaded, date, at, None, None)
+    supposed = runner.Supposed(gpus, None if rows is None else int(rows), tokens_in, tokens_out)
     with attending(loaded.storage) as listener:
-        made = runner.plan(loaded, listener, address, times[0] if times else None)
+        if supposed != runner.Supposed():
+            made = runner.suppose(loaded, supposed)
+        else:
+            made = runner.plan(loaded, listener, address, times[0] if times else None)
     if as_json:
         print_json(made.document())
     else:
@@ -140,11 +163,11 @@ def retry(uri: RunUri, overrides: Overrides = None, as_json: AsJson = False, add
 
 
 @app.command()
-def report(uri: RunUri, as_json: AsJson = False) -> None:
+def report(uri: RunUri, as_json: AsJson = False, overrides: Evaluate = None) -> None:
     """Print the report of a run, from its accounting."""
     from batchinfer.execution import runner
 
-    _print(runner.report(uri), as_json)
+    _print(runner.report(uri, overrides or []), as_json)
 
 
 def _attended(command: Callable[[Listener], Report | list[Report]], as_json: bool, stores: Stores) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import psutil
@@ -15,7 +17,7 @@ import pyarrow.parquet as pq
 from batchinfer.accounting.budget import shards_with_budget
 from batchinfer.accounting.ledger import replica_accounts, replicas_table, totals
 from batchinfer.accounting.records import ShardRecord
-from batchinfer.accounting.report import Report, make_report
+from batchinfer.accounting.report import Report, make_report, overall_accuracy
 from batchinfer.errors import (
     BatchinferError,
     EngineError,
@@ -37,6 +39,7 @@ from batchinfer.execution.checks import (
     require_model,
     require_same_input,
 )
+from batchinfer.execution.evaluate_later import accuracy_of_results, evaluation
 from batchinfer.execution.job import Job
 from batchinfer.execution.metrics import Metrics, labels_of
 from batchinfer.execution.plan_job import plan_job
@@ -49,7 +52,7 @@ from batchinfer.input.manifest import Manifest, to_parquet
 from batchinfer.jobspec import JobSpec, key_values, parse, to_yaml
 from batchinfer.jobspec.cron import Tick
 from batchinfer.jobspec.schedule import current_time, resolve
-from batchinfer.planner import Plan, PromptSample, assumed_cluster, shards_in_flight
+from batchinfer.planner import Interval, Plan, PromptSample, Workload, assumed_cluster, make_plan, shards_in_flight
 from batchinfer.planner.plan import DEFAULT_SLOTS
 from batchinfer.rundir.commit import committed_shards, read_accounting, read_records, repair
 from batchinfer.rundir.failed_rows import failed_rows, note_retry, noted_retry
@@ -79,6 +82,60 @@ def forecast(checked: Checked) -> PromptSample:
     """What a sample of the rows of a checked job says: how long the prompts are, and which rows will fail."""
     context = checked.facts.shape.context if checked.facts.shape is not None else None
     return survey(checked.spec, checked.manifest, checked.facts.folder, context=context).sample
+
+
+@dataclass(frozen=True, slots=True)
+class Supposed:
+    """What a plan is to suppose in place of what there is. None: what there is.
+
+    gpus: GPUs of the kind that `resources.accelerator` names. rows, input_tokens, output_tokens: the rows, and the mean
+    tokens of each; all three or none, and no input is looked at.
+    """
+
+    gpus: int | None = None
+    rows: int | None = None
+    input_tokens: float | None = None
+    output_tokens: float | None = None
+
+    def workload(self) -> Workload | None:
+        """The work that is supposed. Raises UserError where only a part of it is said."""
+        given = (self.rows, self.input_tokens, self.output_tokens)
+        if all(value is None for value in given):
+            return None
+        if self.rows is None or self.input_tokens is None or self.output_tokens is None:
+            raise UserError("--rows, --in and --out go together", "give all three, or none to look at the input")
+        length = self.output_tokens
+        return Workload(
+            rows=self.rows,
+            input_tokens=self.input_tokens,
+            longest_input_tokens=math.ceil(self.input_tokens),
+            output_tokens=Interval(low=length, mid=length, high=length),
+            sampled_rows=0,
+            source="as supposed: no input was looked at",
+        )
+
+
+def suppose(spec: JobSpec, supposed: Supposed) -> Plan:
+    """The plan for what is supposed, on GPUs that need not be there; starts and writes nothing. Raises UserError."""
+    if spec.resources.accelerator in ("auto", "cpu"):
+        raise UserError(
+            "a plan for GPUs that are not here needs their kind", "add --set resources.accelerator=H100, or another"
+        )
+    cluster = assumed_cluster(spec, psutil.virtual_memory().total, supposed.gpus)
+    workload = supposed.workload()
+    if workload is None:
+        rendered, tick = _resolved(spec, None)
+        return plan_job(check(rendered, _new_run_id(), tick=tick, access=False), cluster)
+    facts = require_model(spec, access=False)
+    return make_plan(
+        spec,
+        cluster,
+        facts.name,
+        shape=facts.shape,
+        entry=facts.entry,
+        checkpoint_quantization=facts.quantization,
+        workload=workload,
+    )
 
 
 def plan(spec: JobSpec, listener: Listener, cluster: str | None = None, at: datetime | None = None) -> Plan:
@@ -180,9 +237,16 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
             return _conclude(layout, spec, manifest)
 
 
-def report(uri: str) -> Report:
-    """The report of the run at `uri`, computed from its accounting; writes nothing."""
+def report(uri: str, overrides: Sequence[str] = ()) -> Report:
+    """The report of the run at `uri`, computed from its accounting; writes nothing.
+
+    `overrides` may set `evaluate`, which shapes no result: the answers are then compared anew. Raises UserError.
+    """
     layout, manifest, spec = _open_run(uri)
+    if overrides:
+        made = report(uri)
+        groups = accuracy_of_results(layout, spec, evaluation(layout, spec, overrides))
+        return made.model_copy(update={"accuracy": groups, "overall_accuracy": overall_accuracy(groups.values())})
     records = read_records(layout, manifest, noted_retry(layout))
     return _report(layout, spec, manifest, records, living_replicas(layout, read_journals(layout)))
 
@@ -253,6 +317,10 @@ def _clear(layout: Layout) -> None:
 
 def _write_run_files(layout: Layout, checked: Checked, plan: Plan) -> None:
     remove_leftovers(layout)
+    before = _read_plan(layout) if checked.resumed else None
+    if before is not None:
+        # The report sets beside what came of the run what was expected when it began.
+        plan = plan.model_copy(update={"first_estimate": before.first_estimate or before.estimate})
     mark = SPEC_MARK + b"; a resume reads the spec that it is given, not this file.\n"
     overwrite(layout, layout.spec, mark + to_yaml(checked.spec).encode())
     overwrite(layout, layout.plan, plan.model_dump_json(indent=2).encode())
