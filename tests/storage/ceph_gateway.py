@@ -45,6 +45,7 @@ crash_dir = {folder}
 [mon]
 mon_data = {folder}/mon
 mon_data_avail_crit = 1
+auth_allow_insecure_global_id_reclaim = false
 [mgr]
 mgr_data = {folder}/mgr
 mgr_initial_modules =
@@ -55,6 +56,7 @@ memstore_device_bytes = 2147483648
 [client]
 rgw_frontends = beast endpoint=127.0.0.1:{port}
 rgw_data = {folder}/rgw
+ms_mon_client_mode = crc
 """
 
 
