@@ -19,6 +19,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask, TaskPoolStrategy
 from ray.data.block import BlockMetadata
 
+from batchinfer import signals
 from batchinfer.accounting.records import ShardRecord
 from batchinfer.errors import BatchinferError, ClusterError, WorkersLost
 from batchinfer.execution import ray_private
@@ -254,6 +255,7 @@ def connected(address: str | None) -> Iterator[None]:
         return
     if address:
         _join(address)
+        signals.retake()
         try:
             yield
         finally:
@@ -263,8 +265,10 @@ def connected(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     guard = Guard(DRIVER, uuid.uuid4().hex)
     try:
-        _start_local()
-        yield
+        with signals.cleaning(guard.end):
+            _start_local()
+            signals.retake()
+            yield
     finally:
         ray.shutdown()
         guard.end()

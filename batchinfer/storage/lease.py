@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from batchinfer import events
 from batchinfer.errors import OutputBusy, StorageError
 from batchinfer.storage.base import foreign_lock
 
@@ -87,13 +88,18 @@ class Lease:
             if holder.get("released") or alive is False or max(seen.age, unchanged) >= self._seconds:
                 tag = self._replace(self._content(), seen.tag)
                 if tag is not None:
+                    if not holder.get("released"):
+                        events.tell("lease taken", uri=self._uri, holder=holder.get("holder", "unknown"))
                     return tag
             elif alive or (first is not None and first.tag != seen.tag):
                 raise OutputBusy(
                     f"another batchinfer is writing to this output (process {holder.get('holder', 'unknown')})",
                     "wait for it to end, or stop it; then run the same command again",
                 )
-            first = first or seen
+            if first is None:
+                first = seen
+                name = holder.get("holder", "unknown")
+                events.tell("lock waited for", uri=self._uri, holder=name, seconds=self._seconds)
             time.sleep(min(1.0, self._seconds / 10))
 
     def _lives(self, holder: dict[str, Any]) -> bool | None:
@@ -119,6 +125,7 @@ class Lease:
                 continue
             if tag is None:
                 self._taken = True
+                events.tell("lease lost", uri=self._uri)
                 return
             self._tag, self._renewed_at = tag, time.monotonic()
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import re
 import threading
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from botocore.exceptions import (
     TokenRetrievalError,
 )
 
+from batchinfer import events
 from batchinfer.errors import StorageError, StoreRefused, UserError
 from batchinfer.jobspec import StoreSpec
 
@@ -89,6 +91,7 @@ def status_of(error: ClientError) -> int:
 def naming(uri: str, endpoint: str) -> Iterator[None]:
     """Turn botocore's error into a StorageError that names the URI, the store and what to do."""
     at = f" (the store is {endpoint})" if endpoint else ""
+    began = time.monotonic()
     try:
         yield
     except ClientError as error:
@@ -112,3 +115,5 @@ def naming(uri: str, endpoint: str) -> Iterator[None]:
             f"{uri}: {error}{at}",
             "check that the store can be reached, then run the same command again: committed shards are kept",
         ) from error
+    finally:
+        events.tell_slow(uri, time.monotonic() - began)
