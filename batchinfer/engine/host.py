@@ -78,7 +78,6 @@ class HostedEngine:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
-        _hosts.add(self._process.pid)
         self._pipe = Connection(ours.detach())
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
@@ -96,6 +95,8 @@ class HostedEngine:
         if isinstance(started, Exception):
             self.close()
             raise started
+        # Only now: a host that still loads may be killed with all that it has started.
+        _hosts.add(self._process.pid)
         threading.Thread(target=self._listen, name="engine-host", daemon=True).start()
 
     def generate(

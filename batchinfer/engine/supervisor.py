@@ -82,7 +82,8 @@ class Supervisor:
     """An engine that any number of threads may ask at once and that outlives its own death.
 
     `start` makes an engine, or raises EngineError; `kill` ends all processes that it started; `last_words` writes down
-    what was told, before the process ends over an engine that hangs in it. The first engine that does not start is not tried again: a model that does not load once will not load twice.
+    what was told, before the process ends over an engine that hangs in it. The first engine that does not start is
+    not tried again: a model that does not load once will not load twice.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Supervisor:
         meter: Meter,
         max_restarts: int,
         timeout_seconds: float,
+        load_seconds: float = 3600.0,
         last_words: Callable[[], None] = lambda: None,
     ) -> None:
         self._start = start
@@ -99,9 +101,10 @@ class Supervisor:
         self._meter = meter
         self._max_restarts = max_restarts
         self._timeout = timeout_seconds
+        self._load_seconds = load_seconds
         self._last_words = last_words
         began = time.monotonic()
-        self._engine = start()
+        self._engine = self._loaded()
         events.tell("engine ready", seconds=round(time.monotonic() - began, 1))
         self._deaths = 0
         self._dead = False
@@ -255,7 +258,7 @@ class Supervisor:
                 with contextlib.suppress(Exception):
                     self._engine.close()
                 try:
-                    self._engine = self._start()
+                    self._engine = self._loaded()
                 except EngineError as error:
                     self._deaths += 1
                     events.tell("engine died", reason=str(error), rows=[], rows_suspect=0, rows_waiting=0)
@@ -265,6 +268,30 @@ class Supervisor:
                 self._meter.ready()
                 self._dead = False
                 events.tell("engine ready", seconds=round(time.monotonic() - began, 1))
+
+    def _loaded(self) -> Engine:
+        """A new engine. Raises EngineError, also when it takes longer to load than it may."""
+        made: list[Engine | Exception] = []
+
+        def load() -> None:
+            try:
+                made.append(self._start())
+            except Exception as error:
+                made.append(error)
+
+        loading = threading.Thread(target=load, name="engine-load", daemon=True)
+        loading.start()
+        loading.join(self._load_seconds)
+        if not made:
+            # What loads in this very process is left to itself; the replica ends over it or starts the next one.
+            self._kill()
+            raise EngineError(
+                f"the engine was not loaded within limits.load_timeout_seconds ({self._load_seconds:g})",
+                "its messages in the log say how far it came; raise that limit if it only needs longer",
+            )
+        if isinstance(made[0], Exception):
+            raise made[0]
+        return made[0]
 
     def _watch(self) -> None:
         """Kill an engine that stands still: whoever waits for it then sees it dead."""

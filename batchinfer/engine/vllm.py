@@ -244,6 +244,9 @@ def _logprobs(output: Any) -> list[list[dict[str, Any]]]:
 
 def _prepare_environment(plan: Plan) -> None:
     """What vLLM reads from the environment, unless the user has set it."""
+    if not os.environ.get("VLLM_PORT", "0").isdigit():
+        # Kubernetes sets VLLM_PORT=tcp://... for every Service called vllm; vLLM takes a number.
+        del os.environ["VLLM_PORT"]
     # The engine in a process of its own, started afresh: a fork of a Ray worker would share its sockets.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")

@@ -190,6 +190,7 @@ class Replica:
             meter=self._meter,
             max_restarts=limits.max_engine_restarts,
             timeout_seconds=limits.engine_timeout_seconds,
+            load_seconds=limits.load_timeout_seconds,
             last_words=self._events.write,
         )
 
