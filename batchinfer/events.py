@@ -120,7 +120,10 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
             "the store took {seconds} s for {uri}",
         ),
         "submitted": Event("The job is on the cluster.", ("id", "cluster", "output")),
-        "planned": Event("How the job was laid out for the cluster.", ("accelerator", "replicas", "seconds", "usd")),
+        "planned": Event(
+            "How the job was laid out for the cluster.",
+            ("rows", "shards", "committed", "accelerator", "replicas", "num_gpus", "cost_usd"),
+        ),
         "not checked from here": Event(
             "What `submit` could not look at from this machine, by spec key or with the reason.", ("reason",)
         ),

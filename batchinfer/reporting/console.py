@@ -85,7 +85,7 @@ class Chatter:
         self.path = path
         self.kept = True
 
-    def note(self, line: str) -> None:
+    def write_line(self, line: str) -> None:
         """A line of our own in the log."""
         # A full disk must not end a run over its log.
         with contextlib.suppress(OSError):
@@ -169,7 +169,7 @@ class TerminalListener:
         if name in _BEGINNINGS:
             self._chatter.keep_at(values["output"])
         line = events.plain_line(name, values)
-        self._chatter.note(f"batchinfer: {line}")
+        self._chatter.write_line(f"batchinfer: {line}")
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def begin(self, progress: Progress) -> None:
@@ -210,7 +210,7 @@ class JsonListener:
             self._chatter.keep_at(values["output"])
             self._ids = {"run_id": values["run_id"]}
         if self._chatter.path:
-            self._chatter.note(f"batchinfer: {events.plain_line(name, values)}")
+            self._chatter.write_line(f"batchinfer: {events.plain_line(name, values)}")
         self._log.info(name, **self._ids | values)
 
     def begin(self, progress: Progress) -> None:
