@@ -61,6 +61,12 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
         "engine ready": Event(
             "An engine is loaded.", ("seconds",), line="replica {replica_id}: engine loaded in {seconds} s"
         ),
+        "engine not loaded": Event(
+            "The first engine of a replica did not load; the run ends.",
+            ("reason",),
+            "error",
+            "replica {replica_id}: engine not loaded: {reason}",
+        ),
         "engine died": Event(
             "An engine died. `rows` are the positions in the input of the rows that were in it, up to 20 of them: one "
             "of these may have killed it. `rows_suspect` and `rows_waiting` count those in it and those not yet in it.",

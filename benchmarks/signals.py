@@ -69,19 +69,27 @@ def main() -> None:
     parser.add_argument("--life", type=float, default=14.0, help="seconds that an undisturbed command takes")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds in which a signal must have its effect")
     parser.add_argument("--earliest", type=float, default=0.15, help="seconds that Python takes to run the program")
+    parser.add_argument("--command", choices=("run", "validate"), default="run")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="signals-") as folder:
         trials = run_trials(
             Path(folder), given.output or f"{folder}/out", given.signals, given.seed, given.life, given.limit,
-            given.earliest,
+            given.earliest, given.command,
         )  # fmt: skip
     print(report(trials, given.json))
     sys.exit(any(trial.faults for trial in trials))
 
 
 def run_trials(
-    folder: Path, output: str, signals: int, seed: int, life: float, limit: float, earliest: float = 0.15
+    folder: Path,
+    output: str,
+    signals: int,
+    seed: int,
+    life: float,
+    limit: float,
+    earliest: float = 0.15,
+    subcommand: str = "run",
 ) -> list[Trial]:
     """Trials until so many signals were sent."""
     chance = random.Random(seed)
@@ -100,17 +108,24 @@ def run_trials(
         place = f"{output}/{number}-{uuid.uuid4().hex[:6]}"
         spec.write_text(SPEC.format(input=rows, output=place))
         group = chance.random() < 0.2
-        trials.append(_trial(spec, place, picked, earliest + share * life, gap, group, limit))
+        trials.append(_trial(spec, place, picked, earliest + share * life, gap, group, limit, subcommand))
         sent += len(picked)
         number += 1
     return trials
 
 
 def _trial(
-    spec: Path, output: str, picked: list[signal.Signals], at: float, gap: float, group: bool, limit: float
+    spec: Path,
+    output: str,
+    picked: list[signal.Signals],
+    at: float,
+    gap: float,
+    group: bool,
+    limit: float,
+    subcommand: str,
 ) -> Trial:
     mark = uuid.uuid4().hex
-    command = [sys.executable, "-m", "batchinfer", "run", str(spec)]
+    command = [sys.executable, "-m", "batchinfer", subcommand, str(spec)]
     environment = os.environ | {MARK: mark, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
@@ -147,6 +162,10 @@ def _trial(
         time.sleep(0.2)
     if left:
         faults.append(f"left behind: {left}")
+    names = "+".join(number.name for number in picked) + (" to the group" if group else "")
+    trial = Trial(names, round(at, 2), process.returncode, round(took, 2), len(told), faults)
+    if subcommand != "run":
+        return trial
     again = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=180)
     if again.returncode:
         faults.append(f"the second command ended with {again.returncode}: {again.stderr[-300:]}")
@@ -159,8 +178,7 @@ def _trial(
         ids = ds.dataset(f"{path}/data", filesystem=store).to_table(columns=["id"]).column("id").to_pylist()
         if sorted(ids) != sorted(f"r{i}" for i in range(ROWS)):
             faults.append(f"{len(ids)} rows, {len(set(ids))} different ones")
-    names = "+".join(number.name for number in picked) + (" to the group" if group else "")
-    return Trial(names, round(at, 2), process.returncode, round(took, 2), len(told), faults)
+    return trial
 
 
 def _marked(mark: str) -> list[str]:

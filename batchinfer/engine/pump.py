@@ -145,8 +145,11 @@ class Pump:
             entered[batch] += 1
             try:
                 self._engine.add_request(request_id, request.prompt, request.params, lora_request=self._lora)
-            except ValueError as error:
-                # vLLM's word for a request that it will not run; the others are not affected.
+            except Exception as error:
+                if self._core.death() is not None:
+                    raise
+                # vLLM looks at a request in this process before its engine has it: whatever it raises, of whatever
+                # type, is about this request, and the others are not affected.
                 batch.results[i] = error
                 refused[batch] += 1
             else:

@@ -12,7 +12,7 @@ import jinja2
 from batchinfer.engine import vllm_private
 from batchinfer.engine.base import Completion, EngineDied
 from batchinfer.engine.pump import Pump, Request
-from batchinfer.errors import EngineError, ResourceError, RowError, WrongRelease
+from batchinfer.errors import EngineError, ResourceError, RowError, SpecError, WrongRelease
 from batchinfer.jobspec import JobSpec, SamplingSpec
 from batchinfer.model.checkpoint import SAFE_FORMAT, Adapter, local_adapter
 from batchinfer.planner import Plan
@@ -139,6 +139,13 @@ class VllmEngine:
                 f"vLLM did not start with {spec.model.source}: {_brief(error)}",
                 "its own messages in the log say why; check the model and the engine keys",
             ) from error
+        refusal = vllm_private.refusal(engine, self._params)
+        if refusal is not None:
+            vllm_private.Core(engine).shutdown()
+            raise SpecError(
+                f"vLLM refuses the job's parameters for every row: {_brief(refusal)}",
+                "correct the keys under sampling and output that it names",
+            )
         self._logprobs = spec.sampling.logprobs is not None
         self._tokenizer = engine.get_tokenizer()
         self._context: int = vllm_private.context_length(engine)
@@ -200,7 +207,7 @@ class VllmEngine:
         return text
 
     def _completion(self, result: Any) -> Completion:
-        if isinstance(result, ValueError):
+        if isinstance(result, Exception):
             return Completion.failed(RowError("engine_rejected", _brief(result)))
         if self._embeds:
             tokens, cached = len(result.prompt_token_ids), result.num_cached_tokens or 0

@@ -71,6 +71,17 @@ def context_length(engine: Any) -> int:
     return length
 
 
+def refusal(engine: Any, parameters: Any) -> Exception | None:
+    """Why vLLM will refuse every request with these parameters, None if it will not."""
+    processor = VLLM.attribute(engine, "input_processor")
+    validate, tasks = VLLM.attribute(processor, "_validate_params"), VLLM.attribute(engine, "get_supported_tasks")
+    try:
+        validate(parameters.clone(), tasks())
+    except ValueError as error:
+        return error
+    return None
+
+
 class Core:
     """The end of the engine's core that lies in this process: a client of another process, or the core itself."""
 

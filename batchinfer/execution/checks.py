@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchinfer.catalog import engine_support, models
-from batchinfer.errors import InputError, ModelError, OutputError, StoreRefused, UserError
+from batchinfer.errors import InputError, ModelError, OutputError, SpecError, StoreRefused, UserError
 from batchinfer.input import build_manifest, input_entries
 from batchinfer.input.files import fixed_part, is_glob
 from batchinfer.input.manifest import Manifest, from_parquet
@@ -226,6 +226,7 @@ def require_model(spec: JobSpec, access: bool = True) -> ModelFacts:
     """
     facts = model_facts(spec.model, spec.storage)
     _require_engine_support(facts)
+    _require_known_tokens(spec, facts)
     if is_remote(facts.location) or os.path.isdir(facts.location):
         storage = storage_for(facts.location, spec.storage)
         names = storage.names(facts.location)
@@ -250,6 +251,25 @@ def _require_engine_support(facts: ModelFacts) -> None:
         f"{facts.name} cannot run: vLLM dropped {architecture} after {support.until}",
         f"use {instead}, which takes its place",
     )
+
+
+def _require_known_tokens(spec: JobSpec, facts: ModelFacts) -> None:
+    """Token ids beyond the vocabulary: vLLM refuses each request with one, or its engine dies of it."""
+    if facts.shape is None:
+        return
+    sampling, size = spec.sampling, facts.shape.vocab_size
+    given: dict[str, Collection[int]] = {
+        "stop_token_ids": sampling.stop_token_ids or (),
+        "allowed_token_ids": sampling.allowed_token_ids or (),
+        "logit_bias": sampling.logit_bias or {},
+    }
+    for key, ids in given.items():
+        unknown = sorted(token for token in ids if not 0 <= token < size)
+        if unknown:
+            raise SpecError(
+                f"sampling.{key} names token {unknown[0]}, and {facts.name} has tokens 0 to {size - 1}",
+                "take ids of this model's own tokenizer",
+            )
 
 
 def _require_model_folder(spec: JobSpec, path: str, names: Collection[str], read: Callable[[str], bytes]) -> None:

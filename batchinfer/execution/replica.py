@@ -150,6 +150,7 @@ class Replica:
             gc.set_threshold(COLLECTED_AFTER)
             self._journal.ready()
         except BatchinferError as error:
+            events.tell("engine not loaded", reason=error.message)
             # Kept for the first shard: Ray cannot tell an actor that fails to start from one that was killed
             # while it started, and only the latter is worth another try.
             self._engine = error
