@@ -55,6 +55,8 @@ def open_standard_streams() -> None:
     os.close(descriptor)
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
+        if isinstance(stream, Outlet):
+            continue
         if stream is None:
             stream = os.fdopen(os.dup(number), "w", buffering=1)
         if hasattr(stream, "reconfigure"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import resource
 import secrets
 import shutil
 import socket
@@ -21,6 +22,11 @@ _LONGEST_FOLDER = 107 - 67
 """Bytes. A socket's path may have 107, and Ray adds session_2026-11-26_23-45-12_123456_1234567/sockets/plasma_store."""
 _REACH_SECONDS = 5.0
 
+LEAST_PROCESSES = 512
+"""A cluster of one machine has some 300 threads before its first worker loads a model."""
+LEAST_ADDRESSES = 16 * 2**30
+"""Bytes. Ray's processes map far more than they use; torch and vLLM reserve more still."""
+
 _TOKEN = secrets.token_hex(32)
 """For every cluster that this process starts: Ray reads it once in a process."""
 
@@ -31,6 +37,7 @@ def prepared() -> Iterator[str]:
 
     The folder is deleted at the end. Raises ClusterError, which says what to set.
     """
+    _require_limits()
     folder = _folder()
     changed = _environment(folder)
     before = {name: os.environ.get(name) for name in changed}
@@ -46,6 +53,19 @@ def prepared() -> Iterator[str]:
             else:
                 os.environ[name] = value
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _require_limits() -> None:
+    """Raise ClusterError for limits under which processes of Ray end without a word."""
+    for limit, least, name, remedy in (
+        (resource.RLIMIT_NPROC, LEAST_PROCESSES, "processes and threads of this user", f"ulimit -u {LEAST_PROCESSES}"),
+        (resource.RLIMIT_AS, LEAST_ADDRESSES, "bytes of addresses for a process", "ulimit -v unlimited"),
+    ):
+        soft, _ = resource.getrlimit(limit)
+        # The system does not count the processes of root.
+        counts = limit != resource.RLIMIT_NPROC or os.getuid() != 0
+        if counts and soft != resource.RLIM_INFINITY and soft < least:
+            raise ClusterError(f"Ray does not start with a limit of {soft} {name}; it needs {least}", f"set {remedy}")
 
 
 def _folder() -> str:
@@ -68,6 +88,9 @@ def _folder() -> str:
 def _environment(folder: str) -> dict[str, str]:
     """What has to be set: a home that can be written to, a user's name, and a token that lies in no file."""
     changed = {}
+    if os.environ.get("PYTHONWARNINGS"):
+        # `error` makes every deprecation in Ray, torch and vLLM an exception in their processes.
+        changed["PYTHONWARNINGS"] = ""
     home = os.path.expanduser("~")
     if home == "/" or not os.access(home, os.W_OK):
         # Ray, vLLM and torch keep files there.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import stat
 import time
@@ -56,6 +57,24 @@ def test_a_user_without_a_name_is_given_one_for_the_run(monkeypatch: pytest.Monk
     monkeypatch.setattr("os.getuid", lambda: 4_000_000)
     with local_cluster.prepared():
         assert os.environ["USER"] == "user-4000000"
+
+
+@pytest.mark.parametrize(("limit", "remedy"), [("RLIMIT_NPROC", "set ulimit -u 512"), ("RLIMIT_AS", "unlimited")])
+def test_limits_under_which_ray_dies_are_named(monkeypatch: pytest.MonkeyPatch, limit: str, remedy: str) -> None:
+    real = resource.getrlimit
+    tight = getattr(resource, limit)
+    monkeypatch.setattr("resource.getrlimit", lambda which: (60, 60) if which == tight else real(which))
+    monkeypatch.setattr("os.getuid", lambda: 1000)
+    with pytest.raises(ClusterError, match="a limit of 60") as caught, local_cluster.prepared():
+        pass
+    assert remedy in caught.value.remedy
+
+
+def test_warnings_that_are_errors_are_not_those_of_rays_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    with local_cluster.prepared():
+        assert os.environ["PYTHONWARNINGS"] == ""
+    assert os.environ["PYTHONWARNINGS"] == "error"
 
 
 def test_a_token_of_the_user_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
