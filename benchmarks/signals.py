@@ -3,9 +3,10 @@
     python benchmarks/signals.py --signals 100 --seed 1
     AWS_ENDPOINT_URL=http://127.0.0.1:5000 python benchmarks/signals.py --signals 50 --output s3://bucket/folder
 
-Each trial starts `batchinfer run` on the scripted engine, sends it SIGINT, SIGTERM or SIGHUP, once or twice, at a
-moment drawn from the whole life of the command, and asks: exit code 4, or 0 if it was done; an error of one line; no
-traceback; no process left; an end within `--limit` seconds. Then it runs the command again and compares the rows.
+Each trial starts `batchinfer run` on the scripted engine and waits until the process has its handlers: what comes
+before, while the interpreter starts, ends it as the system does. At a moment drawn from the rest of its life it is sent
+SIGINT, SIGTERM or SIGHUP, once or twice. Asked are: exit code 4, or 0 if it was done; an error of one line; no
+traceback; no process left; an end within `--limit` seconds. Then the command is run again and the rows are compared.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Trial:
 
     signals: str
     seconds: float
-    """When the first signal was sent, since the start of the process."""
+    """When the first signal was sent, since the process has its handlers."""
     code: int | None
     ended_after: float
     """Seconds from the last signal to the end of the process."""
@@ -68,14 +69,13 @@ def main() -> None:
     parser.add_argument("--output", help="a folder or an s3:// URI for the runs; default: a temporary folder")
     parser.add_argument("--life", type=float, default=14.0, help="seconds that an undisturbed command takes")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds in which a signal must have its effect")
-    parser.add_argument("--earliest", type=float, default=0.15, help="seconds that Python takes to run the program")
     parser.add_argument("--command", choices=("run", "validate"), default="run")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="signals-") as folder:
         trials = run_trials(
             Path(folder), given.output or f"{folder}/out", given.signals, given.seed, given.life, given.limit,
-            given.earliest, given.command,
+            given.command,
         )  # fmt: skip
     print(report(trials, given.json))
     sys.exit(any(trial.faults for trial in trials))
@@ -88,7 +88,6 @@ def run_trials(
     seed: int,
     life: float,
     limit: float,
-    earliest: float = 0.15,
     subcommand: str = "run",
 ) -> list[Trial]:
     """Trials until so many signals were sent."""
@@ -108,7 +107,7 @@ def run_trials(
         place = f"{output}/{number}-{uuid.uuid4().hex[:6]}"
         spec.write_text(SPEC.format(input=rows, output=place))
         group = chance.random() < 0.2
-        trials.append(_trial(spec, place, picked, earliest + share * life, gap, group, limit, subcommand))
+        trials.append(_trial(spec, place, picked, share * life, gap, group, limit, subcommand))
         sent += len(picked)
         number += 1
     return trials
@@ -130,6 +129,7 @@ def _trial(
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
+    _wait_until_caught(process.pid)
     time.sleep(at)
     for i, number in enumerate(picked):
         if i:
@@ -179,6 +179,17 @@ def _trial(
         if sorted(ids) != sorted(f"r{i}" for i in range(ROWS)):
             faults.append(f"{len(ids)} rows, {len(set(ids))} different ones")
     return trial
+
+
+def _wait_until_caught(pid: int) -> None:
+    """Until the process has a handler for SIGTERM: before that it is the interpreter, which has not begun with it."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+            caught = next((int(line.split()[1], 16) for line in file if line.startswith("SigCgt:")), 0)
+        if caught >> (signal.SIGTERM - 1) & 1:
+            return
+        time.sleep(0.005)
 
 
 def _marked(mark: str) -> list[str]:
