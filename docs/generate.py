@@ -7,7 +7,6 @@ or a file. A name without words, and words for a name that is gone, are errors: 
 from __future__ import annotations
 
 import argparse
-import ast
 import inspect
 import json
 import sys
@@ -26,6 +25,7 @@ from batchinfer.accounting.ledger import REPLICAS_SCHEMA
 from batchinfer.accounting.records import ACCOUNTING_SCHEMA
 from batchinfer.accounting.report import Report
 from batchinfer.cli import app
+from batchinfer.events import EVENTS
 from batchinfer.execution import metrics
 from batchinfer.jobspec import JobSpec
 from batchinfer.jobspec.job_keys import RESULT_COLUMNS
@@ -327,38 +327,14 @@ def _field_type(name: str, value: Mapping[str, Any], definitions: Mapping[str, A
 
 
 def events_page() -> str:
-    """What a run says on stderr, a JSON line each."""
-    words: dict[str, str] = WORDS["events"]["words"]
-    found = _events()
-    require_words("events", found, words)
+    """What a run says: a line each on a terminal, a JSON line each elsewhere."""
     out = ["# Events\n", WORDS["events"]["intro"]]
-    rows = [(f"`{name}`", ", ".join(f"`{key}`" for key in found[name]), words[name]) for name in words]
-    out.append(table(("event", "values", "when"), rows))
+    rows = [
+        (f"`{name}`", event.level, ", ".join(f"`{value}`" for value in event.values), event.when)
+        for name, event in EVENTS.items()
+    ]
+    out.append(table(("event", "level", "values", "when"), rows))
     return "\n".join(out)
-
-
-def _events() -> dict[str, list[str]]:
-    """The names in every call of a listener's `event`, or of the log behind it, with the names of their values."""
-    found: dict[str, list[str]] = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or not node.args:
-                continue
-            logs = node.func.attr == "info" and ast.unparse(node.func.value).endswith("_log")
-            if node.func.attr != "event" and not logs:
-                continue
-            keys = [keyword.arg for keyword in node.keywords if keyword.arg is not None]
-            for name in _texts(node.args[0]):
-                found[name] = list(dict.fromkeys([*found.get(name, []), *keys]))
-    return found
-
-
-def _texts(node: ast.expr) -> list[str]:
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return [node.value]
-    if isinstance(node, ast.IfExp):
-        return [*_texts(node.body), *_texts(node.orelse)]
-    return []
 
 
 # Errors

@@ -21,6 +21,7 @@ CLASSES = [c for c in vars(errors).values() if isinstance(c, type) and issubclas
         ("ModelError", 2),
         ("ResourceError", 2),
         ("ClusterError", 2),
+        ("WrongRelease", 2),
         ("TooManyFailedRows", 3),
         ("Stopped", 4),
         ("EngineError", 1),

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
 
-from batchinfer import __version__
+from batchinfer import __version__, signals
 from batchinfer.errors import BatchinferError
+from batchinfer.outlet import open_standard_streams
 
 if TYPE_CHECKING:
     from batchinfer.execution.progress import Listener
@@ -82,10 +84,28 @@ def console() -> Console:
 
 def main() -> None:
     """Run the command; every BatchinferError becomes one message and its exit code."""
+    signals.take()
+    open_standard_streams()
+    code: str | int | None
+    try:
+        code = _exit_code()
+    except (SystemExit, KeyboardInterrupt) as ending:
+        if signals.pending() and not signals.is_ending():
+            # Ray's own handler of SIGTERM, for the moment that it stands: our thread is about to leave.
+            time.sleep(signals.CLEAN_SECONDS)
+        code = ending.code if isinstance(ending, SystemExit) else signals.STOPPED
+    signals.ignore()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+def _exit_code() -> int:
     try:
         app()
     except BatchinferError as error:
         print(f"error: {error.message}", file=sys.stderr)
         if error.remedy:
             print(f"  -> {error.remedy}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        return error.exit_code
+    return 0

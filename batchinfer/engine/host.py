@@ -16,11 +16,13 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
@@ -37,6 +39,11 @@ _LEAVE_SECONDS = 40.0
 """What an engine gets to end its processes, before its host is killed and the replica's guard kills the rest."""
 
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from batchinfer.engine import host; host.main()"
+
+_KEPT_LINES = 400
+"""Of what an engine prints: a traceback of vLLM's, through several processes, has some 100."""
+_LAST_WORDS_SECONDS = 2.0
+_ERROR = re.compile(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception|Interrupt)): (\S.*)")
 
 _hosts: set[int] = set()
 
@@ -59,6 +66,15 @@ def load_engine(spec: JobSpec, plan: Plan, fork: bool = False) -> Engine:
     return VllmEngine(spec, plan, fork)
 
 
+def last_error(lines: Sequence[str]) -> str | None:
+    """The last error that an engine printed ("ValueError: ..."), other than those that point to an earlier one."""
+    for line in reversed(lines):
+        found = _ERROR.search(line)
+        if found is not None and "root cause" not in line:
+            return f"{found[1]}: {found[2]}"[:500]
+    return None
+
+
 class _Call:
     def __init__(self, begun: Callable[[int], None], finished: Callable[[int], None]) -> None:
         self.told = {"begun": begun, "finished": finished}
@@ -77,8 +93,12 @@ class HostedEngine:
                 [sys.executable, "-c", _START, str(theirs.fileno()), json.dumps(sys.path)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
             )
-        _hosts.add(self._process.pid)
+        self._said: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._saying = threading.Thread(target=self._repeat, name="engine-output", daemon=True)
+        self._saying.start()
         self._pipe = Connection(ours.detach())
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
@@ -95,7 +115,15 @@ class HostedEngine:
             )
         if isinstance(started, Exception):
             self.close()
+            if isinstance(started, EngineError):
+                # A process of the engine that is left may hold the pipe open.
+                self._saying.join(_LAST_WORDS_SECONDS)
+                cause = last_error(list(self._said))
+                if cause is not None and cause not in started.message:
+                    started.message += f"; the engine's own last error: {cause}"
             raise started
+        # Only now: a host that still loads may be killed with all that it has started.
+        _hosts.add(self._process.pid)
         threading.Thread(target=self._listen, name="engine-host", daemon=True).start()
 
     def generate(
@@ -129,6 +157,17 @@ class HostedEngine:
             end.shutdown(socket.SHUT_WR)
         self._ending()
         _hosts.discard(self._process.pid)
+
+    def _repeat(self) -> None:
+        """Print what the host and its engine print, and keep the end of it."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            text = line.decode(errors="replace")
+            self._said.append(text.rstrip())
+            # Whoever reads the log may be gone.
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(text)
+                sys.stderr.flush()
 
     def _ending(self) -> str:
         """Wait for the host to end, for as long as that may take; what it ended with."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchinfer.engine.prefix_order import PrefixOrder
-from batchinfer.engine.vllm_private import Capacity, Core, refuses
+from batchinfer.engine.vllm_private import Capacity, Core
 
 _ADDED_PER_STEP = 256
 """Adding a request takes about 0.1 ms: more at once would leave finished ones waiting."""
@@ -146,8 +146,10 @@ class Pump:
             try:
                 self._engine.add_request(request_id, request.prompt, request.params, lora_request=self._lora)
             except Exception as error:
-                if not refuses(error):
+                if self._core.death() is not None:
                     raise
+                # vLLM looks at a request in this process before its engine has it: whatever it raises, of whatever
+                # type, is about this request, and the others are not affected.
                 batch.results[i] = error
                 refused[batch] += 1
             else:

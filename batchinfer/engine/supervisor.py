@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from batchinfer import events
 from batchinfer.accounting.meter import Meter
 from batchinfer.accounting.records import MeterReading
 from batchinfer.engine.base import Completion, Engine, EngineDied
@@ -34,6 +35,10 @@ WATCH_SECONDS = 1.0
 UNKILLABLE_SECONDS = 60.0
 HUNG_EXIT = 17
 """Exit code of a replica whose engine hangs in a way that killing processes does not end."""
+
+
+Note = Callable[..., None]
+"""Takes an event's name and values of one call; in `rows` and `row` are places among the call's prompts."""
 
 
 class Stall:
@@ -54,12 +59,13 @@ class Stall:
 @dataclass(slots=True)
 class Outcome:
     """What became of one call: its completions in order, the device-seconds that made them, how many
-    engines died under it, and the meter's reading when the engine was done with it."""
+    engines died under it, and the meter's reading when the engine was done with it. `note` hears of its rows."""
 
     completions: list[Completion | None]
     gpu_seconds: float
     deaths: int
     reading: MeterReading
+    note: Note
 
     def completed(self) -> list[Completion]:
         """The completions; each is there once `Supervisor.run` has returned."""
@@ -75,8 +81,9 @@ def cut(places: list[int]) -> list[list[int]]:
 class Supervisor:
     """An engine that any number of threads may ask at once and that outlives its own death.
 
-    `start` makes an engine, or raises EngineError; `kill` ends all processes that it started. The first
-    engine that does not start is not tried again: a model that does not load once will not load twice.
+    `start` makes an engine, or raises EngineError; `kill` ends all processes that it started; `last_words` writes down
+    what was told, before the process ends over an engine that hangs in it. The first engine that does not start is
+    not tried again: a model that does not load once will not load twice.
     """
 
     def __init__(
@@ -86,13 +93,19 @@ class Supervisor:
         meter: Meter,
         max_restarts: int,
         timeout_seconds: float,
+        load_seconds: float = 3600.0,
+        last_words: Callable[[], None] = lambda: None,
     ) -> None:
         self._start = start
         self._kill = kill
         self._meter = meter
         self._max_restarts = max_restarts
         self._timeout = timeout_seconds
-        self._engine = start()
+        self._load_seconds = load_seconds
+        self._last_words = last_words
+        began = time.monotonic()
+        self._engine = self._loaded()
+        events.tell("engine ready", seconds=round(time.monotonic() - began, 1))
         self._deaths = 0
         self._dead = False
         self._failure: EngineError | None = None
@@ -106,9 +119,9 @@ class Supervisor:
         self._ended = threading.Event()
         threading.Thread(target=self._watch, name="engine-watch", daemon=True).start()
 
-    def run(self, prompts: Sequence[Prompt]) -> Outcome:
+    def run(self, prompts: Sequence[Prompt], note: Note = events.tell) -> Outcome:
         """The completions of all prompts. Raises EngineError once the engine has died too often."""
-        outcome = Outcome([None] * len(prompts), 0.0, 0, self._meter.reading())
+        outcome = Outcome([None] * len(prompts), 0.0, 0, self._meter.reading(), note)
         suspects, waiting = self._among_others(prompts, list(range(len(prompts))), outcome)
         while suspects or waiting:
             if suspects:
@@ -161,13 +174,16 @@ class Supervisor:
         if not left:
             return
         if len(left) > 1:
-            for part in cut(left):
+            parts = cut(left)
+            outcome.note("suspects split", rows=left, rows_suspect=len(left), parts=len(parts))
+            for part in parts:
                 self._isolate(prompts, part, outcome)
         elif deaths + 1 < DEATHS_OF_A_ROW:
             self._isolate(prompts, left, outcome, deaths + 1)
         else:
             error = RowError("engine_killed", f"the engine died {DEATHS_OF_A_ROW} times while it ran this row alone")
             outcome.completions[left[0]] = Completion.failed(error)
+            outcome.note("row set aside", row=left[0], deaths=DEATHS_OF_A_ROW)
 
     def _attempt(self, prompts: Sequence[Prompt], places: list[int], outcome: Outcome) -> tuple[list[int], list[int]]:
         """Ask the engine for the rows at `places`. If it dies: the places that were in it, and those that waited."""
@@ -207,7 +223,11 @@ class Supervisor:
         self._note_death(engine, died)
         running = {places[i] for i in died.running}
         missing = [place for place in places if outcome.completions[place] is None]
-        return [p for p in missing if p in running], [p for p in missing if p not in running]
+        suspects, waiting = [p for p in missing if p in running], [p for p in missing if p not in running]
+        outcome.note(
+            "engine died", reason=str(died), rows=suspects, rows_suspect=len(suspects), rows_waiting=len(waiting)
+        )
+        return suspects, waiting
 
     def _note_death(self, engine: Engine, death: EngineDied) -> None:
         with self._changed:
@@ -231,28 +251,61 @@ class Supervisor:
                 if self._failure is not None:
                     raise self._failure
                 self._meter.loading()
+                events.tell("engine restarting", restart=self._deaths, max_restarts=self._max_restarts)
+                began = time.monotonic()
                 self._kill()
                 # It is dead: whatever it says on being closed, its processes are gone already.
                 with contextlib.suppress(Exception):
                     self._engine.close()
                 try:
-                    self._engine = self._start()
+                    self._engine = self._loaded()
                 except EngineError as error:
                     self._deaths += 1
+                    events.tell("engine died", reason=str(error), rows=[], rows_suspect=0, rows_waiting=0)
                     if self._deaths > self._max_restarts:
                         self._failure = self._too_often(error)
                     continue
                 self._meter.ready()
                 self._dead = False
+                events.tell("engine ready", seconds=round(time.monotonic() - began, 1))
+
+    def _loaded(self) -> Engine:
+        """A new engine. Raises EngineError, also when it takes longer to load than it may."""
+        made: list[Engine | Exception] = []
+
+        def load() -> None:
+            try:
+                made.append(self._start())
+            except Exception as error:
+                made.append(error)
+
+        loading = threading.Thread(target=load, name="engine-load", daemon=True)
+        loading.start()
+        loading.join(self._load_seconds)
+        if not made:
+            # What loads in this very process is left to itself; the replica ends over it or starts the next one.
+            self._kill()
+            raise EngineError(
+                f"the engine was not loaded within limits.load_timeout_seconds ({self._load_seconds:g})",
+                "its messages in the log say how far it came; raise that limit if it only needs longer",
+            )
+        if isinstance(made[0], Exception):
+            raise made[0]
+        return made[0]
 
     def _watch(self) -> None:
         """Kill an engine that stands still: whoever waits for it then sees it dead."""
-        stall = Stall()
+        stall, told = Stall(), -1
         while not self._ended.wait(min(WATCH_SECONDS, self._timeout / 4)):
             rows = sum(list(self._unfinished.values()))
             still = stall.seconds(time.monotonic(), rows, (self._deaths, self._engine.steps))
             if still >= self._timeout + UNKILLABLE_SECONDS:
                 # It hangs inside this very process. Ray starts the replica again.
+                events.tell("replica hangs", seconds=round(still, 1))
+                self._last_words()
                 os._exit(HUNG_EXIT)
             if still >= self._timeout and not self._dead:
+                if told != self._deaths:
+                    told = self._deaths
+                    events.tell("engine hangs", seconds=round(still, 1), rows_unfinished=rows)
                 self._kill()

@@ -158,7 +158,11 @@ class VllmEngine:
             raise EngineError(
                 f"{spec.model.source} has no chat template", "set prompt.chat: false, or take a chat model"
             )
-        _require_accepted(spec, engine, self._params)
+        try:
+            _require_accepted(spec, engine, self._params)
+        except SpecError:
+            vllm_private.Core(engine).shutdown()
+            raise
         self._conversations = Conversations(self._tokenizer) if self._chat else None
         sharing = plan.workload is not None and plan.workload.shares_apart
         self._pump = Pump(engine, lora, LINGER_SECONDS if sharing else 0.0)
@@ -272,6 +276,9 @@ def _logprobs(output: Any) -> list[list[dict[str, Any]]]:
 
 def _prepare_environment(plan: Plan) -> None:
     """What vLLM reads from the environment, unless the user has set it."""
+    if not os.environ.get("VLLM_PORT", "0").isdigit():
+        # Kubernetes sets VLLM_PORT=tcp://... for every Service called vllm; vLLM takes a number.
+        del os.environ["VLLM_PORT"]
     # The engine in a process of its own, started afresh: a fork of a Ray worker would share its sockets.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")

@@ -23,11 +23,9 @@ _CONTEXT = "vllm.v1.engine.utils:get_mp_context"
 _WORKER_HERE = "vllm.v1.executor.uniproc_executor:UniProcExecutor"
 _PROCESS_STARTS_IN = "vllm.v1.engine.utils"
 
-_REFUSAL = "vllm.exceptions:VLLMClientError"
 _UNKNOWN_TO_XGRAMMAR = "vllm.v1.structured_output.backend_xgrammar:has_xgrammar_unsupported_json_features"
 
 _NAMES = (
-    _REFUSAL,
     _UNKNOWN_TO_XGRAMMAR,
     "vllm.sampling_params:SamplingParams.verify",
     "vllm.sampling_params:SamplingParams.update_from_tokenizer",
@@ -101,13 +99,6 @@ def require_accepted(engine: Any, params: Any) -> None:
         VLLM.attribute(config, "structured_outputs_config"),
         tokenizer,
     )
-
-
-def refuses(error: Exception) -> bool:
-    """Is this vLLM's word for a request that it will not run? The others are not affected."""
-    if isinstance(error, ValueError):
-        return True
-    return type(error).__module__ == "vllm.exceptions" and isinstance(error, VLLM.name(_REFUSAL))
 
 
 class Core:

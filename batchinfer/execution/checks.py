@@ -236,7 +236,7 @@ def require_model(spec: JobSpec, access: bool = True) -> ModelFacts:
     """
     facts = model_facts(spec.model, spec.storage)
     _require_engine_support(facts)
-    _require_token_ids(spec, facts)
+    _require_known_tokens(spec, facts)
     if facts.shape is not None:
         require_consistent(spec, facts.shape, source_of(spec, facts.name, facts.entry, facts.quantization))
     if is_remote(facts.location) or os.path.isdir(facts.location):
@@ -252,19 +252,6 @@ def require_model(spec: JobSpec, access: bool = True) -> ModelFacts:
     return facts
 
 
-def _require_token_ids(spec: JobSpec, facts: ModelFacts) -> None:
-    """Refuse token ids that the model does not have: an engine refuses every row with them."""
-    if facts.shape is None:
-        return
-    for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
-        largest = max(getattr(spec.sampling, name) or (), default=0)
-        if largest >= facts.shape.vocab_size:
-            raise SpecError(
-                f"sampling.{name} holds {largest}, and {facts.name} has {facts.shape.vocab_size:,} tokens",
-                "token ids begin at 0: take them from the tokenizer of this model",
-            )
-
-
 def _require_engine_support(facts: ModelFacts) -> None:
     support = engine_support(facts.shape.architecture) if facts.shape is not None else None
     if facts.shape is None or support is None or support.until is None:
@@ -276,6 +263,25 @@ def _require_engine_support(facts: ModelFacts) -> None:
         f"{facts.name} cannot run: vLLM dropped {architecture} after {support.until}",
         f"use {instead}, which takes its place",
     )
+
+
+def _require_known_tokens(spec: JobSpec, facts: ModelFacts) -> None:
+    """Token ids beyond the vocabulary: vLLM refuses each request with one, or its engine dies of it."""
+    if facts.shape is None:
+        return
+    sampling, size = spec.sampling, facts.shape.vocab_size
+    given: dict[str, Collection[int]] = {
+        "stop_token_ids": sampling.stop_token_ids or (),
+        "allowed_token_ids": sampling.allowed_token_ids or (),
+        "logit_bias": sampling.logit_bias or {},
+    }
+    for key, ids in given.items():
+        unknown = sorted(token for token in ids if not 0 <= token < size)
+        if unknown:
+            raise SpecError(
+                f"sampling.{key} names token {unknown[0]}, and {facts.name} has tokens 0 to {size - 1}",
+                "take ids of this model's own tokenizer",
+            )
 
 
 def _require_model_folder(spec: JobSpec, path: str, names: Collection[str], read: Callable[[str], bytes]) -> None:

@@ -44,13 +44,16 @@ class Guard:
             start_new_session=True,
         )
         os.close(reader)
+        self._ended = False
         os.environ[variable] = mark
         # Ray and vLLM give their processes titles, for which setproctitle would overwrite the environment.
         os.environ["SPT_NOENV"] = "1"
 
     def end(self) -> None:
         """Kill what carries the mark now, and wait until it is gone."""
-        os.close(self._writer)
+        if not self._ended:
+            self._ended = True
+            os.close(self._writer)
         self._process.wait()
 
 

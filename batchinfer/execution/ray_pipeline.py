@@ -19,9 +19,10 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask, TaskPoolStrategy
 from ray.data.block import BlockMetadata
 
+from batchinfer import signals
 from batchinfer.accounting.records import ShardRecord
 from batchinfer.errors import BatchinferError, ClusterError, WorkersLost
-from batchinfer.execution import ray_private
+from batchinfer.execution import local_cluster, ray_private
 from batchinfer.execution.job import Job
 from batchinfer.execution.placement import replica_arguments
 from batchinfer.execution.process_guard import DRIVER, Guard
@@ -256,6 +257,7 @@ def connected(address: str | None) -> Iterator[None]:
         return
     if address:
         _join(address)
+        signals.retake()
         try:
             yield
         finally:
@@ -263,21 +265,30 @@ def connected(address: str | None) -> Iterator[None]:
         return
     # Ray runs its workers at niceness 15: whatever else the machine does would slow the engine down.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    guard = Guard(DRIVER, uuid.uuid4().hex)
-    try:
-        _start_local()
-        yield
-    finally:
-        ray.shutdown()
-        guard.end()
+    with local_cluster.prepared() as folder:
+        guard = Guard(DRIVER, uuid.uuid4().hex)
+        try:
+            with signals.cleaning(guard.end):
+                _start_local(folder)
+                signals.retake()
+                yield
+        finally:
+            ray.shutdown()
+            guard.end()
 
 
-def _start_local() -> None:
+def _start_local(folder: str) -> None:
     """Start a cluster on this machine; raises ClusterError."""
     for _ in range(_STARTS):
         try:
             # Else Ray joins a cluster that it finds running on this machine, whosever that is.
-            ray.init(address="local", include_dashboard=False, log_to_driver=True)
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=True,
+                _node_ip_address=local_cluster.ADDRESS,
+                _temp_dir=folder,
+            )
             return
         except Exception as error:
             # Ray gives its first node 30 seconds, which a busy machine exceeds, and has no error of its own for it.
@@ -297,6 +308,7 @@ def _join(address: str) -> None:
             f"{address} is where the cluster takes jobs, not where a driver joins it",
             "`batchinfer submit` sends the job there; `run` on one of its nodes takes --address auto",
         )
+    local_cluster.require_reachable(address)
     try:
         ray.init(address=address, log_to_driver=True)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:

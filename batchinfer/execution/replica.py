@@ -10,9 +10,11 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyarrow as pa
 
+from batchinfer import events
 from batchinfer.accounting.meter import Meter
 from batchinfer.accounting.records import ReplicaRecord, ShardRecord
 from batchinfer.engine import Completion, host_processes, start_engine
@@ -20,6 +22,7 @@ from batchinfer.engine.supervisor import Outcome, Supervisor
 from batchinfer.errors import BatchinferError, RowError, StorageError
 from batchinfer.execution.job import Job
 from batchinfer.execution.process_guard import REPLICA, Guard, kill_marked
+from batchinfer.execution.replica_events import EventFile
 from batchinfer.execution.result_rows import counts, evaluate, result_table
 from batchinfer.execution.shard_block import Envelope, seal, unseal
 from batchinfer.jobspec import JobSpec
@@ -33,6 +36,10 @@ JOURNAL_SECONDS = 1.0
 COLLECTED_AFTER = 50_000
 """Python looks for garbage in cycles after so many new objects instead of 700: a shard's rows are a few times
 as many, live together and are no cycles."""
+
+
+NAMED_ROWS = 20
+"""In an event: enough to look at, and few enough for one line."""
 
 
 class Clock:
@@ -139,6 +146,8 @@ class Replica:
         self._lost = lost
         self._attempts = attempts
         self._journal = Journal(job, self._meter)
+        self._events = EventFile(job.layout, job.run_id, self._journal.replica_id)
+        events.tell("replica started", node=self._journal.node)
         self._guard = Guard(REPLICA, self._journal.replica_id)
         self._maker = PromptMaker(job.spec.prompt)
         self._check = OutputCheck(job.spec.output, job.spec.sampling.max_tokens)
@@ -150,6 +159,7 @@ class Replica:
             gc.set_threshold(COLLECTED_AFTER)
             self._journal.ready()
         except BatchinferError as error:
+            events.tell("engine not loaded", reason=error.message)
             # Kept for the first shard: Ray cannot tell an actor that fails to start from one that was killed
             # while it started, and only the latter is worth another try.
             self._engine = error
@@ -168,7 +178,10 @@ class Replica:
         self._journal.begin(shard_id)
         started_at_us = self._clock()
         prompts = self._maker.prompts(rows)
-        outcome = self._engine.run([prompt for prompt in prompts if not isinstance(prompt, RowError)])
+        places = [place for place, prompt in enumerate(prompts) if not isinstance(prompt, RowError)]
+        outcome = self._engine.run(
+            [prompt for prompt in prompts if not isinstance(prompt, RowError)], _Note(envelope, places)
+        )
         self._journal.end(shard_id)
         answers = iter(outcome.completed())
         completions = [
@@ -187,6 +200,8 @@ class Replica:
             meter=self._meter,
             max_restarts=limits.max_engine_restarts,
             timeout_seconds=limits.engine_timeout_seconds,
+            load_seconds=limits.load_timeout_seconds,
+            last_words=self._events.write,
         )
 
     def _checked(self, completion: Completion) -> Completion:
@@ -240,7 +255,28 @@ class Replica:
         if isinstance(self._engine, Supervisor):
             self._engine.close()
         self._guard.end()
+        self._events.close()
         self._journal.close()
+
+
+class _Note:
+    """Tells events of one shard: places among the prompts that the engine was given become rows of the input."""
+
+    def __init__(self, envelope: Envelope, places: Sequence[int]) -> None:
+        self._envelope = envelope
+        self._places = places
+
+    def __call__(self, name: str, **values: Any) -> None:
+        if "rows" in values:
+            values["rows"] = [self._row(place) for place in values["rows"][:NAMED_ROWS]]
+        if "row" in values:
+            values["row"] = self._row(values["row"])
+        events.tell(name, shard_id=self._envelope.shard_id, **values)
+
+    def _row(self, place: int) -> int:
+        position = self._places[place]
+        retried = self._envelope.retried
+        return self._envelope.first_row + (position if retried is None else retried[position])
 
 
 def with_local_model(spec: JobSpec, plan: Plan) -> tuple[JobSpec, Plan]:

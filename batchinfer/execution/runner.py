@@ -14,6 +14,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchinfer import signals
 from batchinfer.accounting.budget import shards_with_budget
 from batchinfer.accounting.ledger import replica_accounts, replicas_table, totals
 from batchinfer.accounting.records import ShardRecord
@@ -45,8 +46,9 @@ from batchinfer.execution.metrics import Metrics, labels_of
 from batchinfer.execution.plan_job import plan_job
 from batchinfer.execution.progress import Listener
 from batchinfer.execution.ray_pipeline import Work
+from batchinfer.execution.replica_events import ReplicaEvents
 from batchinfer.execution.sample_prompts import survey
-from batchinfer.execution.stop_and_budget import BudgetWatch, Stopper, Tally
+from batchinfer.execution.stop_and_budget import Stopper, Tally, Watch
 from batchinfer.execution.this_machine import host_cluster, may_have_gpus
 from batchinfer.input.manifest import Manifest, to_parquet
 from batchinfer.jobspec import JobSpec, key_values, parse, to_yaml
@@ -183,6 +185,7 @@ def run(
             _begin(checked, plan)
             listener.event(
                 "resumed" if checked.resumed else "started",
+                run_id=manifest.fingerprint.run_id,
                 output=layout.root,
                 rows=manifest.rows,
                 shards=len(manifest.shards),
@@ -231,7 +234,13 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
         with layout.storage.lock(layout.lock) as require_held:
             note_retry(layout, manifest.fingerprint.run_id, positions)
             shards = [shard for shard in manifest.shards if shard.shard_id in positions]
-            listener.event("retrying", output=layout.root, rows=sum(map(len, positions.values())), shards=len(shards))
+            listener.event(
+                "retrying",
+                run_id=manifest.fingerprint.run_id,
+                output=layout.root,
+                rows=sum(map(len, positions.values())),
+                shards=len(shards),
+            )
             work = Work(shards, positions, generations)
             _execute(_job(spec, plan, layout, manifest), manifest, work, listener, require_held)
             return _conclude(layout, spec, manifest)
@@ -337,41 +346,54 @@ def _read_plan(layout: Layout) -> Plan | None:
 
 
 def _connected(cluster: str | None, listener: Listener) -> contextlib.AbstractContextManager[None]:
+    signals.let_end(False)
     listener.event("connecting", cluster=cluster or "a local one, started for this run")
     return ray_pipeline.connected(cluster)
 
 
 def _execute(job: Job, manifest: Manifest, work: Work, listener: Listener, require_held: Callable[[], None]) -> None:
     """Run the work to its end, or until a signal or a budget stops it (Stopped), or the lock is lost."""
-    if not work.shards:
-        return
+    try:
+        if work.shards:
+            _work(job, manifest, work, listener, require_held)
+    finally:
+        # What is left to do is done soon, and has an exit code of its own.
+        signals.let_end(True)
+
+
+def _work(job: Job, manifest: Manifest, work: Work, listener: Listener, require_held: Callable[[], None]) -> None:
     layout = job.layout
     remove(layout, layout.stop)
     earlier = {journal.replica_id for journal in read_journals(layout)}
     counting = Metrics(labels_of(job))
     tally = Tally(job, manifest, work, counting.observed)
-    stopper = Stopper(lambda: layout.storage.put(layout.stop, STOP_MARK), lambda: _begun(layout, earlier), listener)
+    stopper = Stopper(
+        lambda: layout.storage.put(layout.stop, STOP_MARK),
+        lambda: _begun(layout, earlier),
+        lambda: not tally.left,
+        listener,
+    )
     stopper.reason = tally.over_budget() or ""
     if stopper.reason:
         # Not even one more shard: nothing is loaded for it.
         raise _stopped(stopper, tally, work)
+    replicas = ReplicaEvents(layout)
     waiting = ray_pipeline.waits_for(job.plan)
     if waiting is not None:
         listener.event("waiting", **waiting, hint="the job starts when the cluster has them free")
     listener.begin(tally.progress())
     try:
-        with stopper, BudgetWatch(tally, stopper) as budget:
-            for committed in ray_pipeline.run_shards(job, manifest, work):
+        with stopper, Watch(tally, stopper, replicas, listener) as watch:
+            for committed in stopper.until_stopped(ray_pipeline.run_shards(job, manifest, work)):
                 require_held()
                 tally.add(committed.record, committed.won)
                 if committed.won:
                     counting.committed(committed.record)
                     listener.advance(tally.progress(), committed.record)
-                budget.check()
-        _wait_for_journals(layout, earlier)
-        tally.look()
-    except KeyboardInterrupt:
-        stopper.reason = stopper.reason or "interrupted"
+                watch.check()
+            if not stopper.at_once:
+                _wait_for_journals(layout, earlier)
+            tally.look()
     except BatchinferError as error:
         _account_for(layout, manifest)
         if isinstance(error, EngineError | WorkersLost):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import signal
+import contextlib
+import queue
 import threading
 import time
-from collections.abc import Callable
-from types import FrameType
-from typing import Self
+from collections.abc import Callable, Iterator
+from typing import Any, Self, TypeVar
 
+from batchinfer import signals
 from batchinfer.accounting.budget import LEAST_START_SECONDS, Spending, over_budget
 from batchinfer.accounting.ledger import Ledger, ReplicaAccount, active_seconds
 from batchinfer.accounting.records import ReplicaRecord, ShardRecord
@@ -17,12 +18,16 @@ from batchinfer.errors import StorageError
 from batchinfer.execution.job import Job
 from batchinfer.execution.progress import Listener, Progress, Speed
 from batchinfer.execution.ray_pipeline import Work
+from batchinfer.execution.replica_events import ReplicaEvents
 from batchinfer.input.manifest import Manifest
 from batchinfer.rundir.commit import read_accounting
 from batchinfer.rundir.journals import read_journals
 
 LOOK_SECONDS = 2.0
-"""How often the replicas' journals are read for what the run has cost."""
+"""How often the replicas' journals are read for what the run has cost, and their events for what has happened."""
+
+LOST_AFTER_SECONDS = 15.0
+"""A replica writes its journal each second: one that has not for so long is lost, or cannot reach its store."""
 
 
 class Tally:
@@ -50,6 +55,8 @@ class Tally:
         self._journals: list[ReplicaRecord] = read_journals(job.layout)
         self._earlier = {journal.replica_id for journal in self._journals}
         self._alive: set[str] = set()
+        self._moved_at: dict[str, float] = {}
+        self._lost: set[str] = set()
         self._commits, self._wall_seconds = 0, 0.0
         # Of all that was ever committed, by earlier sessions too.
         self._ledger = Ledger()
@@ -93,6 +100,7 @@ class Tally:
         # A replica that lives writes every second; nothing here asks what time it is elsewhere.
         moving = [j for j in self._journals if j != before.get(j.replica_id)]
         self._alive = {journal.replica_id for journal in moving if journal.finished_at_us is None}
+        self._moved_at |= dict.fromkeys((journal.replica_id for journal in moving), self._looked_at)
         ours = [j for j in self._journals if j.replica_id not in self._earlier]
         self._observe([j for j in ours if j.finished_at_us is not None or j.replica_id in self._alive])
 
@@ -100,6 +108,19 @@ class Tally:
         if time.monotonic() - self._looked_at >= LOOK_SECONDS:
             self._read()
         return self._journals
+
+    def newly_lost(self) -> list[ReplicaRecord]:
+        """This session's replicas that have fallen silent since the last call. Raises StorageError."""
+        with self._lock:
+            lost = [
+                journal
+                for journal in self._look()
+                if journal.finished_at_us is None
+                and journal.replica_id not in self._lost | self._earlier
+                and self._looked_at - self._moved_at[journal.replica_id] > LOST_AFTER_SECONDS
+            ]
+            self._lost |= {journal.replica_id for journal in lost}
+            return lost
 
     def over_budget(self) -> str | None:
         """Why no further shard may start, None if one may. Raises StorageError."""
@@ -148,16 +169,32 @@ class Tally:
             )
 
 
-class Stopper:
-    """The first SIGINT or SIGTERM, or a budget, stops new shards and lets those in flight end; a second
-    signal stops at once, and so does the first where no replica has begun: one may wait for a GPU for hours."""
+T = TypeVar("T")
 
-    def __init__(self, announce: Callable[[], None], begun: Callable[[], bool], listener: Listener) -> None:
+LEAVE_SECONDS = 30.0
+"""What a command has to write its accounts and end its cluster, after it was told to stop at once."""
+
+
+class Stopper:
+    """The first signal, or a budget, stops new shards and lets those in flight end; a second signal stops at once.
+
+    So does the first one if no replica has begun: one may wait for a GPU for hours. A signal that comes when all
+    shards are done changes nothing.
+    """
+
+    def __init__(
+        self, announce: Callable[[], None], begun: Callable[[], bool], done: Callable[[], bool], listener: Listener
+    ) -> None:
         self._announce = announce
         self._begun = begun
+        self._done = done
         self._listener = listener
-        self._before: dict[signal.Signals, signal._HANDLER] = {}
+        self._handling = contextlib.ExitStack()
+        self._arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._over = False
         self.reason = ""
+        self.at_once = False
+        """Whether shards in flight are given up."""
 
     def stop(self, reason: str) -> None:
         """Let no new shard start. Raises StorageError."""
@@ -166,33 +203,68 @@ class Stopper:
             self._announce()
             self._listener.event("stopping", reason=reason, hint="shards in flight end first; Ctrl-C again stops now")
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.reason:
-            raise KeyboardInterrupt
-        reason = f"stopped by {signal.Signals(number).name}"
-        if not self._begun():
-            self.reason = reason
-            raise KeyboardInterrupt
-        self.stop(reason)
+    def until_stopped(self, commits: Iterator[T]) -> Iterator[T]:
+        """What `commits` gives, until a signal stops the run at once. Raises what `commits` raises.
+
+        It is read in a thread of its own: Ray cannot be interrupted while it waits for the next one.
+        """
+
+        def read() -> None:
+            try:
+                for commit in commits:
+                    self._arrived.put((commit, None))
+                    if self._over:
+                        break
+                else:
+                    self._arrived.put(None)
+            except BaseException as error:
+                self._arrived.put((None, error))
+
+        threading.Thread(target=read, name="commits", daemon=True).start()
+        try:
+            while (arrived := self._arrived.get()) is not None and not self.at_once:
+                commit, error = arrived
+                if error is not None:
+                    raise error
+                yield commit
+        finally:
+            self._over = True
+
+    def _signal(self, name: str, count: int) -> None:
+        """Called in the thread that signals are read in."""
+        if self._done():
+            return
+        reason = f"stopped by {name}"
+        # A store that fails cannot be told to start no shard.
+        with contextlib.suppress(StorageError):
+            if not self.reason and self._begun():
+                self.stop(reason)
+                return
+        self.reason = self.reason or reason
+        self.at_once = True
+        self._arrived.put(None)
+        signals.leave_after(LEAVE_SECONDS, f"{self.reason}: the same command goes on where this one stopped")
 
     def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._handle)
+        self._handling.enter_context(signals.handled(self._signal))
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._handling.close()
 
 
-class BudgetWatch:
-    """Looks at the budget every other second, also while no shard ends: a model may load for long."""
+class Watch:
+    """Looks every other second, also while no shard ends, as a model may load for long: at the budget, and at what
+    the replicas tell."""
 
-    def __init__(self, tally: Tally, stopper: Stopper) -> None:
+    def __init__(self, tally: Tally, stopper: Stopper, replicas: ReplicaEvents, listener: Listener) -> None:
         self._tally = tally
         self._stopper = stopper
+        self._replicas = replicas
+        self._listener = listener
         self._over = threading.Event()
         self._failure: StorageError | None = None
-        self._thread = threading.Thread(target=self._watch, name="budget", daemon=True)
+        self._relaying = threading.Lock()
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
 
     def check(self) -> None:
         """Stop the run if no further shard may start. Raises StorageError, also what ended the watching."""
@@ -202,10 +274,26 @@ class BudgetWatch:
         if reason:
             self._stopper.stop(reason)
 
+    def relay(self) -> None:
+        """Tell the listener what replicas have told since the last time. Raises StorageError."""
+        with self._relaying:
+            for told in self._replicas.new():
+                self._listener.event(str(told.pop("event")), **told)
+            for lost in self._tally.newly_lost():
+                self._listener.event(
+                    "worker lost",
+                    replica_id=lost.replica_id,
+                    node=lost.node,
+                    seconds=LOST_AFTER_SECONDS,
+                    shards=list(lost.shards_in_flight),
+                )
+
     def _watch(self) -> None:
         try:
-            while not self._over.wait(LOOK_SECONDS) and not self._stopper.reason:
-                self.check()
+            while not self._over.wait(LOOK_SECONDS):
+                self.relay()
+                if not self._stopper.reason:
+                    self.check()
         except StorageError as error:
             self._failure = error
 
@@ -216,3 +304,6 @@ class BudgetWatch:
     def __exit__(self, *exception: object) -> None:
         self._over.set()
         self._thread.join()
+        # The last words of replicas that are gone; the run has ended one way or the other without them.
+        with contextlib.suppress(StorageError):
+            self.relay()

@@ -470,6 +470,8 @@ class LimitsSpec(Keys):
     A row that kills the engine uses 3 to 10 restarts until it is found and set aside as `engine_killed`."""
     engine_timeout_seconds: float = Field(default=600.0, gt=0)
     """Seconds without a step of the engine, while it has rows, after which it is killed and restarted."""
+    load_timeout_seconds: float = Field(default=3600.0, gt=0)
+    """Seconds that an engine may take to load, with the download of its model, before it counts as one that failed."""
     max_lost_workers: int = Field(default=100, ge=0)
     """How often each replica may be lost with its process or machine before the run ends with exit code 1."""
 

@@ -16,7 +16,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from batchinfer.errors import InputError, ModelError, StorageError
-from batchinfer.storage import Entry, Stores, storage_for, tell
+from batchinfer.events import tell
+from batchinfer.storage import Entry, Stores, storage_for
 
 PIECE_BYTES = 64 * 2**20
 THREADS = 16

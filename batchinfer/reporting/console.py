@@ -10,22 +10,26 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
-import structlog
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
+from batchinfer import events, signals
 from batchinfer.accounting.records import ShardRecord
 from batchinfer.errors import BatchinferError, StorageError
 from batchinfer.execution.progress import Listener, Progress
+from batchinfer.outlet import Outlet
 from batchinfer.reporting.terminal import money
 from batchinfer.rundir.ownership import LOG_MARK
 from batchinfer.rundir.paths import Layout
-from batchinfer.storage import LocalStorage, Stores, storage_for, told_to
+from batchinfer.storage import LocalStorage, Stores, storage_for
 
 _LOG_HEADER = LOG_MARK + b": what Ray, vLLM and their workers printed, session after session.\n"
+
+_BEGINNINGS = ("started", "resumed", "retrying")
+"""Events from which on the run's folder is there, with its log."""
 
 
 class Chatter:
@@ -44,13 +48,17 @@ class Chatter:
         self.path = ""
         self.kept = False
         self._saved: list[int] = []
+        self._leaving = contextlib.ExitStack()
+        self._spoke_to = 2
 
     def __enter__(self) -> Chatter:
         sys.stdout.flush()
         sys.stderr.flush()
         self._saved = [os.dup(1), os.dup(2)]
-        self.stdout = os.fdopen(os.dup(self._saved[0]), "w", buffering=1)
-        self.stderr = os.fdopen(os.dup(self._saved[1]), "w", buffering=1)
+        self.stdout = _outlet(self._saved[0], sys.stdout)
+        self.stderr = _outlet(self._saved[1], sys.stderr)
+        self._leaving.enter_context(signals.cleaning(self._drop))
+        self._spoke_to = signals.speak_to(self._saved[1])
         handle, self.path = tempfile.mkstemp(prefix="batchinfer-", suffix=".log")
         self._redirect(handle)
         return self
@@ -78,6 +86,17 @@ class Chatter:
         self.path = path
         self.kept = True
 
+    def write_line(self, line: str) -> None:
+        """A line of our own in the log."""
+        # A full disk must not end a run over its log.
+        with contextlib.suppress(OSError):
+            os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+
+    def _drop(self) -> None:
+        """Delete a log that is not kept."""
+        if not self.kept:
+            os.unlink(self.path)
+
     def keep(self) -> str:
         """Let the log outlive the run where it is. Returns its path."""
         self.kept = True
@@ -104,6 +123,8 @@ class Chatter:
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
+        self._leaving.close()
+        signals.speak_to(self._spoke_to)
         for stream, saved in zip((1, 2), self._saved, strict=True):
             os.dup2(saved, stream)
             os.close(saved)
@@ -116,6 +137,13 @@ class Chatter:
             if not self.kept:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.path)
+
+
+def _outlet(descriptor: int, like: TextIO) -> TextIO:
+    """A copy of a standard stream that outlives its reader."""
+    encoding = getattr(like, "encoding", None) or "utf-8"
+    stream = os.fdopen(os.dup(descriptor), "w", buffering=1, encoding=encoding, errors="backslashreplace")
+    return cast(TextIO, Outlet(stream))
 
 
 class TerminalListener:
@@ -136,17 +164,21 @@ class TerminalListener:
             redirect_stderr=False,
         )
         self._task: TaskID | None = None
+        self._leaving = contextlib.ExitStack()
 
     def event(self, name: str, **values: Any) -> None:
-        if name in ("started", "resumed", "retrying"):
+        if name in _BEGINNINGS:
             self._chatter.keep_at(values["output"])
-        told = ", ".join(f"{key} {value}" for key, value in values.items())
-        self._console.print(f"[bold]{name}[/bold]: {told}", highlight=False, soft_wrap=True)
+        line = events.plain_line(name, values)
+        self._chatter.write_line(f"batchinfer: {line}")
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def begin(self, progress: Progress) -> None:
         self._task = self._bar.add_task("loading", total=progress.rows_total, **_fields(progress))
         self._bar.update(self._task, completed=progress.rows_done)
         self._bar.start()
+        # A command that is left has to show the cursor again.
+        self._leaving.enter_context(signals.cleaning(self._bar.stop))
 
     def advance(self, progress: Progress, record: ShardRecord) -> None:
         if self._task is not None:
@@ -154,6 +186,7 @@ class TerminalListener:
 
     def end(self) -> None:
         self._bar.stop()
+        self._leaving.close()
 
 
 def _fields(progress: Progress) -> dict[str, Any]:
@@ -170,22 +203,19 @@ class JsonListener:
 
     def __init__(self, chatter: Chatter) -> None:
         self._chatter = chatter
-        self._log = structlog.wrap_logger(
-            structlog.PrintLogger(chatter.stderr),
-            processors=[
-                structlog.processors.add_log_level,
-                structlog.processors.TimeStamper(fmt="iso", utc=True),
-                structlog.processors.JSONRenderer(default=str),
-            ],
-        )
+        self._log = events.json_log(lambda line: print(line, file=chatter.stderr, flush=True))
+        self._ids: dict[str, Any] = {}
 
     def event(self, name: str, **values: Any) -> None:
-        if name in ("started", "resumed", "retrying"):
+        if name in _BEGINNINGS:
             self._chatter.keep_at(values["output"])
-        self._log.info(name, **values)
+            self._ids = {"run_id": values["run_id"]}
+        if self._chatter.path:
+            self._chatter.write_line(f"batchinfer: {events.plain_line(name, values)}")
+        self._log.info(name, **self._ids | values)
 
     def begin(self, progress: Progress) -> None:
-        self._log.info("running", rows_done=progress.rows_done, rows_total=progress.rows_total)
+        self._log.info("running", **self._ids, rows_done=progress.rows_done, rows_total=progress.rows_total)
 
     def advance(self, progress: Progress, record: ShardRecord) -> None:
         left = progress.seconds_left
@@ -221,7 +251,7 @@ def attending(stores: Stores) -> Iterator[Listener]:
     with Chatter(stores) as chatter:
         listener = TerminalListener(chatter) if sys.stderr.isatty() else JsonListener(chatter)
         try:
-            with told_to(listener.event):
+            with events.heard_by(listener.event):
                 yield listener
         except BatchinferError as error:
             if chatter.is_kept and error.exit_code == 1:

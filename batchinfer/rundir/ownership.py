@@ -23,6 +23,7 @@ from batchinfer.storage import Entry, delete_many, join
 
 SPEC_MARK = b"# Written by batchinfer"
 LOG_MARK = b"# The log of a batchinfer run"
+EVENTS_MARK = b'{"written_by": "batchinfer", "file": "events"'
 STOP_MARK = b"batchinfer: no shard starts any more\n"
 
 _LARGEST_JSON = 256 * 2**20
@@ -72,6 +73,7 @@ _KINDS: dict[str, _Check] = {
     r"_run/skipped\.json": _json("job", "tick", "because"),
     r"_run/replicas\.parquet": _parquet_columns("replica_id", "run_id", "wasted_seconds", "killed"),
     r"_run/replicas/[0-9a-f]{12}\.json": _json("replica_id", "run_id", "meter", "shards_in_flight"),
+    r"_run/events/[0-9a-f]{12}\.jsonl": _begins(EVENTS_MARK),
     r"_run/lock": _lock,
     r"_run/run\.log": _begins(LOG_MARK),
     r"_run/stop": _begins(STOP_MARK),
@@ -114,7 +116,7 @@ def clear(layout: Layout, kept: Iterable[str]) -> None:
 
 def remove_leftovers(layout: Layout) -> None:
     """Delete what killed writers left half-written in the folders of the run."""
-    for folder in (layout.root, *layout.folders, layout.journals_folder):
+    for folder in (layout.root, *layout.folders, layout.journals_folder, layout.events_folder):
         layout.storage.remove_leftovers(folder)
 
 

@@ -93,6 +93,14 @@ class Layout:
     def journal(self, replica_id: str) -> str:
         return join(self.journals_folder, f"{replica_id}.json")
 
+    @property
+    def events_folder(self) -> str:
+        return self._of_run("events")
+
+    def events(self, replica_id: str) -> str:
+        """Where the replica writes its events, JSON lines after a first one that says what the file is."""
+        return join(self.events_folder, f"{replica_id}.jsonl")
+
     def _of_run(self, name: str) -> str:
         return join(self.root, "_run", name)
 

@@ -11,9 +11,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from types import FrameType
+from collections.abc import Sequence
 
+from batchinfer import signals
 from batchinfer.execution.progress import Listener
 from batchinfer.jobspec.schedule import coming
 from batchinfer.scheduling.recurring import Clock, Scheduled, utc_now
@@ -34,10 +34,10 @@ class _Serving:
         self._ending = False
         self._left_undone = False
 
-    def end(self, number: int, frame: FrameType | None) -> None:
+    def end(self, name: str, count: int) -> None:
         """A first signal lets the shards in flight end, a second one stops at once: as for `run`."""
         self._ending = True
-        for _, process in self._running:
+        for _, process in list(self._running):
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
 
@@ -49,7 +49,7 @@ class _Serving:
             self._start(job)
         waiting = {job.path: next(coming(job.schedule, now), None) for job in self._jobs}
         while not self._ending:
-            # A signal's handler runs at once; what it changed is seen at the end of the sleep.
+            # What a signal changed is seen at the end of the sleep.
             time.sleep(POLL_SECONDS)
             self._reap()
             now = self._clock()
@@ -91,15 +91,5 @@ def serve(jobs: Sequence[Scheduled], options: Sequence[str], listener: Listener,
         following = next(coming(job.schedule, clock()), None)
         listener.event("scheduled", job=job.spec.name, spec=job.path, next_tick=following)
     serving = _Serving(jobs, options, listener, clock)
-    with _signals(serving):
+    with signals.handled(serving.end):
         return serving.run()
-
-
-@contextlib.contextmanager
-def _signals(serving: _Serving) -> Iterator[None]:
-    before = {number: signal.signal(number, serving.end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

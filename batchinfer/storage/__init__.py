@@ -21,7 +21,6 @@ from batchinfer.storage.base import (
     read_many,
     temporary_name,
 )
-from batchinfer.storage.events import tell, told_to
 from batchinfer.storage.local import LocalStorage, local_path
 from batchinfer.storage.patience import impatient
 
@@ -39,9 +38,7 @@ __all__ = [
     "normal_uri",
     "read_many",
     "storage_for",
-    "tell",
     "temporary_name",
-    "told_to",
 ]
 
 Stores = Mapping[str, StoreSpec]

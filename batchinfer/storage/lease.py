@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Any
 
 from batchinfer.errors import OutputBusy, StorageError
+from batchinfer.events import tell
 from batchinfer.storage.base import foreign_lock
-from batchinfer.storage.events import tell
 
 RENEWALS_A_LEASE = 4
 LEAVE_SECONDS = 10.0

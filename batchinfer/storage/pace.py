@@ -24,7 +24,7 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.parsers import ResponseParserError
 
-from batchinfer.storage.events import tell
+from batchinfer.events import tell, tell_slow
 from batchinfer.storage.patience import first_answer_seconds
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ class Pace:
         self._next_turn = 0.0
         self._window_began = time.monotonic()
         self._answers = self._throttled = 0
-        self._told = {"store retried": float("-inf"), "store slow": float("-inf")}
+        self._told = {"store retried": float("-inf"), "store throttled": float("-inf")}
 
     def call(self, uri: str, request: Callable[[], T]) -> T:
         """What `request` returns. Sent again until the limits of the spec are reached; then its error is raised with
@@ -82,6 +82,7 @@ class Pace:
         began, attempt = time.monotonic(), 0
         while True:
             self._wait_for_turn()
+            sent = time.monotonic()
             try:
                 result = request()
             except (BotoCoreError, ClientError, ResponseParserError) as error:
@@ -102,6 +103,7 @@ class Pace:
             else:
                 self._succeeded()
                 self._adjust(False)
+                tell_slow(uri, time.monotonic() - sent)
                 return result
 
     def _limit(self) -> float:
@@ -136,9 +138,9 @@ class Pace:
             rate = max(SLOWEST_REQUESTS_A_SECOND, before * (1 - CUT * share))
             self._rate = rate if limited and rate < UNLIMITED_REQUESTS_A_SECOND else None
             self._window_began, self._answers, self._throttled = now, 0, 0
-            due = share > 0 and self._is_due("store slow", now)
+            due = share > 0 and self._is_due("store throttled", now)
         if due:
-            tell("store slow", store=self._endpoint, requests_a_second=round(rate, 1))
+            tell("store throttled", store=self._endpoint, requests_a_second=round(rate, 1))
 
     def _succeeded(self) -> None:
         with self._lock:

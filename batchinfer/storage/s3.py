@@ -22,9 +22,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
 from batchinfer.errors import StorageError, StoreRefused
+from batchinfer.events import tell
 from batchinfer.jobspec import StoreSpec
 from batchinfer.storage.base import NAMES_AT_LEAST, Entry, input_changed, is_temporary, join
-from batchinfer.storage.events import tell
 from batchinfer.storage.lease import Lease, Seen
 from batchinfer.storage.pace import code_of, status_of
 from batchinfer.storage.ranged import RangedReader

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from batchinfer.engine import EngineDied, start_engine
-from batchinfer.engine.host import HostedEngine, host_processes
+from batchinfer.engine.host import HostedEngine, host_processes, last_error
 from batchinfer.errors import EngineError
 from batchinfer.prompting.prompts import Prompt
 from tests.support import ROOT
@@ -172,3 +172,14 @@ def test_a_host_and_its_engine_end_when_the_replica_is_killed():
         replica.kill()
     assert len(processes) == 2
     assert psutil.wait_procs(processes, timeout=60)[1] == []
+
+
+def test_the_last_error_that_an_engine_printed_is_found_behind_those_that_point_to_it():
+    printed = [
+        "(EngineCore pid=7) INFO loading",
+        "(EngineCore pid=7) ERROR 11-27 [core.py:88] torch.OutOfMemoryError: 64 GiB do not fit",
+        "Traceback (most recent call last):",
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+    ]
+    assert last_error(printed) == "torch.OutOfMemoryError: 64 GiB do not fit"
+    assert last_error(["INFO all is well", "no error here: nothing"]) is None

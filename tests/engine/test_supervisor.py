@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batchinfer import events
 from batchinfer.accounting.meter import Meter
 from batchinfer.engine import start_engine
 from batchinfer.engine.base import Completion, EngineDied
@@ -224,3 +225,30 @@ def test_rows_that_waited_when_the_engine_died_are_no_suspects():
     assert [i for i, c in enumerate(outcome.completed()) if c.error] == [1]
     innocent = [f"{i}" for i in range(4, 12)]
     assert [rows for rows in machine.asked[1:] if set(rows) & set(innocent)] == [innocent], "asked once more, together"
+
+
+def test_each_death_split_restart_and_row_set_aside_is_told():
+    machine = Machine(slots=4, poison={"bad"})
+    heard = []
+    with events.heard_by(lambda name, **values: heard.append((name, values))):
+        supervisor, _ = supervised(machine, max_restarts=20)
+        supervisor.run(prompts_of(["a", "b", "bad", "c", "d"]))
+        supervisor.close()
+    names = [name for name, _ in heard]
+    assert names[:3] == ["engine ready", "engine died", "engine restarting"]
+    assert heard[1][1] == {"reason": "dead", "rows": [0, 1, 2, 3], "rows_suspect": 4, "rows_waiting": 1}
+    assert ("suspects split", {"rows": [0, 1, 2, 3], "rows_suspect": 4, "parts": 4}) in heard
+    assert ("row set aside", {"row": 2, "deaths": DEATHS_OF_A_ROW}) in heard
+    restarts = [values["restart"] for name, values in heard if name == "engine restarting"]
+    assert restarts == list(range(1, len(restarts) + 1))
+    assert names.count("engine died") == len(restarts)
+
+
+def test_an_engine_that_does_not_load_in_time_is_an_error_that_names_the_limit():
+    killed = []
+    with pytest.raises(EngineError, match=r"not loaded within limits\.load_timeout_seconds \(0\.2\)"):
+        Supervisor(
+            lambda: time.sleep(5), lambda: killed.append(1), Meter(1, lambda: 0), 5, timeout_seconds=600,
+            load_seconds=0.2,
+        )  # fmt: skip
+    assert killed == [1]

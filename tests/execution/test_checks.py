@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from batchinfer.execution import ray_pipeline, runner
 from batchinfer.jobspec import JobSpec
 from tests.support import ROOT
 from tests.support.builders import make_spec, write_parquet
-from tests.support.scripted_jobs import KeepingListener
+from tests.support.scripted_jobs import KeepingListener, scripted_spec
 
 
 @pytest.fixture
@@ -99,3 +100,20 @@ def test_gpus_can_be_supposed_for_the_rows_at_hand(base):
     made = supposing(base, gpus=2)
     assert made.workload is not None
     assert made.workload.rows == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("stop_token_ids", [99_999_999]), ("allowed_token_ids", [5, -1]), ("logit_bias", {99_999_999: 1.0})],
+)
+def test_a_token_beyond_the_vocabulary_is_refused_before_the_start(
+    corpus: Path, tmp_path: Path, key: str, value: Any
+) -> None:
+    spec = scripted_spec(
+        corpus,
+        tmp_path / "out",
+        model={"source": str(ROOT / "jobs/demo/model")},
+        sampling={"max_tokens": 4, key: value},
+    )
+    with pytest.raises(SpecError, match=rf"sampling\.{key} names token .* has tokens 0 to \d+"):
+        runner.validate(spec)

@@ -10,8 +10,9 @@ import boto3
 import pytest
 from ceph_gateway import CephGateway, missing_programs
 
+from batchinfer.events import heard_by
 from batchinfer.jobspec import StoreSpec
-from batchinfer.storage import join, storage_for, told_to
+from batchinfer.storage import join, storage_for
 
 pytestmark = [
     pytest.mark.soak,
@@ -60,7 +61,7 @@ def test_a_lock_is_renewed_given_back_and_taken_again(storage):
 
 def test_an_outage_longer_than_the_lease_loses_no_write_and_no_lock(ceph, storage):
     told = []
-    with told_to(lambda name, **values: told.append(name)), storage.lock("s3://runs/outage-lock") as require_held:
+    with heard_by(lambda name, **values: told.append(name)), storage.lock("s3://runs/outage-lock") as require_held:
         ceph.cut()
         threading.Timer(OUTAGE_SECONDS, ceph.mend).start()
         uris = [join("s3://runs/outage", str(i)) for i in range(40)]

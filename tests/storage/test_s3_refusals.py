@@ -6,13 +6,14 @@ import threading
 import time
 
 import pytest
-from faulty_store import FaultyStore
 
 from batchinfer.errors import OutputError, StorageError, StoreRefused, UserError
+from batchinfer.events import heard_by
 from batchinfer.execution.plan_job import earlier_reports
 from batchinfer.jobspec import StoreSpec
 from batchinfer.rundir.paths import Layout
-from batchinfer.storage import impatient, join, lease, patience, read_many, storage_for, told_to
+from batchinfer.storage import impatient, join, lease, patience, read_many, storage_for
+from tests.support.faulty_store import FaultyStore
 
 HASTY = {"connect_timeout": 2, "read_timeout": 5, "retry_seconds": 3, "lease_seconds": 2}
 
@@ -30,7 +31,7 @@ def faulty(s3_url):
 @pytest.fixture
 def told():
     heard = []
-    with told_to(lambda name, **values: heard.append((name, values))):
+    with heard_by(lambda name, **values: heard.append((name, values))):
         yield heard
 
 
@@ -265,7 +266,7 @@ def test_steady_throttling_ends_no_request_and_slows_all_of_them_down(faulty, bu
     uris = [f"{bucket}/in/{i:03d}" for i in range(100)]
     assert list(read_many(storage, uris)) == [b"%d" % i for i in range(100)]
     assert faulty.injected["slow_down"] > 30
-    assert [values["store"] for name, values in told if name == "store slow"] == [faulty.url]
+    assert [values["store"] for name, values in told if name == "store throttled"] == [faulty.url]
 
 
 def test_retries_end_after_the_time_that_the_spec_gives(faulty, bucket):

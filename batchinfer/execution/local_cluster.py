@@ -1,0 +1,123 @@
+"""What a Ray cluster of this machine needs of it, and what it leaves open to others: a folder, a home and a token."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import resource
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+
+from batchinfer import signals
+from batchinfer.errors import ClusterError
+
+ADDRESS = "127.0.0.1"
+"""A cluster for one run listens here only: Ray lets whoever reaches its ports run code."""
+
+_LONGEST_FOLDER = 107 - 67
+"""Bytes. A socket's path may have 107, and Ray adds session_2026-11-26_23-45-12_123456_1234567/sockets/plasma_store."""
+_REACH_SECONDS = 5.0
+
+LEAST_PROCESSES = 512
+"""A cluster of one machine has some 300 threads before its first worker loads a model."""
+LEAST_ADDRESSES = 16 * 2**30
+"""Bytes. Ray's processes map far more than they use; torch and vLLM reserve more still."""
+
+_TOKEN = secrets.token_hex(32)
+"""For every cluster that this process starts: Ray reads it once in a process."""
+
+
+@contextlib.contextmanager
+def prepared() -> Iterator[str]:
+    """The environment that a local cluster needs, and its folder, which only this user may enter.
+
+    The folder is deleted at the end. Raises ClusterError, which says what to set.
+    """
+    _require_limits()
+    folder = _folder()
+    changed = _environment(folder)
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        # Ray lets everybody write into the folder that it is given: it lies in one that nobody else may enter.
+        with signals.cleaning(lambda: shutil.rmtree(folder, ignore_errors=True)):
+            yield os.path.join(folder, "r")
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _require_limits() -> None:
+    """Raise ClusterError for limits under which processes of Ray end without a word."""
+    for limit, least, name, remedy in (
+        (resource.RLIMIT_NPROC, LEAST_PROCESSES, "processes and threads of this user", f"ulimit -u {LEAST_PROCESSES}"),
+        (resource.RLIMIT_AS, LEAST_ADDRESSES, "bytes of addresses for a process", "ulimit -v unlimited"),
+    ):
+        soft, _ = resource.getrlimit(limit)
+        # The system does not count the processes of root.
+        counts = limit != resource.RLIMIT_NPROC or os.getuid() != 0
+        if counts and soft != resource.RLIM_INFINITY and soft < least:
+            raise ClusterError(f"Ray does not start with a limit of {soft} {name}; it needs {least}", f"set {remedy}")
+
+
+def _folder() -> str:
+    """A new folder of mode 0700 with a short path."""
+    refused = ""
+    for parent in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/dev/shm")):
+        if len(os.fsencode(parent)) + len("/bi-12345678/r/") > _LONGEST_FOLDER:
+            refused = refused or f"{parent} is too long for the paths of sockets"
+            continue
+        try:
+            return tempfile.mkdtemp(prefix="bi-", dir=parent)
+        except OSError as error:
+            refused = refused or f"{parent}: {error.strerror}"
+    raise ClusterError(
+        f"Ray has no folder for its files on this machine: {refused}",
+        "set TMPDIR to a folder with a short path that can be written to",
+    )
+
+
+def _environment(folder: str) -> dict[str, str]:
+    """What has to be set: a home that can be written to, a user's name, and a token that lies in no file."""
+    changed = {}
+    if os.environ.get("PYTHONWARNINGS"):
+        # `error` makes every deprecation in Ray, torch and vLLM an exception in their processes.
+        changed["PYTHONWARNINGS"] = ""
+    home = os.path.expanduser("~")
+    if home == "/" or not os.access(home, os.W_OK):
+        # Ray, vLLM and torch keep files there.
+        changed["HOME"] = folder
+    if not any(os.environ.get(name) for name in ("LOGNAME", "USER")):
+        try:
+            pwd.getpwuid(os.getuid())
+        except KeyError:
+            # A container with a user id of its own: torch asks for a name.
+            changed["USER"] = f"user-{os.getuid()}"
+    if not any(os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        changed["RAY_AUTH_TOKEN"] = _TOKEN
+    return changed
+
+
+def require_reachable(address: str) -> None:
+    """Raise ClusterError if nothing listens at host:port, where Ray would try for a quarter of an hour.
+
+    Other forms, as `auto`, are Ray's to look up.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"no cluster answers at {address}: {getattr(error, 'strerror', None) or error}",
+            "check --address and RAY_ADDRESS; without either, a cluster is started on this machine",
+        ) from error
