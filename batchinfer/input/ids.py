@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd  # for its vectorised hash of texts
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchinfer.errors import InputError
+from batchinfer.input.column_types import JSON, same_text
 
 _BUCKETS = 64
 
@@ -59,16 +59,30 @@ def _hashes(column: str, uri: str, ids: pa.Array) -> npt.NDArray[np.uint64]:
     return hashes
 
 
+def require_id_kind(column: str, kind: pa.DataType) -> None:
+    """Raise InputError unless values of the type can be ids: texts, whole and other numbers, dates, times, UUIDs, and
+    bytes that are text.
+
+    True and false tell no rows apart, and no two lists or objects are compared.
+    """
+    kinds = pa.types
+    value = kind.value_type if kinds.is_dictionary(kind) else kind
+    if kinds.is_boolean(value) or kinds.is_nested(value) or value == JSON:
+        raise InputError(
+            f"id column {column!r} has type {value}",
+            "an id is a text, a number, a date, a time or a UUID: choose another column",
+        )
+
+
 def _as_text(column: str, ids: pa.Array) -> pa.Array:
     try:
-        if pa.types.is_dictionary(ids.type):
-            ids = ids.dictionary_decode()
-        text = pc.cast(ids, pa.large_string())
+        text = same_text(ids)
         text.validate(full=True)
         return text
     except pa.ArrowException:
         raise InputError(
-            f"id column {column!r} has type {ids.type}", "an id is a text or a number: choose another column"
+            f"id column {column!r} of type {ids.type} holds a value without a text, such as bytes that are not UTF-8",
+            "an id is a text, a number, a date, a time or a UUID: choose another column",
         ) from None
 
 

@@ -83,8 +83,9 @@ class Manifest:
     """All shards of a run, what the rows look like, and what they were cut from.
 
     `fingerprint` holds whatever must be the same for a resume (see `difference`); `schema` is that of
-    the rows as read, `partitions` the columns among them that come from the path. `hint` is what the cutting
-    has to say to a person; it is not written.
+    the rows as read, `partitions` the columns among them that come from the path where a file does not have them.
+    `skipped` has the URI of each file that could not be read, and the reason. `hint` is what the cutting has to say to
+    a person, `left_out` the files that nobody reads; both are not written.
     """
 
     shards: tuple[Shard, ...]
@@ -92,7 +93,9 @@ class Manifest:
     partitions: tuple[str, ...]
     empty_files: tuple[str, ...]
     fingerprint: Mapping[str, Any]
+    skipped: tuple[tuple[str, str], ...] = ()
     hint: str | None = field(default=None, compare=False)
+    left_out: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def rows(self) -> int:
@@ -251,6 +254,7 @@ def to_parquet(manifest: Manifest) -> bytes:
                 "partitions": manifest.partitions,
                 "empty_files": manifest.empty_files,
                 "fingerprint": manifest.fingerprint,
+                "skipped": manifest.skipped,
             }
         ).encode(),
     }
@@ -276,6 +280,8 @@ def from_parquet(data: bytes) -> Manifest:
         partitions=tuple(about["partitions"]),
         empty_files=tuple(about["empty_files"]),
         fingerprint=about["fingerprint"],
+        # Earlier versions skipped nothing.
+        skipped=tuple((uri, why) for uri, why in about.get("skipped", ())),
     )
 
 

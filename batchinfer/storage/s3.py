@@ -56,7 +56,8 @@ class S3Storage:
 
     def list(self, uri: str) -> Iterator[Entry]:
         bucket, key = split(uri.rstrip("/"))
-        if key and (entry := self.stat(uri)):
+        # Some tools mark a folder with an empty object of its name.
+        if key and (entry := self.stat(uri)) and (entry.size or not self.names(uri)):
             yield entry
             return
         yield from self._list(bucket, f"{key}/" if key else "", uri)

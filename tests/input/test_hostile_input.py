@@ -23,7 +23,7 @@ from batchinfer.errors import BatchinferError, InputError, RowError
 from batchinfer.execution.result_rows import result_table
 from batchinfer.execution.shard_block import seal, unseal
 from batchinfer.input import build_manifest, read_shards
-from batchinfer.input.formats import inspect_parquet
+from batchinfer.input.parquet import inspect_parquet
 from batchinfer.input.manifest import from_parquet, read_together, to_parquet
 from batchinfer.prompting.prompts import PromptMaker, needed_columns
 from batchinfer.rundir.commit import commit
