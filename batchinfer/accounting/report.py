@@ -115,6 +115,8 @@ class Report(BaseModel):
     """What the plan expected of the whole job. null: the plan could not say."""
     labels: dict[str, str] = {}
     """The spec's `labels`."""
+    files_skipped: dict[str, str] = {}
+    """Files of the input that could not be read and were left out (`input.on_bad_file: skip`), with the reason."""
 
     @property
     def error_rate(self) -> float:
@@ -135,6 +137,7 @@ def make_report(
     max_error_rate: float,
     tick: str | None = None,
     labels: Mapping[str, str] | None = None,
+    files_skipped: Mapping[str, str] | None = None,
 ) -> Report:
     """The report of a run whose accounts are `totals`."""
     tokens = totals.input_tokens + totals.output_tokens
@@ -177,6 +180,7 @@ def make_report(
         hours=totals.up_seconds / 3600,
         planned=plan.estimate,
         labels=dict(labels or {}),
+        files_skipped=dict(files_skipped or {}),
     )
 
 

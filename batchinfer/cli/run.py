@@ -11,6 +11,7 @@ from batchinfer.cli.schedule import At, Date, From, To, run_times
 if TYPE_CHECKING:
     from batchinfer.accounting.report import Report
     from batchinfer.execution.progress import Listener
+    from batchinfer.input.manifest import Manifest
     from batchinfer.storage import Stores
 
 
@@ -25,8 +26,26 @@ def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at:
     manifest = checked.manifest
     done = f", {len(checked.committed)} of them done already" if checked.resumed else ""
     print(f"{spec} is valid: {manifest.rows:,} rows in {len(manifest.shards):,} shards{done}")
+    print(_read_by(manifest))
+    for uri, reason in manifest.skipped:
+        print(f"skips {uri}: {reason}")
     if manifest.hint is not None:
         print(manifest.hint)
+
+
+_NAMED = 5
+"""Files that are left out and named; of more only the number is said."""
+
+
+def _read_by(manifest: Manifest) -> str:
+    """How many files the run reads, and what lies beside them and is not read."""
+    sizes = {segment.entry.uri: segment.entry.size for shard in manifest.shards for segment in shard.segments}
+    files = len(sizes) + len(manifest.empty_files)
+    text = f"it reads {files:,} file{'s' if files != 1 else ''} of {sum(sizes.values()):,} bytes"
+    if manifest.left_out:
+        more = ", ..." if len(manifest.left_out) > _NAMED else ""
+        text += f", and leaves out {len(manifest.left_out):,}: {', '.join(manifest.left_out[:_NAMED])}{more}"
+    return text
 
 
 @app.command()

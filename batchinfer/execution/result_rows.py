@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 
 from batchinfer.engine import Completion
 from batchinfer.jobspec import JobSpec
-from batchinfer.prompting.prompts import python_values
+from batchinfer.jobspec.templates import printed
+from batchinfer.prompting.prompts import column_values
 
 
 def result_table(spec: JobSpec, rows: pa.Table, about: dict[str, Any], completions: Sequence[Completion]) -> pa.Table:
@@ -63,14 +64,15 @@ def evaluate(spec: JobSpec, rows: pa.Table, completions: Sequence[Completion]) -
     wanted = spec.evaluate
     if wanted is None:
         return {}
-    expected = python_values(rows.column(wanted.expected))
-    groups = python_values(rows.column(wanted.by)) if wanted.by is not None else ["all"] * rows.num_rows
+    expected = column_values(rows, wanted.expected)
+    groups = column_values(rows, wanted.by) if wanted.by is not None else ["all"] * rows.num_rows
     counts: dict[str, tuple[int, int]] = {}
     for value, group, completion in zip(expected, groups, completions, strict=True):
         if value is not None:
-            right, compared = counts.get(str(group), (0, 0))
+            name = str(group) if group is None else printed(group)
+            right, compared = counts.get(name, (0, 0))
             answer = completion.texts[0] if completion.texts and completion.error is None else None
-            counts[str(group)] = (right + (answer == str(value)), compared + 1)
+            counts[name] = (right + (answer == printed(value)), compared + 1)
     return counts
 
 

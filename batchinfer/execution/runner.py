@@ -336,6 +336,7 @@ def _report(layout: Layout, spec: JobSpec, manifest: Manifest, records: list[Sha
         max_error_rate=spec.limits.max_error_rate,
         tick=manifest.fingerprint.get("tick"),
         labels=spec.labels,
+        files_skipped=dict(manifest.skipped),
     )
 
 

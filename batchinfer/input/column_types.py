@@ -11,8 +11,6 @@ from collections.abc import Mapping
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchinfer.input.parquet_footer import plain
-
 JSON = pa.json_(pa.string())
 """The type of a JSON column whose objects do not all have the same keys: each value is its own JSON text."""
 
@@ -76,16 +74,13 @@ def _common(one: pa.DataType, other: pa.DataType, objects: bool) -> pa.DataType:
         values = _common(_value_type(one), _value_type(other), objects)
         both = pa.types.is_dictionary(one) and pa.types.is_dictionary(other)
         return pa.dictionary(pa.int32(), values) if both else values
-    for attempt in (_texts, _numbers, _times, _lists):
-        found = attempt(one, other) if attempt is not _lists else _lists(one, other, objects)
-        if found is not None:
-            return found
+    found = _texts(one, other) or _numbers(one, other) or _times(one, other) or _lists(one, other, objects)
+    if found is not None:
+        return found
     if pa.types.is_struct(one) and pa.types.is_struct(other):
         return _structs(one, other, objects)
     if pa.types.is_map(one) and pa.types.is_map(other):
-        return pa.map_(
-            _common(one.key_type, other.key_type, objects), _common(one.item_type, other.item_type, objects)
-        )
+        return pa.map_(_common(one.key_type, other.key_type, objects), _common(one.item_type, other.item_type, objects))
     raise Misfit(f"{one} and {other}")
 
 
@@ -149,7 +144,7 @@ def _times(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def _finer(one: pa.DataType, other: pa.DataType) -> str:
-    return max(one.unit, other.unit, key=_UNITS.index)
+    return _UNITS[max(_UNITS.index(one.unit), _UNITS.index(other.unit))]
 
 
 def _lists(one: pa.DataType, other: pa.DataType, objects: bool) -> pa.DataType | None:

@@ -87,8 +87,8 @@ def find_input(
         raise InputError(
             f"{first}{more} would not be read: its name does not end as {file_format} files do "
             f"({', '.join(_SUFFIXES[file_format])})",
-            f'leave such files out with input.ignore: ["{_like(first)}"], or read them too with a pattern in input.uri, '
-            f"such as {join(root, '**', '*')}",
+            f'leave such files out with input.ignore: ["{_like(first)}"], or read them too with a pattern in '
+            f"input.uri, such as {join(root, '**', '*')}",
         )
     for entry in entries:
         if not entry.uri.isascii() and entry.uri != entry.uri.encode(errors="replace").decode():
@@ -128,9 +128,12 @@ def _ignored_by_all(name: str) -> bool:
 
 
 _TABLES = {
-    "_delta_log": ("a Delta table", "`DeltaTable(uri).to_pyarrow_table()` of the package deltalake reads its live rows"),
+    "_delta_log": (
+        "a Delta table",
+        "`DeltaTable(uri).to_pyarrow_table()` of deltalake reads its live rows",
+    ),
     ".hoodie": ("a Hudi table", "Spark reads its live rows"),
-    "metadata": ("an Iceberg table", "`table.scan().to_arrow()` of the package pyiceberg reads its live rows"),
+    "metadata": ("an Iceberg table", "`table.scan().to_arrow()` of pyiceberg reads its live rows"),
 }
 """The folder in which a table keeps its log. Its other files hold rows that were deleted or replaced since."""
 

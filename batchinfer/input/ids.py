@@ -16,6 +16,9 @@ from batchinfer.input.column_types import JSON, same_text
 
 _BUCKETS = 64
 
+_WRITTEN_AT_ONCE = 2**16
+"""Hashes gathered before they are written, half a megabyte: fewer cost a system call each, more cost memory."""
+
 
 def require_unique(column: str, scan: Callable[[], Iterable[tuple[str, pa.Array]]]) -> None:
     """Raise InputError if an id is null or occurs twice. `scan` gives (file, ids) in input order.
@@ -27,7 +30,7 @@ def require_unique(column: str, scan: Callable[[], Iterable[tuple[str, pa.Array]
         buckets = [Path(folder, str(i)) for i in range(_BUCKETS)]
         files = [path.open("wb") for path in buckets]
         try:
-            for hashes in (_hashes(column, uri, ids) for uri, ids in scan()):
+            for hashes in _gathered(_hashes(column, uri, ids) for uri, ids in scan()):
                 place = (hashes >> np.uint64(58)).astype(np.intp)
                 order = np.argsort(place, kind="stable")
                 ends = np.cumsum(np.bincount(place, minlength=_BUCKETS))
@@ -39,6 +42,20 @@ def require_unique(column: str, scan: Callable[[], Iterable[tuple[str, pa.Array]
         suspects = {int(value) for path in buckets for value in _repeated(path)}
     if suspects:
         _report(column, suspects, scan())
+
+
+def _gathered(parts: Iterable[npt.NDArray[np.uint64]]) -> Iterator[npt.NDArray[np.uint64]]:
+    """The hashes in larger arrays: of each array 64 parts are written, which a small file is not worth."""
+    waiting: list[npt.NDArray[np.uint64]] = []
+    held = 0
+    for part in parts:
+        waiting.append(part)
+        held += len(part)
+        if held >= _WRITTEN_AT_ONCE:
+            yield np.concatenate(waiting)
+            waiting, held = [], 0
+    if waiting:
+        yield np.concatenate(waiting)
 
 
 def _repeated(path: Path) -> npt.NDArray[np.uint64]:

@@ -142,8 +142,8 @@ def _only_in_paths(spec: JobSpec, partitions: pa.Schema, found: Sequence[Inspect
             continue
         if own and spec.input.format != "parquet":
             raise InputError(
-                f"column {field.name!r} stands in the rows of {own[0].file.entry.uri}, and only in the folder's name of "
-                f"{lacking[0].file.entry.uri}",
+                f"column {field.name!r} stands in the rows of {own[0].file.entry.uri}, and only in the folder's name "
+                f"of {lacking[0].file.entry.uri}",
                 "write it in all rows or in none",
             )
         texts = any(_is_text(one.schema.field(field.name).type) for one in own if field.name in one.schema.names)
@@ -222,13 +222,12 @@ def _clash(
     return InputError(
         f"files do not fit together: {other.file.entry.uri} and {one.file.entry.uri}: column {name!r} is "
         f"{_stored_type(other, name, partitions)!s:.100} vs {stored!s:.100}",
-        f"set input.cast: {{{name}: string}}, or another of {', '.join(CASTS)}; or give the column one type in all files",
+        f"set input.cast: {{{name}: string}}, or another of {', '.join(CASTS)}; "
+        "or give the column one type in all files",
     )
 
 
-def _require_same_values(
-    spec: JobSpec, found: Sequence[Inspected], whole: pa.Schema, pool: ThreadPoolExecutor
-) -> None:
+def _require_same_values(spec: JobSpec, found: Sequence[Inspected], whole: pa.Schema, pool: ThreadPoolExecutor) -> None:
     """Raise InputError for a value that cannot become the column's common type, or would be another: it is found now,
     not when the run has started."""
     if spec.input.format != "parquet":
@@ -336,6 +335,9 @@ def _values(
         for values in stored:
             yield fit(values, field, uri)
 
+    def whole(one: Inspected) -> list[pa.Array]:
+        return list(chunks(one))
+
     waiting: deque[tuple[Inspected, Future[list[pa.Array]] | None]] = deque()
 
     def first() -> Iterator[tuple[str, pa.Array]]:
@@ -345,7 +347,7 @@ def _values(
 
     for one in found:
         small = one.file.entry.size <= _READ_AT_ONCE and field.name not in one.held
-        waiting.append((one, pool.submit(lambda one=one: list(chunks(one))) if small else None))
+        waiting.append((one, pool.submit(whole, one) if small else None))
         if len(waiting) > _AHEAD:
             yield from first()
     while waiting:

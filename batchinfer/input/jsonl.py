@@ -181,7 +181,10 @@ class _Column:
                 continue
             try:
                 json_text(value).encode()
-                seen = values_as([value], self._cast).type if self._cast is not None else _Column("", None)._with([value])
+                if self._cast is not None:
+                    values_as([value], self._cast)
+                    continue
+                seen = _Column("", None)._with([value])
                 before = whole_numbers(before, seen) or common(before, seen, objects=True)
             except UnicodeError:
                 return InputError(
@@ -252,7 +255,8 @@ def _unpacking(uri: str) -> Iterator[None]:
         yield
     except (EOFError, zlib.error, OSError) as error:
         raise InputError(
-            f"{uri} cannot be unpacked: {first_line(error)}", "it is cut off or damaged: write it again, or move it away"
+            f"{uri} cannot be unpacked: {first_line(error)}",
+            "it is cut off or damaged: write it again, move it away, or set input.on_bad_file: skip",
         ) from None
 
 
@@ -301,7 +305,10 @@ def _diagnosis(line: bytes, number: int | None, error: Exception) -> tuple[str |
         if text == b"{":
             return "the file is JSON over several lines", "write an object a line, as jq -c . does"
     if isinstance(error, UnicodeDecodeError):
-        return f"it is not UTF-8: {first_line(error)[:200]}", "write it as UTF-8: iconv -f LATIN1 -t UTF-8, if it is Latin-1"
+        return (
+            f"it is not UTF-8: {first_line(error)[:200]}",
+            "write it as UTF-8: iconv -f LATIN1 -t UTF-8, if it is Latin-1",
+        )
     if b"\r" in text:
         return "its lines end with CR alone", "end lines with LF: tr '\\r' '\\n'"
     if text.endswith(b","):

@@ -75,9 +75,7 @@ def _ahead(
     def look(entry: Entry) -> tuple[bytes | InputError | BadFooter, bytes | None]:
         if entry.size == 0:
             return (
-                InputError(
-                    f"{entry.uri} is empty (zero bytes), not a Parquet file", "write it again, or move it away"
-                ),
+                InputError(f"{entry.uri} is empty (zero bytes), not a Parquet file", "write it again, or move it away"),
                 None,
             )
         try:
@@ -138,8 +136,8 @@ def require_exact_times(entry: Entry, int96: Iterable[str], legacy: Iterable[str
         for values in parquet_column(entry, column, stores):
             if _before_the_calendars_agree(values):
                 raise InputError(
-                    f"{entry.uri}: column {column!r} has dates before 1900 or 1582 in the old calendar of Spark 2",
-                    "write the file again with Spark 3 and datetimeRebaseModeInWrite=CORRECTED, or leave the column out",
+                    f"{entry.uri}: column {column!r} has days before 1900 or 1582 of the calendar of Spark 2",
+                    "write it again with datetimeRebaseModeInWrite=CORRECTED, or leave the column out",
                 )
 
 

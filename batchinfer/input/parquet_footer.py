@@ -132,7 +132,7 @@ def _with_plain_schema(footer: bytes) -> bytes:
     found = _arrow_schema(footer)
     if found is None:
         return footer
-    begin, at, end, schema = found
+    begin, _, end, schema = found
     if schema is None:
         # Types that Arrow does not know: without that key the file is read by its Parquet types.
         body = footer[: begin + 1] + b"arrow:schema" + footer[begin + 13 : -8]

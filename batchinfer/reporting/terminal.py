@@ -55,6 +55,8 @@ def _lines(report: Report) -> list[tuple[str, str]]:
     lines.append(("price", f"${report.price_per_gpu_hour:g} per device-hour ({report.price_source})"))
     if report.labels:
         lines.append(("labels", ", ".join(f"{key}={value}" for key, value in sorted(report.labels.items()))))
+    for uri, reason in report.files_skipped.items():
+        lines.append(("skipped", reason if uri in reason else f"{uri}: {reason}"))
     lines.append(("results", f"{report.output}/data"))
     return lines
 

@@ -59,7 +59,9 @@ class LocalStorage:
                 with contextlib.suppress(FileNotFoundError), _naming(path):
                     yield self._entry(path)
             elif os.path.islink(path) and not os.path.exists(path):
-                raise InputError(f"{path} is a link to a file that does not exist", "restore that file, or remove the link")
+                raise InputError(
+                    f"{path} is a link to a file that does not exist", "restore that file, or remove the link"
+                )
 
     def names(self, uri: str) -> Sequence[str]:
         with _naming(uri):

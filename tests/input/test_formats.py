@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import pyarrow as pa
 import pytest
 from builders import manifest_of, rows_of, write_lines, write_parquet
 
@@ -105,14 +108,30 @@ def test_bytes_that_are_no_text_are_a_bad_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "values", [(1, "a"), ("a", 1.5), (True, 2), ([1], 2), ([1, "a"], []), (2**70, 1), ("\ud800", "a"), ({"a": 1}, "a")]
+    ("values", "bad", "why"),
+    [
+        ((1, "a"), 2, "does not fit the type int64"),
+        (("a", 1.5), 2, "does not fit the type string"),
+        ((True, 2), 2, "does not fit the type bool"),
+        ((2**70, 1), 1, "has more than 64 bits"),
+        ((1, -(2**63) - 1), 2, "has more than 64 bits"),
+    ],
 )
 @pytest.mark.parametrize("between", [0, 100])
-def test_a_column_whose_values_fit_no_type_is_refused(tmp_path, values, between):
+def test_a_column_whose_values_fit_no_type_is_refused_with_its_line_and_a_remedy(tmp_path, values, bad, why, between):
     one, other = values
     path = write_lines(tmp_path / "a.jsonl", {"text": one}, *[{"text": None}] * between, {"text": other})
-    message = refusal(tmp_path, file_format="jsonl")
-    assert message.startswith(f"{path}: a column holds values that do not fit one type")
+    with pytest.raises(InputError) as caught:
+        manifest_of(tmp_path, ["text"], "jsonl")
+    line = 1 if bad == 1 else between + 2
+    assert str(caught.value).startswith(f"{path}:{line}: column 'text' holds values that do not fit one type: ")
+    assert why in str(caught.value)
+    assert "input.cast: {text: string}" in caught.value.remedy
+
+
+def test_half_a_surrogate_pair_is_refused_with_its_line_and_column(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", {"text": "a"}, {"text": "\ud83d"})
+    assert refusal(tmp_path, file_format="jsonl").startswith(f"{path}:2: column 'text' holds half of a surrogate pair")
 
 
 def test_numbers_with_and_without_a_fraction_are_one_type(tmp_path):
@@ -121,7 +140,43 @@ def test_numbers_with_and_without_a_fraction_are_one_type(tmp_path):
     assert [row["x"] for row in rows] == [1.0, *[None] * 100, 1.5]
 
 
-def test_objects_with_other_keys_are_one_type(tmp_path):
-    write_lines(tmp_path / "a.jsonl", {"x": {"a": 1}}, *[{}] * 100, {"x": {"b": "c"}})
-    rows = rows_of(manifest_of(tmp_path, ["x"], "jsonl"), tmp_path, "jsonl")
-    assert (rows[0]["x"], rows[-1]["x"]) == ({"a": 1, "b": None}, {"a": None, "b": "c"})
+def objects_of(tmp_path, *rows):
+    write_lines(tmp_path / "a.jsonl", *rows)
+    manifest = manifest_of(tmp_path, ["x"], "jsonl")
+    return manifest, [row["x"] for row in rows_of(manifest, tmp_path, "jsonl")]
+
+
+@pytest.mark.parametrize("between", [0, 100])
+@pytest.mark.parametrize(
+    "values",
+    [
+        ({"a": 1}, {"b": "c"}),
+        ({"a": {"b": 1}}, {"a": {"c": 1}}),
+        ([{"a": 1}], [{"a": 2}, {"b": 2}]),
+        ({"a": 1}, "a"),
+        ([1], 2),
+        ([1, "a"], []),
+        ({"a": 2**70}, {"a": 1}),
+        ({}, {}),
+        ([{}], []),
+    ],
+    ids=str,
+)
+def test_objects_that_fit_no_type_are_kept_as_their_own_json(tmp_path, values, between):
+    one, other = values
+    manifest, kept = objects_of(tmp_path, {"x": one}, *[{}] * between, {"x": other})
+    assert manifest.schema.field("x").type == pa.json_()
+    assert [json.loads(value) for value in kept if value is not None] == [one, other]
+
+
+def test_objects_of_the_same_keys_are_one_type(tmp_path):
+    manifest, kept = objects_of(tmp_path, {"x": {"a": 1, "b": None}}, *[{}] * 100, {"x": {"b": "c", "a": 2}})
+    assert manifest.schema.field("x").type == pa.struct([("a", pa.int64()), ("b", pa.string())])
+    assert (kept[0], kept[-1]) == ({"a": 1, "b": None}, {"a": 2, "b": "c"})
+
+
+def test_objects_whose_keys_differ_from_file_to_file_are_kept_as_their_own_json(tmp_path):
+    write_lines(tmp_path / "a.jsonl", {"x": {"a": 1}})
+    write_lines(tmp_path / "b.jsonl", {"x": {"b": "é"}})
+    manifest = manifest_of(tmp_path, ["x"], "jsonl")
+    assert [row["x"] for row in rows_of(manifest, tmp_path, "jsonl")] == ['{"a": 1}', '{"b": "é"}']
