@@ -18,8 +18,8 @@ from batchinfer.input.manifest import InputFile, Segment
 class Inspected:
     """What one file holds: its row groups, the schema of the columns that are needed, the names of all.
 
-    `int96` and `legacy`: see `parquet_footer.Footer`. `held`: columns that were read at once. `integers`: whether a
-    column of JSON numbers has one beyond 2^53, and one below 0.
+    `int96`, `legacy` and `doubtful`: see `parquet_footer.Footer`. `held`: columns that were read at once. `integers`:
+    whether a column of JSON numbers has one beyond 2^53, and one below 0.
     """
 
     file: InputFile
@@ -27,6 +27,7 @@ class Inspected:
     names: frozenset[str]
     int96: tuple[str, ...] = ()
     legacy: tuple[str, ...] = ()
+    doubtful: tuple[str, ...] = ()
     held: Mapping[str, pa.Array] = field(default_factory=dict)
     integers: Mapping[str, tuple[bool, bool]] = field(default_factory=dict)
 

@@ -19,7 +19,7 @@ from batchinfer.input.groups import Groups, find_groups
 from batchinfer.input.ids import require_id_kind, require_unique
 from batchinfer.input.jsonl import inspect_jsonl, jsonl_column, require_exact, whole_numbers
 from batchinfer.input.manifest import InputFile, Manifest, Shard, cut
-from batchinfer.input.parquet import inspect_parquet, parquet_column, require_exact_times
+from batchinfer.input.parquet import inspect_parquet, parquet_column, require_arrow_reads, require_exact_times
 from batchinfer.input.shard_sizes import at_groups, shard_sizes
 from batchinfer.jobspec import JobSpec
 from batchinfer.storage import Entry
@@ -236,10 +236,12 @@ def _require_same_values(spec: JobSpec, found: Sequence[Inspected], whole: pa.Sc
     for one in found:
         if id(one.schema) not in doubts:
             doubts[id(one.schema)] = [f.name for f in one.schema if may_lose(f.type, whole.field(f.name).type)]
-    doubtful = [one for one in found if doubts[id(one.schema)] or one.int96 or one.legacy]
+    doubtful = [one for one in found if doubts[id(one.schema)] or one.int96 or one.legacy or one.doubtful]
 
     def look(one: Inspected) -> None:
         entry = one.file.entry
+        for name in one.doubtful:
+            require_arrow_reads(entry, name, spec.storage)
         require_exact_times(entry, one.int96, one.legacy, spec.storage)
         for name in doubts[id(one.schema)]:
             for values in parquet_column(entry, name, spec.storage):

@@ -116,7 +116,13 @@ def _held(footer: bytes, data: bytes, names: Sequence[str]) -> dict[str, pa.Arra
 def _inspected(entry: Entry, footer: Footer, held: dict[str, pa.Array]) -> Inspected:
     groups = tuple(RowGroup(rows, size) for rows, size in footer.groups)
     return Inspected(
-        InputFile(entry, groups), footer.schema, frozenset(footer.names), footer.int96, footer.legacy, held
+        InputFile(entry, groups),
+        footer.schema,
+        frozenset(footer.names),
+        int96=footer.int96,
+        legacy=footer.legacy,
+        doubtful=footer.doubtful,
+        held=held,
     )
 
 
@@ -125,6 +131,18 @@ def parquet_column(entry: Entry, column: str, stores: Stores) -> Iterator[pa.Arr
     with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as file, reading(entry.uri):
         for batch in open_parquet(file, entry.size).iter_batches(_BATCH_ROWS * 4, columns=[column], use_threads=False):
             yield batch.column(batch.schema.get_field_index(column))
+
+
+def require_arrow_reads(entry: Entry, column: str, stores: Stores) -> None:
+    """Raise InputError where Arrow cannot read a column."""
+    try:
+        for _ in parquet_column(entry, column, stores):
+            pass
+    except InputError as error:
+        raise InputError(
+            f"{error}: Arrow cannot read the column {column!r} as DuckDB wrote it",
+            f"write it as a list, as in SELECT {column}::FLOAT[], or leave it out of the job",
+        ) from None
 
 
 def require_exact_times(entry: Entry, int96: Iterable[str], legacy: Iterable[str], stores: Stores) -> None:

@@ -47,6 +47,7 @@ class Footer:
 
     `int96`: the wanted columns with timestamps of 96 bits that may hold nanoseconds. `legacy`: the wanted columns
     whose days before 1582 are those of the Julian calendar. `twice`: a wanted name that several columns have.
+    `doubtful`: wanted columns that Arrow may not be able to read.
     """
 
     groups: tuple[tuple[int, int], ...]
@@ -55,6 +56,7 @@ class Footer:
     int96: tuple[str, ...] = ()
     legacy: tuple[str, ...] = ()
     twice: str | None = None
+    doubtful: tuple[str, ...] = ()
 
 
 class BadFooter(Exception):
@@ -164,10 +166,8 @@ def _arrow_schema(footer: bytes) -> tuple[int, int, int, pa.Schema | None] | Non
         return None
     try:
         return begin, at, at + length, pa.ipc.read_schema(pa.py_buffer(value))
-    except pa.ArrowNotImplementedError:
-        return begin, at, at + length, None
     except (pa.ArrowException, OSError):
-        return None
+        return begin, at, at + length, None
 
 
 def _varint(number: int) -> bytes:
@@ -207,6 +207,8 @@ def _read(footer: bytes, wanted: frozenset[str]) -> Footer:
             int96.update(dict.fromkeys(owners))
         if unknown and leaf.physical_type == "FIXED_LEN_BYTE_ARRAY" and leaf.logical_type.type == "NONE":
             raise BadFooter(f"column {leaf.path!r} has a type that Arrow cannot read, such as numbers of 128 bits")
+        if leaf.converted_type == "INTERVAL":
+            raise BadFooter(f"column {leaf.path!r} is an INTERVAL, which Arrow neither reads nor writes")
         if leaf.path in owners and "ENUM" in (leaf.logical_type.type, leaf.converted_type):
             enums.add(leaf.path)
     groups = []
@@ -228,9 +230,16 @@ def _read(footer: bytes, wanted: frozenset[str]) -> Footer:
         fields.append(pa.field(name, _read_as(schema.field(name).type, name, enums, int96, zones, keys)))
     dated = [f.name for f in fields if f.name not in int96 and _SPARK_LEGACY["other"] in keys and _has_dates(f.type)]
     legacy = [*dated, *(int96 if _SPARK_LEGACY["INT96"] in keys else ())]
-    # Spark's own timestamps are whole microseconds.
+    # DuckDB writes a null of its type ARRAY as a list with values, which Arrow takes for damage.
+    arrays = [f.name for f in fields if "DuckDB" in metadata.created_by and pa.types.is_nested(f.type)]
     return Footer(
-        tuple(groups), pa.schema(fields), tuple(names), () if _SPARK_VERSION in keys else tuple(int96), tuple(legacy)
+        groups=tuple(groups),
+        schema=pa.schema(fields),
+        names=tuple(names),
+        # Spark's own timestamps are whole microseconds.
+        int96=() if _SPARK_VERSION in keys else tuple(int96),
+        legacy=tuple(legacy),
+        doubtful=tuple(arrays),
     )
 
 
@@ -361,7 +370,7 @@ def _told(footer: bytes, columns: Sequence[str]) -> Any:
     except BadFooter as error:
         return str(error)
     schema = made.schema.serialize().to_pybytes()
-    return made.groups, schema, made.names, made.int96, made.legacy, made.twice
+    return made.groups, schema, made.names, made.int96, made.legacy, made.twice, made.doubtful
 
 
 def _send(stream: Any, message: Any) -> None:

@@ -16,43 +16,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import make_record, make_spec, manifest_of, rows_of, write_lines, write_parquet
+from builders import make_spec, manifest_of, rows_of, write_lines, write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from through import through
 
-from batchinfer.engine import Completion
-from batchinfer.errors import BatchinferError, InputError, RowError
-from batchinfer.execution.result_rows import result_table
-from batchinfer.execution.shard_block import seal, unseal
+from batchinfer.errors import BatchinferError, InputError
 from batchinfer.input import build_manifest, read_shards
-from batchinfer.input.manifest import from_parquet, read_together, to_parquet
 from batchinfer.input.parquet import inspect_parquet
 from batchinfer.input.parquet_footer import plain
-from batchinfer.prompting.prompts import PromptMaker, needed_columns
-from batchinfer.rundir.commit import commit
-from batchinfer.rundir.paths import Layout
+from batchinfer.prompting.prompts import needed_columns
 from batchinfer.storage import storage_for
-
-
-def through(folder: Path, output: Path, columns: list[str], prompt: dict, rows: int = 2, file_format="parquet"):
-    """The results of a job without Ray and engine: manifest, reader, prompts, result table, commit."""
-    given = {"uri": str(folder), "format": file_format, "columns": columns}
-    spec = make_spec(input=given, prompt=prompt, shards={"rows": rows}, output={"uri": str(output)})
-    manifest = from_parquet(to_parquet(build_manifest(spec, needed_columns(spec), {})))
-    maker, layout = PromptMaker(spec.prompt), Layout(str(output))
-    for group in read_together(manifest.shards):
-        for shard, table in read_shards(group, manifest.schema, manifest.partitions, str(folder), file_format):
-            about = {"retried": None, "first_row": shard.first_row}
-            table, about = unseal(seal(table, about))
-            made = maker.prompts(table)
-            for prompt_ in made:
-                assert isinstance(prompt_, RowError) or prompt_.as_text().encode()
-            answers = [
-                Completion.failed(p) if isinstance(p, RowError) else Completion(["ok"], ["stop"], 1, 0, 1) for p in made
-            ]
-            results = result_table(spec, table, about, answers)
-            assert commit(layout, results, make_record(shard.shard_id))
-    return manifest, pq.read_table(output / "data") if manifest.shards else None
 
 
 def bits(column: pa.ChunkedArray) -> list[str]:
