@@ -41,7 +41,7 @@ def through(
             table, about = unseal(seal(table, {"retried": None, "first_row": shard.first_row}))
             prompts = maker.prompts(table)
             for one in prompts:
-                assert isinstance(one, RowError) or one.as_text().encode()
+                assert isinstance(one, RowError) or "".join(m["content"] for m in one.as_messages()).encode()
             if made is not None:
                 made.extend(prompts)
             answers = [
