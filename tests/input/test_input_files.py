@@ -122,9 +122,9 @@ def test_input_ignore_leaves_out_names_and_paths(folder, pattern):
 def test_a_link_to_a_file_that_is_gone_is_refused_unless_it_is_ignored(folder):
     make(folder, "a.parquet")
     (folder / "b.parquet").symlink_to(folder / "gone")
-    with pytest.raises(InputError, match="b.parquet is a link to .*gone, which does not exist"):
+    with pytest.raises(InputError, match=r"b.parquet is a link to .*gone, which does not exist"):
         input_entries(str(folder), "parquet")
-    with pytest.raises(InputError, match="b.parquet is a link to a file that does not exist"):
+    with pytest.raises(InputError, match=r"b.parquet is a link to a file that does not exist"):
         input_entries(f"{folder}/*.parquet", "parquet")
     assert [e.uri for e in input_entries(str(folder), "parquet", ignore=["b.*"])] == [f"{folder}/a.parquet"]
 

@@ -238,9 +238,8 @@ def test_types_that_would_lose_something_are_refused_before_a_run_and_cast_to_te
     assert words in told
     assert "input.cast: {c: string}" in told
     manifest = manifest_of(tmp_path, ["c"], cast={"c": "string"})
-    assert [row["c"] for row in rows_of(manifest, tmp_path)] == [one.cast(pa.string())[0].as_py()] + [
-        other.cast(pa.string())[0].as_py()
-    ]
+    texts = [values.cast(pa.string())[0].as_py() for values in (one, other)]
+    assert [row["c"] for row in rows_of(manifest, tmp_path)] == texts
 
 
 @pytest.mark.parametrize(
