@@ -6,6 +6,7 @@ import base64
 import datetime
 import decimal
 import uuid
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -332,3 +333,20 @@ def test_a_null_that_row_reaches_is_the_rows_error_and_names_the_column(tmp_path
     write_parquet(tmp_path / "in" / "a.parquet", {"a b": pa.array([None], pa.string())})
     (error,), _ = prompts_of(tmp_path, {"template": "{{ row['a b'] }}"})
     assert error == RowError("template_error", "the template met a missing value: null in this row: a b")
+
+
+SPARK = Path(__file__).parent / "spark"
+"""Written by PySpark with its default timestamps of 96 bits: two rows, rebase modes CORRECTED and LEGACY."""
+
+
+def test_what_spark_wrote_comes_through_with_every_year(tmp_path):
+    file = str(SPARK / "corrected.parquet")
+    rows = rows_of(manifest_of(file, ["t", "d", "s", "b"]), file)
+    assert [row["t"] for row in rows] == [FAR[0].replace(tzinfo=datetime.UTC), FAR[2].replace(tzinfo=datetime.UTC)]
+    assert [row["d"] for row in rows] == [datetime.date(1500, 1, 1), datetime.date(2024, 1, 1)]
+    assert [(row["s"], row["b"]) for row in rows] == [({"a": 1}, b"t0"), ({"a": 2}, b"t1")]
+
+
+@pytest.mark.parametrize("column", ["t", "d"])
+def test_what_spark_wrote_in_its_old_calendar_is_refused(column):
+    assert f"column '{column}' has days before" in refusal(str(SPARK / "legacy.parquet"), [column])
