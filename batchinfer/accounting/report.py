@@ -167,6 +167,8 @@ class Report(BaseModel):
     """What the first plan of the run expected of the whole job. null: it could not say."""
     labels: dict[str, str] = {}
     """The spec's `labels`."""
+    files_skipped: dict[str, str] = {}
+    """Files of the input that could not be read and were left out (`input.on_bad_file: skip`), with the reason."""
 
     @property
     def error_rate(self) -> float:
@@ -191,6 +193,7 @@ def make_report(
     model: str = "",
     dtype: str = "auto",
     task: str = "generate",
+    files_skipped: Mapping[str, str] | None = None,
 ) -> Report:
     """The report of a run whose accounts are `totals`. `plan` is what the run was begun with, None where that is lost:
     what the replicas say of themselves goes before it, and `model` is said where neither knows.
@@ -251,6 +254,7 @@ def make_report(
         hours=totals.up_seconds / 3600,
         planned=begun.first_estimate or begun.estimate,
         labels=dict(labels or {}),
+        files_skipped=dict(files_skipped or {}),
     )
 
 

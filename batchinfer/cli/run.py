@@ -15,6 +15,7 @@ from batchinfer.errors import UserError
 if TYPE_CHECKING:
     from batchinfer.accounting.report import Report
     from batchinfer.execution.progress import Listener
+    from batchinfer.input.manifest import Manifest
     from batchinfer.storage import Stores
 
 
@@ -47,6 +48,9 @@ def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at:
     manifest = checked.manifest
     done = f", {len(checked.committed)} of them done already" if checked.resumed else ""
     print(f"{spec} is valid: {manifest.rows:,} rows in {len(manifest.shards):,} shards{done}")
+    print(_read_by(manifest))
+    for uri, reason in manifest.skipped:
+        print(f"skips {uri}: {reason}")
     if manifest.hint is not None:
         print(manifest.hint)
     told = advice(loaded.output, loaded.sampling)
@@ -55,6 +59,21 @@ def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at:
     for line in sample_lines(runner.forecast(checked), checked.spec.limits.max_error_rate):
         print(line)
     print("not checked here: whether the cluster has the devices and the memory; `batchinfer plan` says")
+
+
+_NAMED = 5
+"""Files that are left out and named; of more only the number is said."""
+
+
+def _read_by(manifest: Manifest) -> str:
+    """How many files the run reads, and what lies beside them and is not read."""
+    sizes = {segment.entry.uri: segment.entry.size for shard in manifest.shards for segment in shard.segments}
+    files = len(sizes) + len(manifest.empty_files)
+    text = f"it reads {files:,} file{'s' if files != 1 else ''} of {sum(sizes.values()):,} bytes"
+    if manifest.left_out:
+        more = ", ..." if len(manifest.left_out) > _NAMED else ""
+        text += f", and leaves out {len(manifest.left_out):,}: {', '.join(manifest.left_out[:_NAMED])}{more}"
+    return text
 
 
 @app.command()

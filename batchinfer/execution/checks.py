@@ -149,7 +149,12 @@ def shaping(spec: JobSpec) -> dict[str, Any]:
     values = spec.model_dump(mode="json")
     for key in _FREE_KEYS:
         values.pop(key)
-    values["input"].pop("incremental")
+    # They say which files are read, and a resume reads those of the manifest.
+    for key in ("incremental", "ignore", "on_bad_file"):
+        values["input"].pop(key)
+    if not values["input"]["cast"]:
+        # Runs of earlier versions do not have the key.
+        values["input"].pop("cast")
     values["engine"] = {key: values["engine"][key] for key in _SHAPING_ENGINE_KEYS}
     return values
 
@@ -174,13 +179,14 @@ def changes_of_spec(manifest: Manifest, spec: JobSpec) -> list[str]:
 def require_same_input(manifest: Manifest, spec: JobSpec) -> None:
     """Refuse to resume over other files than those that were cut into shards."""
     partly = spec.input.incremental is not None
-    entries = input_entries(spec.input.uri, spec.input.format, spec.storage, none_is_fine=partly)
+    entries = input_entries(spec.input.uri, spec.input.format, spec.storage, partly, spec.input.ignore)
     now = {entry.uri: entry.tag for entry in entries}
     before = manifest.files
     lines = [f"  {uri} is gone" for uri in before if uri not in now]
     lines += [f"  {uri} has changed" for uri, tag in before.items() if uri in now and now[uri] != tag]
     if not partly:
-        lines += [f"  {uri} is new" for uri in now if uri not in before and uri not in manifest.empty_files]
+        known = {*before, *manifest.empty_files, *(uri for uri, _ in manifest.skipped)}
+        lines += [f"  {uri} is new" for uri in now if uri not in known]
     if lines:
         more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
         raise InputError(

@@ -12,7 +12,8 @@ from batchinfer.engine import Completion
 from batchinfer.errors import REJECTED_CODES
 from batchinfer.execution.shard_block import Envelope
 from batchinfer.jobspec import EvaluateSpec, JobSpec
-from batchinfer.prompting.prompts import python_values
+from batchinfer.jobspec.templates import printed
+from batchinfer.prompting.prompts import column_values
 
 
 def result_table(spec: JobSpec, rows: pa.Table, envelope: Envelope, completions: Sequence[Completion]) -> pa.Table:
@@ -71,13 +72,14 @@ def evaluate(spec: JobSpec, rows: pa.Table, completions: Sequence[Completion]) -
 
 def compared(wanted: EvaluateSpec, rows: pa.Table, answers: Sequence[str | None]) -> dict[str, tuple[int, int]]:
     """The same for answers that are there already, None where a row has none; `rows` has the columns of `wanted`."""
-    expected = python_values(rows.column(wanted.expected))
-    groups = python_values(rows.column(wanted.by)) if wanted.by is not None else ["all"] * rows.num_rows
+    expected = column_values(rows, wanted.expected)
+    groups = column_values(rows, wanted.by) if wanted.by is not None else ["all"] * rows.num_rows
     counts: dict[str, tuple[int, int]] = {}
     for value, group, answer in zip(expected, groups, answers, strict=True):
         if value is not None:
-            right, of = counts.get(str(group), (0, 0))
-            counts[str(group)] = (right + (answer == str(value)), of + 1)
+            name = str(group) if group is None else printed(group)
+            right, of = counts.get(name, (0, 0))
+            counts[name] = (right + (answer == printed(value)), of + 1)
     return counts
 
 

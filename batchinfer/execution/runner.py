@@ -476,6 +476,7 @@ def _report(
         model=spec.model.source,
         dtype=spec.model.dtype,
         task=spec.task,
+        files_skipped=dict(manifest.skipped),
     )
 
 

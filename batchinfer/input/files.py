@@ -3,59 +3,202 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import glob
 import itertools
 import os
 import posixpath
 import re
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 
-from batchinfer.errors import InputError
+from batchinfer.errors import InputError, StorageError
 from batchinfer.storage import Entry, Storage, Stores, join, normal_uri, storage_for
 
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
-_SUFFIXES = {"parquet": (".parquet", ".parq", ".pq"), "jsonl": (".jsonl", ".ndjson", ".json")}
+_LINES = (".jsonl", ".ndjson", ".json")
+_SUFFIXES = {
+    "parquet": (".parquet", ".parq", ".pq"),
+    "jsonl": tuple(line + packed for packed in ("", ".gz", ".zst") for line in _LINES),
+}
 _LOOKED_AT = 10_000
 
 
-def input_entries(uri: str, file_format: str, stores: Stores | None = None, none_is_fine: bool = False) -> list[Entry]:
-    """The files that `uri` (a folder, a file or a glob) means, in natural order of their paths.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The files that an input URI means, in natural order of their paths, and those beside them that are not read."""
 
-    Files and folders whose names begin with `_` or `.` are left out, as Spark and Hive do, unless `uri`
-    is the file itself. Raises InputError when there are none, unless `none_is_fine`.
+    entries: tuple[Entry, ...]
+    left_out: tuple[str, ...]
+
+
+def input_entries(
+    uri: str,
+    file_format: str,
+    stores: Stores | None = None,
+    none_is_fine: bool = False,
+    ignore: Sequence[str] = (),
+) -> list[Entry]:
+    """The files of `find_input`."""
+    return list(find_input(uri, file_format, stores, none_is_fine, ignore).entries)
+
+
+def find_input(
+    uri: str,
+    file_format: str,
+    stores: Stores | None = None,
+    none_is_fine: bool = False,
+    ignore: Sequence[str] = (),
+) -> Found:
+    """The files that `uri` (a folder, a file or a glob) means.
+
+    Left out is what every tool ignores (`_ignored_by_all`) and what `ignore` names, unless `uri` is the file itself.
+    Raises InputError for any other file that the format does not read, and when there are no files, unless
+    `none_is_fine`.
     """
     storage, whole = storage_for(uri, stores), normal_uri(uri)
     pattern = is_glob(uri, stores)
+    listed = {entry.uri: entry for entry in (storage.match(whole) if pattern else storage.list(whole))}
+    if whole not in listed:
+        _require_no_table(whole if not pattern else fixed_part(whole), listed, file_format, storage)
+    folders = {posixpath.dirname(path) for path in listed}
+    root = fixed_part(whole) if pattern else whole
     if not pattern and "://" not in whole:
-        _require_no_linked_folders(whole)
-    entries = {}
-    for entry in storage.match(whole) if pattern else storage.list(whole):
-        wanted = pattern or entry.uri.lower().endswith(_SUFFIXES[file_format])
-        if entry.uri == whole or (wanted and not _hidden(_below(partition_root(whole, entry.uri), entry.uri))):
-            # A pattern may reach one file by several links.
-            entries[entry.uri] = entry
+        _require_no_broken_links(whole, ignore)
+    entries, left_out, unknown = [], [], []
+    for path, entry in listed.items():
+        name = _below(root, path)
+        if path == whole:
+            entries.append(entry)
+        elif _ignored_by_all(name) or _matches(name, ignore) or (not entry.size and path in folders):
+            left_out.append(path)
+        elif pattern or path.lower().endswith(_SUFFIXES[file_format]):
+            entries.append(entry)
+        else:
+            unknown.append(path)
     if not entries and not none_is_fine:
         raise InputError(f"there are no {file_format} files at input.uri {uri}", _advice(whole, file_format, storage))
-    for entry in entries.values():
+    if unknown:
+        first = min(unknown, key=_place)
+        more = f" and {len(unknown) - 1:,} more files" if len(unknown) > 1 else ""
+        raise InputError(
+            f"{first}{more} would not be read: its name does not end as {file_format} files do "
+            f"({', '.join(_SUFFIXES[file_format])})",
+            f'leave such files out with input.ignore: ["{_like(first)}"], or read them too with a pattern in '
+            f"input.uri, such as {join(root, '**', '*')}",
+        )
+    for entry in entries:
         if not entry.uri.isascii() and entry.uri != entry.uri.encode(errors="replace").decode():
             raise InputError(f"{entry.uri!r}: the name of this file is not UTF-8", "rename it")
-    return sorted(entries.values(), key=lambda e: (_natural(e.uri), e.uri))
+    return Found(tuple(sorted(entries, key=lambda e: _place(e.uri))), tuple(sorted(left_out, key=_place)))
 
 
-def _require_no_linked_folders(root: str) -> None:
-    """A listing does not go through links to folders, which may lead anywhere, or round in a circle: what
-    is behind one must not be missing silently."""
-    for folder, folders, _ in os.walk(root):
-        for name in folders:
-            path = os.path.join(folder, name)
-            if os.path.islink(path) and not _hidden(os.path.relpath(path, root)):
-                raise InputError(
-                    f"{path} is a link to a folder, and links to folders are not followed",
-                    "move the folder itself there, or name it with a pattern in input.uri",
-                )
+def _place(path: str) -> tuple[list[tuple[int, int | str]], str]:
+    return _natural(path), path
+
+
+def _like(path: str) -> str:
+    """A pattern for the files that are named as `path` is: by its last ending, or by its whole name."""
+    name = posixpath.basename(path)
+    return f"*{posixpath.splitext(name)[1]}" if posixpath.splitext(name)[1] else name
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """Does a pattern fit the path below the input, or one of the names on it?"""
+    return any(
+        fnmatch.fnmatchcase(name, pattern) or any(fnmatch.fnmatchcase(part, pattern) for part in name.split("/"))
+        for pattern in patterns
+    )
+
+
+def _ignored_by_all(name: str) -> bool:
+    """What Spark, Hive, DuckDB and Arrow agree is no data: hidden names, `_SUCCESS`, checksums, markers of folders.
+
+    A folder `_date=2026-01-01` is a partition, as in Spark: only a name without `=` is hidden by its `_`.
+    """
+    *folders, file = name.split("/")
+    return (
+        any(part.startswith(".") or (part.startswith("_") and "=" not in part) for part in folders)
+        or file.startswith(("_", "."))
+        or file.endswith((".crc", "_$folder$"))
+    )
+
+
+_TABLES = {
+    "_delta_log": (
+        "a Delta table",
+        "`DeltaTable(uri).to_pyarrow_table()` of deltalake reads its live rows",
+    ),
+    ".hoodie": ("a Hudi table", "Spark reads its live rows"),
+    "metadata": ("an Iceberg table", "`table.scan().to_arrow()` of pyiceberg reads its live rows"),
+}
+"""The folder in which a table keeps its log. Its other files hold rows that were deleted or replaced since."""
+
+
+def _require_no_table(root: str, listed: Collection[str], file_format: str, storage: Storage) -> None:
+    """Refuse the files of a table: which rows of them are live is only in the table's log."""
+    if file_format != "parquet":
+        return
+    found = {_log_of(_below(root, path)) for path in listed}
+    place = root
+    while not any(found) and place:
+        found = {_log_of(f"{name}/{inner}") for name in _TABLES for inner in _inside(join(place, name), storage)}
+        base = posixpath.basename(place)
+        # A table's files lie in `data` and in folders of partitions below the table's own folder.
+        place = posixpath.dirname(place) if "=" in base or base == "data" else ""
+    for log in filter(None, found):
+        what, way = _TABLES[log]
+        raise InputError(
+            f"{root} is {what}: its files also hold rows that were deleted or replaced",
+            f"write its live rows to a folder of their own and name that in input.uri: {way}",
+        )
+
+
+def _log_of(name: str) -> str | None:
+    parts = name.split("/")
+    for folder, inner in itertools.pairwise(parts):
+        if folder in ("_delta_log", ".hoodie") or (folder == "metadata" and inner.endswith(".metadata.json")):
+            return folder
+    return None
+
+
+def _inside(folder: str, storage: Storage) -> Sequence[str]:
+    try:
+        return storage.names(folder)
+    except StorageError:
+        # Credentials may reach the input alone, and not what lies above it.
+        return ()
+
+
+def _require_no_broken_links(root: str, ignore: Sequence[str]) -> None:
+    """A listing does not go through links to folders, which may lead anywhere or round in a circle, nor to files
+    that are gone: what is behind a link must not be missing silently."""
+    waiting = [root] if os.path.isdir(root) else []
+    while waiting:
+        with os.scandir(waiting.pop()) as found:
+            for item in found:
+                if item.is_dir(follow_symlinks=False):
+                    waiting.append(item.path)
+                elif item.is_symlink():
+                    name = os.path.relpath(item.path, root)
+                    if not _ignored_by_all(name) and not _matches(name, ignore):
+                        _require_file(item)
+
+
+def _require_file(link: os.DirEntry[str]) -> None:
+    if link.is_dir():
+        raise InputError(
+            f"{link.path} is a link to a folder, and links to folders are not followed",
+            "move the folder itself there, or name it with a pattern in input.uri",
+        )
+    if not os.path.exists(link.path):
+        raise InputError(
+            f"{link.path} is a link to {os.readlink(link.path)}, which does not exist",
+            f'restore that file, remove the link, or leave it out with input.ignore: ["{link.name}"]',
+        )
 
 
 def is_glob(uri: str, stores: Stores | None = None) -> bool:
@@ -81,12 +224,29 @@ def _below(root: str, path: str) -> str:
 
 
 def partition_values(uri: str, path: str) -> dict[str, str | None]:
-    """Hive partitions in one file's path: `.../year=2026/...` gives {"year": "2026"}."""
+    """Hive partitions in one file's path: `.../year=2026/...` gives {"year": "2026"}. Raises InputError."""
+    return _values_below(normal_uri(uri), path)
+
+
+def _values_below(whole: str, path: str) -> dict[str, str | None]:
+    """`partition_values` below the normal URI `whole`."""
     values: dict[str, str | None] = {}
-    for part in posixpath.dirname(_below(partition_root(normal_uri(uri), path), path)).split("/"):
+    for part in posixpath.dirname(_below(partition_root(whole, path), path)).split("/"):
         name, separator, value = part.partition("=")
-        if separator and name:
-            values[urllib.parse.unquote(name)] = None if value == _HIVE_NULL else urllib.parse.unquote(value)
+        if not separator or not name:
+            continue
+        try:
+            name = urllib.parse.unquote(name, errors="strict")
+            told = None if value == _HIVE_NULL else urllib.parse.unquote(value, errors="strict")
+        except UnicodeDecodeError:
+            raise InputError(
+                f"{path}: the folder {part!r} is no UTF-8 behind its percent signs", "rename that folder"
+            ) from None
+        if name in values:
+            raise InputError(
+                f"{path}: two of its folders are values of the partition {name!r}", "rename one of the two folders"
+            )
+        values[name] = told
     return values
 
 
@@ -95,12 +255,15 @@ def partition_schema(uri: str, paths: Sequence[str]) -> pa.Schema:
 
     Raises InputError when a column is a partition of some files only.
     """
+    whole = normal_uri(uri)
     found: dict[str, set[str | None]] = {}
-    rows = [(path, partition_values(uri, path)) for path in paths]
-    for path, values in rows:
-        if values.keys() != rows[0][1].keys():
+    first: dict[str, str | None] | None = None
+    for path in paths:
+        values = _values_below(whole, path)
+        first = values if first is None else first
+        if values.keys() != first.keys():
             raise InputError(
-                f"the partitions of the input differ: {list(rows[0][1])} in {rows[0][0]}, {list(values)} in {path}",
+                f"the partitions of the input differ: {list(first)} in {paths[0]}, {list(values)} in {path}",
                 "give input.uri a folder whose files all have the same key=value folders",
             )
         for name, value in values.items():
@@ -109,12 +272,8 @@ def partition_schema(uri: str, paths: Sequence[str]) -> pa.Schema:
 
 
 def _is_number(value: str | None) -> bool:
-    # 007 is a name, and text would lose nothing of it.
-    return value is None or (value.isascii() and value.isdigit() and str(int(value)) == value and len(value) < 19)
-
-
-def _hidden(path: str) -> bool:
-    return any(part.startswith(("_", ".")) for part in path.split("/"))
+    # 007 is a name, and a number would lose something of it; so is -0.
+    return value is None or (re.fullmatch(r"0|-?[1-9][0-9]{0,17}", value) is not None)
 
 
 def _natural(path: str) -> list[tuple[int, int | str]]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchinfer.errors import InputError
+from batchinfer.input.column_types import same_text
 
 _KEPT = 4096
 """Distinct groups are counted exactly up to here, beyond to about 1.6% (one over the root of it)."""
@@ -81,9 +82,7 @@ def _distinct(least: npt.NDArray[np.uint64]) -> int:
 def _hashes(column: str, uri: str, values: pa.Array) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.bool_]]:
     """A hash for each value, and which are null."""
     try:
-        if pa.types.is_dictionary(values.type):
-            values = values.dictionary_decode()
-        text = pc.cast(values, pa.large_string())
+        text = same_text(values)
         text.validate(full=True)
     except pa.ArrowException:
         raise InputError(

@@ -10,11 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd  # for its vectorised hash of texts
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchinfer.errors import InputError
+from batchinfer.input.column_types import JSON, same_text
 
 _BUCKETS = 64
+
+_WRITTEN_AT_ONCE = 2**16
+"""Hashes gathered before they are written, half a megabyte: fewer cost a system call each, more cost memory."""
 
 
 def require_unique(column: str, scan: Callable[[], Iterable[tuple[str, pa.Array]]]) -> None:
@@ -27,7 +30,7 @@ def require_unique(column: str, scan: Callable[[], Iterable[tuple[str, pa.Array]
         buckets = [Path(folder, str(i)) for i in range(_BUCKETS)]
         files = [path.open("wb") for path in buckets]
         try:
-            for hashes in (_hashes(column, uri, ids) for uri, ids in scan()):
+            for hashes in _gathered(_hashes(column, uri, ids) for uri, ids in scan()):
                 place = (hashes >> np.uint64(58)).astype(np.intp)
                 order = np.argsort(place, kind="stable")
                 ends = np.cumsum(np.bincount(place, minlength=_BUCKETS))
@@ -39,6 +42,20 @@ def require_unique(column: str, scan: Callable[[], Iterable[tuple[str, pa.Array]
         suspects = {int(value) for path in buckets for value in _repeated(path)}
     if suspects:
         _report(column, suspects, scan())
+
+
+def _gathered(parts: Iterable[npt.NDArray[np.uint64]]) -> Iterator[npt.NDArray[np.uint64]]:
+    """The hashes in larger arrays: of each array 64 parts are written, which a small file is not worth."""
+    waiting: list[npt.NDArray[np.uint64]] = []
+    held = 0
+    for part in parts:
+        waiting.append(part)
+        held += len(part)
+        if held >= _WRITTEN_AT_ONCE:
+            yield np.concatenate(waiting)
+            waiting, held = [], 0
+    if waiting:
+        yield np.concatenate(waiting)
 
 
 def _repeated(path: Path) -> npt.NDArray[np.uint64]:
@@ -59,16 +76,30 @@ def _hashes(column: str, uri: str, ids: pa.Array) -> npt.NDArray[np.uint64]:
     return hashes
 
 
+def require_id_kind(column: str, kind: pa.DataType) -> None:
+    """Raise InputError unless values of the type can be ids: texts, whole and other numbers, dates, times, UUIDs, and
+    bytes that are text.
+
+    True and false tell no rows apart, and no two lists or objects are compared.
+    """
+    kinds = pa.types
+    value = kind.value_type if kinds.is_dictionary(kind) else kind
+    if kinds.is_boolean(value) or kinds.is_nested(value) or value == JSON:
+        raise InputError(
+            f"id column {column!r} has type {value}",
+            "an id is a text, a number, a date, a time or a UUID: choose another column",
+        )
+
+
 def _as_text(column: str, ids: pa.Array) -> pa.Array:
     try:
-        if pa.types.is_dictionary(ids.type):
-            ids = ids.dictionary_decode()
-        text = pc.cast(ids, pa.large_string())
+        text = same_text(ids)
         text.validate(full=True)
         return text
     except pa.ArrowException:
         raise InputError(
-            f"id column {column!r} has type {ids.type}", "an id is a text or a number: choose another column"
+            f"id column {column!r} of type {ids.type} holds a value without a text, such as bytes that are not UTF-8",
+            "an id is a text, a number, a date, a time or a UUID: choose another column",
         ) from None
 
 

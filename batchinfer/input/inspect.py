@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.errors import InputError
-from batchinfer.input.files import input_entries, partition_schema, partition_values
-from batchinfer.input.formats import first_line, inspect_jsonl, inspect_parquet, jsonl_column, parquet_column
+from batchinfer.input.column_types import CASTS, JSON, PARSED, Misfit, common, may_lose
+from batchinfer.input.files import find_input, partition_schema, partition_values
+from batchinfer.input.formats import Inspected, first_line, fit
 from batchinfer.input.groups import Groups, find_groups
-from batchinfer.input.ids import require_unique
+from batchinfer.input.ids import require_id_kind, require_unique
+from batchinfer.input.jsonl import inspect_jsonl, jsonl_column, require_exact, whole_numbers
 from batchinfer.input.manifest import Fingerprint, InputFile, Manifest, Shard, cut
+from batchinfer.input.parquet import inspect_parquet, parquet_column, require_arrow_reads, require_exact_times
 from batchinfer.input.shard_sizes import at_groups, shard_sizes, small_at_first
 from batchinfer.jobspec import JobSpec
-from batchinfer.storage import Entry, Stores
+from batchinfer.storage import Entry
 
 _THREADS = 16
+
+_READ_AT_ONCE = 2**22
+"""Files up to this many bytes are read whole, several ahead of time: more would hold memory that nobody bounds."""
+
+_AHEAD = 4 * _THREADS
 
 
 def build_manifest(
@@ -32,40 +41,214 @@ def build_manifest(
     `choose` picks which of the input's files this run takes, none if need be; without it, all.
 
     Raises InputError for a file that cannot be read, a column that does not exist, files that do not
-    fit together, and ids that are not unique.
+    fit together, values that would change on the way, and ids that are not unique.
     """
-    entries = input_entries(spec.input.uri, spec.input.format, spec.storage, none_is_fine=choose is not None)
+    given = spec.input
+    there = find_input(given.uri, given.format, spec.storage, choose is not None, given.ignore)
+    entries = list(there.entries)
     # Of all files, so that a partition column has one type in every run.
-    partitions = partition_schema(spec.input.uri, [entry.uri for entry in entries])
+    partitions = partition_schema(given.uri, [entry.uri for entry in entries])
     if choose is not None:
         entries = choose(entries)
-    inspect = _inspect_parquet if spec.input.format == "parquet" else _inspect_jsonl
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = list(pool.map(lambda entry: inspect(entry, list(columns), spec.storage), entries))
-    schema = _unify([(file.entry.uri, seen) for file, seen, _ in found])
-    have = {name for _, _, names in found for name in names} | set(partitions.names)
-    # Files without a row say nothing about JSON columns.
-    if any(file.rows for file, _, _ in found) or (found and spec.input.format == "parquet"):
-        _require_columns(columns, have)
-    files = [file for file, _, _ in found]
+        found, skipped = _readable(spec, entries, _inspect(spec, entries, list(columns), pool))
+        partitions = _only_in_paths(spec, partitions, found)
+        whole = _whole_schema(spec, columns, found, partitions)
+        have = {name for one in found for name in one.names} | set(partitions.names)
+        # Files without a row say nothing about JSON columns.
+        if any(one.file.rows for one in found) or (found and given.format == "parquet"):
+            _require_columns(columns, have)
+        with_rows = [one for one in found if one.file.rows]
+        _require_same_values(spec, with_rows, whole, pool)
+        if given.id_column is not None:
+            _require_unique_ids(spec, with_rows, whole, partitions, pool)
+        groups = None if given.group_by is None else _groups(spec, with_rows, whole, partitions, pool)
+    files = [one.file for one in found]
     if choose is not None:
         empty = {file.entry.uri: file.entry.tag for file in files if not file.rows}
         fingerprint = fingerprint.model_copy(update={"empty": empty})
-    if spec.input.id_column is not None:
-        _require_unique_ids(spec, [f.entry for f in files if f.rows], schema, partitions)
-    groups = None
-    if spec.input.group_by is not None:
-        groups = _groups(spec, [(file, names) for file, _, names in found if file.rows], partitions)
-    whole = pa.schema([_field(name, schema, partitions) for name in columns])
-    _require_storable(whole, spec.input.columns)
+    _require_storable(whole, given.columns)
     return Manifest(
         shards=tuple(_cut(spec, files, groups)),
         schema=whole,
         partitions=tuple(name for name in columns if name in partitions.names),
         empty_files=tuple(file.entry.uri for file in files if not file.rows),
         fingerprint=fingerprint,
-        hint=groups.scattered(str(spec.input.group_by)) if groups is not None else None,
+        skipped=tuple(skipped),
+        hint=groups.scattered(str(given.group_by)) if groups is not None else None,
+        left_out=there.left_out,
     )
+
+
+def _inspect(
+    spec: JobSpec, entries: Sequence[Entry], columns: Sequence[str], pool: ThreadPoolExecutor
+) -> Iterator[Inspected | InputError]:
+    """What each file holds of `columns`, or why it cannot be read."""
+    if spec.input.format == "parquet":
+        kept = [name for name in (spec.input.id_column, spec.input.group_by) if name is not None]
+        yield from inspect_parquet(entries, columns, kept, spec.storage, pool)
+        return
+
+    def look(entry: Entry) -> Inspected | InputError:
+        try:
+            return inspect_jsonl(entry, columns, _casts(spec), spec.storage)
+        except InputError as error:
+            return error
+
+    yield from pool.map(look, entries)
+
+
+def _readable(
+    spec: JobSpec, entries: Sequence[Entry], looked: Iterable[Inspected | InputError]
+) -> tuple[list[Inspected], list[tuple[str, str]]]:
+    """The files that can be read, and (URI, reason) of those that are skipped. Raises InputError for the first bad
+    file unless `input.on_bad_file` says to skip."""
+    found: list[Inspected] = []
+    bad: dict[str, str] = {}
+    first: InputError | None = None
+    for entry, one in zip(entries, looked, strict=True):
+        if isinstance(one, Inspected):
+            found.append(one)
+            continue
+        if spec.input.on_bad_file == "fail":
+            raise one
+        first = first or one
+        bad[entry.uri] = str(one)
+    incremental = spec.input.incremental
+    if incremental is not None and incremental.by == "partition":
+        # A partition is run as a whole: with one bad file it is left to a later run.
+        worst = {_partition(spec, uri): uri for uri in bad}
+        for one in found:
+            uri = one.file.entry.uri
+            if _partition(spec, uri) in worst:
+                bad[uri] = f"{worst[_partition(spec, uri)]}, of the same partition, cannot be read"
+        found = [one for one in found if one.file.entry.uri not in bad]
+    if first is not None and not found and incremental is None:
+        raise first
+    return found, [(entry.uri, bad[entry.uri]) for entry in entries if entry.uri in bad]
+
+
+def _partition(spec: JobSpec, uri: str) -> tuple[tuple[str, str | None], ...]:
+    return tuple(partition_values(spec.input.uri, uri).items())
+
+
+def _only_in_paths(spec: JobSpec, partitions: pa.Schema, found: Sequence[Inspected]) -> pa.Schema:
+    """The partitions that some file does not have as a column of its own: what a file says of itself wins."""
+    kept = []
+    for field in partitions:
+        own = [one for one in found if field.name in one.names and one.file.rows]
+        lacking = [one for one in found if field.name not in one.names and one.file.rows]
+        if own and not lacking:
+            continue
+        if own and spec.input.format != "parquet":
+            raise InputError(
+                f"column {field.name!r} stands in the rows of {own[0].file.entry.uri}, and only in the folder's name "
+                f"of {lacking[0].file.entry.uri}",
+                "write it in all rows or in none",
+            )
+        texts = any(_is_text(one.schema.field(field.name).type) for one in own if field.name in one.schema.names)
+        kept.append(pa.field(field.name, pa.string()) if texts else field)
+    return pa.schema(kept)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind))
+
+
+def _casts(spec: JobSpec) -> dict[str, pa.DataType]:
+    return {name: CASTS[kind] for name, kind in spec.input.cast.items()}
+
+
+def _whole_schema(
+    spec: JobSpec, columns: Mapping[str, str], found: Sequence[Inspected], partitions: pa.Schema
+) -> pa.Schema:
+    """The columns with the types that they have in the whole input. A file without rows has no say in them; a column
+    that a file lacks is null there, or its partition."""
+    said = [one for one in found if one.file.rows] or found
+    casts = _casts(spec)
+    unknown = sorted(casts.keys() - columns.keys())
+    if unknown:
+        raise InputError(
+            f"input.cast names the column {unknown[0]!r}, which the job does not read",
+            f"the columns that it reads are: {', '.join(columns)}",
+        )
+    fields = []
+    for name in columns:
+        kind = casts.get(name) or _whole_type(spec, name, said, partitions)
+        parsed = kind == JSON and spec.input.format == "jsonl"
+        fields.append(pa.field(name, kind, metadata=PARSED if parsed else None))
+    whole = pa.schema(fields)
+    for one in said:
+        for name, (big, negative) in one.integers.items():
+            require_exact(one.file.entry.uri, name, whole.field(name).type, big, negative)
+    return whole
+
+
+def _whole_type(spec: JobSpec, name: str, said: Sequence[Inspected], partitions: pa.Schema) -> pa.DataType:
+    jsonl = spec.input.format == "jsonl"
+    kind: pa.DataType = pa.null()
+    seen: dict[int, Inspected] = {}
+    for one in said:
+        # Files of one schema share the object.
+        key = id(one.schema) if name in one.names or name not in partitions.names else -1
+        if key in seen:
+            continue
+        seen[key] = one
+        stored = _stored_type(one, name, partitions)
+        try:
+            kind = (whole_numbers(kind, stored) if jsonl else None) or common(kind, stored, objects=jsonl)
+        except (Misfit, RecursionError) as error:
+            raise _clash(name, stored, one, list(seen.values()), partitions, str(error)) from None
+    return kind
+
+
+def _stored_type(one: Inspected, name: str, partitions: pa.Schema) -> pa.DataType:
+    if name in one.schema.names:
+        return one.schema.field(name).type
+    return partitions.field(name).type if name in partitions.names else pa.null()
+
+
+def _clash(
+    name: str, stored: pa.DataType, one: Inspected, seen: Sequence[Inspected], partitions: pa.Schema, why: str
+) -> InputError:
+    """The error for the two files whose types of a column do not fit."""
+    other = seen[0]
+    for before in seen:
+        try:
+            common(_stored_type(before, name, partitions), stored)
+        except (Misfit, RecursionError):
+            other = before
+            break
+    return InputError(
+        f"files do not fit together: {other.file.entry.uri} and {one.file.entry.uri}: column {name!r} is "
+        f"{_stored_type(other, name, partitions)!s:.100} vs {stored!s:.100}",
+        f"set input.cast: {{{name}: string}}, or another of {', '.join(CASTS)}; "
+        "or give the column one type in all files",
+    )
+
+
+def _require_same_values(spec: JobSpec, found: Sequence[Inspected], whole: pa.Schema, pool: ThreadPoolExecutor) -> None:
+    """Raise InputError for a value that cannot become the column's common type, or would be another: it is found now,
+    not when the run has started."""
+    if spec.input.format != "parquet":
+        return
+    doubts: dict[int, list[str]] = {}
+    for one in found:
+        if id(one.schema) not in doubts:
+            doubts[id(one.schema)] = [f.name for f in one.schema if may_lose(f.type, whole.field(f.name).type)]
+    doubtful = [one for one in found if doubts[id(one.schema)] or one.int96 or one.legacy or one.doubtful]
+
+    def look(one: Inspected) -> None:
+        entry = one.file.entry
+        for name in one.doubtful:
+            require_arrow_reads(entry, name, spec.storage)
+        require_exact_times(entry, one.int96, one.legacy, spec.storage)
+        for name in doubts[id(one.schema)]:
+            for values in parquet_column(entry, name, spec.storage):
+                fit(values, whole.field(name), entry.uri)
+
+    for _ in pool.map(look, doubtful):
+        pass
 
 
 def _cut(spec: JobSpec, files: Sequence[InputFile], groups: Groups | None) -> list[Shard]:
@@ -75,66 +258,6 @@ def _cut(spec: JobSpec, files: Sequence[InputFile], groups: Groups | None) -> li
     if spec.limits.max_cost_usd is not None and spec.shards.rows == "auto":
         sizes = small_at_first(sizes)
     return cut(files, sizes, spec.shards.max_bytes, None if groups is None else at_groups(groups.begins, rows))
-
-
-def _field(name: str, schema: pa.Schema, partitions: pa.Schema) -> pa.Field:
-    if name in partitions.names:
-        return partitions.field(name)
-    index = schema.get_field_index(name)
-    return schema.field(index).with_nullable(True).remove_metadata() if index >= 0 else pa.field(name, pa.null())
-
-
-def _inspect_parquet(entry: Entry, columns: Sequence[str], stores: Stores) -> tuple[InputFile, pa.Schema, set[str]]:
-    file, schema = inspect_parquet(entry, columns, stores)
-    for name in columns:
-        if len(schema.get_all_field_indices(name)) > 1:
-            raise InputError(f"{entry.uri} has two columns named {name!r}", "rename one of them")
-    kept = pa.schema([schema.field(name) for name in columns if schema.get_field_index(name) >= 0])
-    return file, kept, set(schema.names)
-
-
-def _inspect_jsonl(entry: Entry, columns: Sequence[str], stores: Stores) -> tuple[InputFile, pa.Schema, set[str]]:
-    return inspect_jsonl(entry, columns, stores)
-
-
-def _unify(schemas: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
-    """One schema that holds all of them; a column may be missing in some files and is null there."""
-    whole, before = pa.schema([]), ""
-    for uri, schema in schemas:
-        bare = schema.remove_metadata()
-        if bare.equals(whole):
-            continue
-        try:
-            whole = _merged(whole, bare)
-        except (pa.ArrowException, RecursionError) as error:
-            other = next((u for u, s in schemas if not _fit(s.remove_metadata(), bare)), before)
-            raise InputError(
-                f"files do not fit together: {other} and {uri}: {first_line(error)}",
-                "give the column the same type in both, or run them as two jobs",
-            ) from None
-        before = uri
-    return whole
-
-
-def _merged(one: pa.Schema, other: pa.Schema) -> pa.Schema:
-    """Arrow's common schema; a dictionary in one and plain values in the other become plain values."""
-    try:
-        return pa.unify_schemas([one, other], promote_options="permissive")
-    except pa.ArrowException:
-        plain = [pa.schema([_without_dictionary(field) for field in schema]) for schema in (one, other)]
-        return pa.unify_schemas(plain, promote_options="permissive")
-
-
-def _without_dictionary(field: pa.Field) -> pa.Field:
-    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
-
-
-def _fit(one: pa.Schema, other: pa.Schema) -> bool:
-    try:
-        _merged(one, other)
-    except (pa.ArrowException, RecursionError):
-        return False
-    return True
 
 
 def _require_columns(columns: Mapping[str, str], have: set[str]) -> None:
@@ -169,36 +292,67 @@ def _require_storable(schema: pa.Schema, passed: Sequence[str]) -> None:
             ) from None
 
 
-def _require_unique_ids(spec: JobSpec, entries: Sequence[Entry], schema: pa.Schema, partitions: pa.Schema) -> None:
+def _require_unique_ids(
+    spec: JobSpec, found: Sequence[Inspected], whole: pa.Schema, partitions: pa.Schema, pool: ThreadPoolExecutor
+) -> None:
     column = str(spec.input.id_column)
     if column in partitions.names:
         raise InputError(
             f"id column {column!r} is a partition: all rows of a file share it", "choose another id column"
         )
-    read = parquet_column if spec.input.format == "parquet" else jsonl_column
+    for one in found:
+        if column not in one.names:
+            raise InputError(
+                f"{one.file.entry.uri} has no id column {column!r}",
+                "write the column in every file, or leave input.id_column out: rows are then numbered",
+            )
+    require_id_kind(column, whole.field(column).type)
+    require_unique(column, lambda: _values(spec, found, whole.field(column), partitions, pool))
 
-    def scan() -> Iterator[tuple[str, pa.Array]]:
-        for entry in entries:
-            for ids in read(entry, column, spec.storage):
-                yield entry.uri, ids
 
-    require_unique(column, scan)
-
-
-def _groups(spec: JobSpec, files: Sequence[tuple[InputFile, set[str]]], partitions: pa.Schema) -> Groups:
-    """The groups of `input.group_by`. `files` have rows, and the names of the columns that each has."""
+def _groups(
+    spec: JobSpec, found: Sequence[Inspected], whole: pa.Schema, partitions: pa.Schema, pool: ThreadPoolExecutor
+) -> Groups:
+    """The groups of `input.group_by`."""
     column = str(spec.input.group_by)
-    read = parquet_column if spec.input.format == "parquet" else jsonl_column
+    return find_groups(column, _values(spec, found, whole.field(column), partitions, pool))
 
-    def scan() -> Iterator[tuple[str, pa.Array]]:
-        for file, names in files:
-            uri = file.entry.uri
-            if column in partitions.names:
-                yield uri, pa.repeat(pa.scalar(partition_values(spec.input.uri, uri)[column], pa.string()), file.rows)
-            elif column in names:
-                for values in read(file.entry, column, spec.storage):
-                    yield uri, values
-            else:
-                yield uri, pa.nulls(file.rows)
 
-    return find_groups(column, scan())
+def _values(
+    spec: JobSpec, found: Sequence[Inspected], field: pa.Field, partitions: pa.Schema, pool: ThreadPoolExecutor
+) -> Iterator[tuple[str, pa.Array]]:
+    """(file, values) of a column in its common type, in input order; small files are read ahead of time."""
+
+    def chunks(one: Inspected) -> Iterator[pa.Array]:
+        uri = one.file.entry.uri
+        if field.name in one.held:
+            stored: Iterable[pa.Array] = one.held[field.name].chunks
+        elif field.name in one.names and spec.input.format == "parquet":
+            stored = parquet_column(one.file.entry, field.name, spec.storage)
+        elif field.name in one.names:
+            stored = jsonl_column(one.file.entry, field, spec.storage)
+        elif field.name in partitions.names:
+            value = pa.scalar(partition_values(spec.input.uri, uri)[field.name], pa.string())
+            stored = [pa.repeat(value, one.file.rows)]
+        else:
+            stored = [pa.nulls(one.file.rows, field.type)]
+        for values in stored:
+            yield fit(values, field, uri)
+
+    def whole(one: Inspected) -> list[pa.Array]:
+        return list(chunks(one))
+
+    waiting: deque[tuple[Inspected, Future[list[pa.Array]] | None]] = deque()
+
+    def first() -> Iterator[tuple[str, pa.Array]]:
+        one, future = waiting.popleft()
+        for values in chunks(one) if future is None else future.result():
+            yield one.file.entry.uri, values
+
+    for one in found:
+        small = one.file.entry.size <= _READ_AT_ONCE and field.name not in one.held
+        waiting.append((one, pool.submit(whole, one) if small else None))
+        if len(waiting) > _AHEAD:
+            yield from first()
+    while waiting:
+        yield from first()

@@ -111,8 +111,9 @@ class ClaimedFiles:
 class Manifest:
     """All shards of a run, what the rows look like, and what they were cut from.
 
-    `schema` is that of the rows as read, `partitions` the columns among them that come from the path. `hint` is
-    what the cutting has to say to a person; it is not written.
+    `schema` is that of the rows as read, `partitions` the columns among them that come from the path where a file does
+    not have them. `skipped` has the URI of each file that could not be read, and the reason. `hint` is what the cutting
+    has to say to a person, `left_out` the files that nobody reads; both are not written.
     """
 
     shards: tuple[Shard, ...]
@@ -120,7 +121,9 @@ class Manifest:
     partitions: tuple[str, ...]
     empty_files: tuple[str, ...]
     fingerprint: Fingerprint
+    skipped: tuple[tuple[str, str], ...] = ()
     hint: str | None = field(default=None, compare=False)
+    left_out: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def rows(self) -> int:
@@ -279,6 +282,7 @@ def to_parquet(manifest: Manifest) -> bytes:
                 "partitions": manifest.partitions,
                 "empty_files": manifest.empty_files,
                 "fingerprint": manifest.fingerprint.model_dump(mode="json", exclude_none=True),
+                "skipped": manifest.skipped,
             }
         ).encode(),
     }
@@ -311,6 +315,8 @@ def from_parquet(data: bytes) -> Manifest:
         partitions=tuple(about["partitions"]),
         empty_files=tuple(about["empty_files"]),
         fingerprint=Fingerprint.model_validate(about["fingerprint"]),
+        # Earlier versions skipped nothing.
+        skipped=tuple((uri, why) for uri, why in about.get("skipped", ())),
     )
 
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from batchinfer.errors import InputError
 from batchinfer.input.files import partition_values
-from batchinfer.input.formats import JsonlRows, ParquetRows, first_line
+from batchinfer.input.formats import Rows, fit
+from batchinfer.input.jsonl import JsonlRows
 from batchinfer.input.manifest import Segment, Shard
+from batchinfer.input.parquet import ParquetRows
 from batchinfer.storage import Entry, Stores, input_changed, storage_for
 
 
@@ -45,7 +46,7 @@ class _Reader:
         self._uri = uri
         self._format = file_format
         self._stores = stores
-        self._open: tuple[Entry, ParquetRows | JsonlRows] | None = None
+        self._open: tuple[Entry, Rows] | None = None
 
     def rows(self, segment: Segment) -> pa.Table:
         if self._open is None or self._open[0] != segment.entry:
@@ -60,21 +61,22 @@ class _Reader:
         values = partition_values(self._uri, segment.entry.uri) if self._partitions else {}
         columns = []
         for field in self._schema:
-            if field.name in self._partitions:
+            if field.name in stored.column_names:
+                column: pa.Array | pa.ChunkedArray = fit(stored.column(field.name), field, segment.entry.uri)
+            elif field.name in self._partitions:
                 value = pa.scalar(values[field.name], pa.string())
-                column: pa.Array | pa.ChunkedArray = pa.repeat(value, segment.rows).cast(field.type)
-            elif field.name in stored.column_names:
-                column = _cast(stored.column(field.name), field, segment.entry.uri)
+                column = fit(pa.repeat(value, segment.rows), field, segment.entry.uri)
             else:
                 column = pa.nulls(segment.rows, field.type)
             columns.append(column)
         return pa.Table.from_arrays(columns, schema=self._schema)
 
-    def _open_file(self, entry: Entry) -> ParquetRows | JsonlRows:
+    def _open_file(self, entry: Entry) -> Rows:
         # Before, for a file that is gone or cannot be opened any more; `rows` looks again after.
         self._require_unchanged(entry)
         if self._format == "parquet":
-            return ParquetRows(entry, self._stored.names, self._stores)
+            # A file's own column wins over the folder's name.
+            return ParquetRows(entry, self._schema.names, self._stores)
         return JsonlRows(entry, self._stored, self._stores)
 
     def _require_unchanged(self, entry: Entry) -> None:
@@ -86,13 +88,3 @@ class _Reader:
         if self._open is not None:
             self._open[1].close()
             self._open = None
-
-
-def _cast(column: pa.ChunkedArray, field: pa.Field, uri: str) -> pa.ChunkedArray:
-    try:
-        return column.cast(field.type)
-    except pa.ArrowException as error:
-        raise InputError(
-            f"{uri}: column {field.name!r} does not fit {field.type}: {first_line(error)}",
-            "give the column the same type in every file",
-        ) from None

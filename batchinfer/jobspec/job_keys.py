@@ -60,16 +60,19 @@ class InputSpec(Keys):
     uri: PlaceWithVariables
     """The rows: a folder, a file or a glob, local or on `s3://`.
 
-    Files are read in the natural order of their paths; names that begin with `_` or `.` are left out. Folders named
-    `key=value` become columns. Links to folders are refused. Relative paths start where the command runs. May hold the
+    Files are read in the natural order of their paths; see `ignore` for those that are left out. Folders named
+    `key=value` become columns, unless the files have a column of that name. Links to folders are refused, and so are
+    folders of Delta, Iceberg and Hudi tables. Relative paths start where the command runs. May hold the
     variables of `output.uri`, as in `s3://tickets/{{ run.date - 1 }}`."""
     format: Literal["parquet", "jsonl"] = "parquet"
     """The format of the files.
 
     In a folder, `parquet` reads `.parquet`, `.parq` and `.pq`; `jsonl` reads `.jsonl`, `.ndjson` and `.json`, one
-    object a line."""
+    object a line, and these packed with gzip (`.gz`) or zstd (`.zst`). A pattern in `uri` reads whatever it matches."""
     id_column: str | None = None
     """The column that identifies a row; its values must be unique, and it is the first column of the results.
+
+    It holds texts, numbers, dates, times or UUIDs: true and false, lists and objects tell no rows apart.
 
     null: the results have the column `row_number` instead, the row's position in the input, from 0."""
     columns: tuple[str, ...] = ()
@@ -81,6 +84,24 @@ class InputSpec(Keys):
 
     Such rows can then share a prefix in the KV cache. The column holds texts or numbers. Nothing is sorted: `validate`
     and `plan` say if sorting the input by this column would bring more rows together. null: rows are not grouped."""
+    ignore: tuple[str, ...] = ()
+    """Files in the folder of `uri` that are no input: patterns of names, as in `["*.gzip", "README.md"]`.
+
+    A pattern is compared with the path below `uri` and with each name on it. What every tool ignores is left out
+    anyway: names that begin with `_` or `.`, `*.crc` and markers of folders. Any other file that the format does not
+    read stops the job, so that no row is missing silently."""
+    on_bad_file: Literal["fail", "skip"] = "fail"
+    """What becomes of a file that cannot be read.
+
+    `fail`: the job is refused, with the file's name. `skip`: the others are run, and the report lists the file with
+    the reason; an incremental job tries it again in its next run."""
+    cast: dict[str, Literal["string", "int64", "double", "boolean", "date", "timestamp", "binary"]] = Field(
+        default_factory=dict
+    )
+    """The type of columns that differ between files or lines, as in `{amount: string}`.
+
+    Without it, types that fit together without loss become one, and others are refused. `timestamp` is microseconds
+    in UTC; a time without a zone is taken as UTC. A value that does not fit the type is refused."""
     incremental: IncrementalSpec | None = None
     """Read only the files, or the partitions, that no earlier run of this job has read. null: all, every time."""
 

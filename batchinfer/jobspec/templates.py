@@ -7,12 +7,17 @@ rows. A row that goes beyond `MAX_WORK` is a row with an error.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date, time, timedelta
+from decimal import Decimal
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import UUID
 
 import jinja2
 from jinja2 import meta, nodes
@@ -73,6 +78,61 @@ class Allowance:
             raise SecurityError(f"it makes more than {MAX_WORK:,} characters, or too many turns and calls, for one row")
 
 
+class Map(list[tuple[Any, Any]]):
+    """A map of the data: a list of its pairs whose values are also found by their keys, and printed as an object."""
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, str):
+            return super().__getitem__(key)
+        return dict(self)[key]
+
+    def items(self) -> list[tuple[Any, Any]]:
+        """The pairs, as of an object."""
+        return list(self)
+
+
+def printed(value: Any) -> str:
+    """The text of a value of the data: never Python's picture of it, which reads `True`, `None` and `['a']`."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, timedelta):
+        return _duration(value)
+    if isinstance(value, dict | list | tuple):
+        try:
+            return json.dumps(_as_json(value), ensure_ascii=False)
+        except TypeError:
+            return str(value)
+    return str(value)
+
+
+def _as_json(value: Any) -> Any:
+    """The value as `json` takes it; raises TypeError for what is no data."""
+    if isinstance(value, Map):
+        return {printed(key): _as_json(inner) for key, inner in value}
+    if isinstance(value, dict):
+        return {printed(key): _as_json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(inner) for inner in value]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, Decimal | date | time | timedelta | UUID):
+        return printed(value)
+    raise TypeError(type(value).__name__)
+
+
+def _duration(value: timedelta) -> str:
+    """Hours, minutes and seconds, as in 26:03:04.5."""
+    micros = abs(value) // timedelta(microseconds=1)
+    hours, rest = divmod(micros, 3_600_000_000)
+    minutes, rest = divmod(rest, 60_000_000)
+    seconds = f"{rest // 1_000_000:02}" + (f".{rest % 1_000_000:06}".rstrip("0") if rest % 1_000_000 else "")
+    return f"{'-' if value < timedelta(0) else ''}{hours:02}:{minutes:02}:{seconds}"
+
+
 class Environment(ImmutableSandboxedEnvironment):
     """Compiles templates. Use through `compile_template`; one serves any number of threads."""
 
@@ -94,9 +154,11 @@ class Environment(ImmutableSandboxedEnvironment):
         """What is printed: data, paid for. Never a null, which would read `None`, nor a function of the language."""
         if value is None:
             raise jinja2.UndefinedError("a value inside the row is null")
-        if not isinstance(value, str | int | float | jinja2.Undefined):
+        if isinstance(value, str | jinja2.Undefined):
+            return value
+        if not isinstance(value, int | float):
             self.spend(_length(value))
-        return value
+        return printed(value)
 
     def _joined(self, pieces: Iterable[str]) -> str:
         found = list(pieces)
@@ -206,7 +268,7 @@ class Environment(ImmutableSandboxedEnvironment):
             if name not in _OF_LISTS and not isinstance(value, str | int | float | jinja2.Undefined):
                 self.spend(_length(_known(value)))
             value = self._pay_for_filter(name, value, rest, kwargs)
-            made = function(*args[:first], value, *rest, **kwargs)
+            made = function(*args[:first], _with_text(name, value), *rest, **kwargs)
             if isinstance(made, str):
                 self.spend(len(made))
             return made
@@ -294,6 +356,20 @@ def _length(value: Any) -> int:
     return length(value)
 
 
+def _with_text(name: str, value: Any) -> Any:
+    """The value as a filter takes it that makes text of it."""
+    if isinstance(value, str | jinja2.Undefined):
+        return value
+    if name == "string":
+        return printed(value)
+    if name == "tojson" and isinstance(value, Map | list | dict):
+        with contextlib.suppress(TypeError):
+            return _as_json(value)
+    if name == "join" and isinstance(value, list | tuple):
+        return [one if isinstance(one, jinja2.Undefined) else printed(one) for one in value]
+    return value
+
+
 def _require_sizes_in(text: str) -> None:
     if _HUGE_FIELD.search(text):
         raise SecurityError("it formats with a field of huge or computed width")
@@ -305,8 +381,10 @@ class Template:
     def __init__(self, source: str) -> None:
         self._environment = Environment()
         tree = self._environment.parse(source)
-        self.columns = sorted(meta.find_undeclared_variables(tree))
-        self._pieces = _pieces(tree, self.columns)
+        self._aliases = _name_columns_of_row(tree)
+        names = meta.find_undeclared_variables(tree) - self._aliases.keys()
+        self.columns = sorted(names | set(self._aliases.values()))
+        self._pieces = _pieces(tree, {**{name: name for name in names}, **self._aliases})
         _count_in(tree)
         self._template = self._environment.from_string(tree)
 
@@ -319,7 +397,7 @@ class Template:
         if not self._pieces:
             return [None] * rows
         pieces = [
-            columns[piece.name] if isinstance(piece, nodes.Name) else repeat(piece, rows) for piece in self._pieces
+            columns[piece.column] if isinstance(piece, _Printed) else repeat(piece, rows) for piece in self._pieces
         ]
         made: list[str | None] = []
         for row in zip(*pieces, strict=True):
@@ -339,11 +417,15 @@ class Template:
         """
         shared = dict(self._template.globals)
         context = self._template.new_context(shared, shared=True)
+        aliases = list(self._aliases.items())
 
         def render(row: Mapping[str, Any]) -> str:
             self._environment.begin_row()
             given = row if None not in row.values() else {name: v for name, v in row.items() if v is not None}
             context.parent = {**shared, **given}
+            for alias, column in aliases:
+                if column in given:
+                    context.parent[alias] = given[column]
             # What the template set for the row before.
             context.vars.clear()
             context.exported_vars.clear()
@@ -352,9 +434,44 @@ class Template:
         return render
 
 
-def _pieces(tree: nodes.Template, columns: Sequence[str]) -> list[str | nodes.Name] | None:
-    """The texts and names of columns that the template prints in turn; None if there is more to it."""
-    found: list[str | nodes.Name] = []
+class _Printed(NamedTuple):
+    """The place of a column in a template of nothing but texts and columns."""
+
+    column: str
+
+
+def _name_columns_of_row(tree: nodes.Template) -> dict[str, str]:
+    """Have `row["any name"]` mean the column of that name; gives the variables put there, and their columns.
+
+    `row` is a variable like any other where the template sets it, and a column where it is used in another way.
+    """
+    uses = [node for node in tree.find_all(nodes.Name) if node.name == "row"]
+    if any(node.ctx != "load" for node in uses):
+        return {}
+    aliases: dict[str, str] = {}
+
+    def replaced(node: Any) -> Any:
+        if not (isinstance(node, nodes.Getitem) and isinstance(node.node, nodes.Name) and node.node.name == "row"):
+            return node
+        if not (isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str)):
+            return node
+        alias = f"row_column_{len(aliases)}_"
+        aliases[alias] = node.arg.value
+        return nodes.Name(alias, "load", lineno=node.lineno)
+
+    for parent in tree.find_all(nodes.Node):
+        for field, value in parent.iter_fields():
+            if isinstance(value, list):
+                value[:] = [replaced(item) for item in value]
+            else:
+                setattr(parent, field, replaced(value))
+    return aliases
+
+
+def _pieces(tree: nodes.Template, columns: Mapping[str, str]) -> list[str | _Printed] | None:
+    """The texts and columns that the template prints in turn; None if there is more to it. `columns` maps the
+    template's variables to columns."""
+    found: list[str | _Printed] = []
     for statement in tree.body:
         if not isinstance(statement, nodes.Output):
             return None
@@ -362,7 +479,7 @@ def _pieces(tree: nodes.Template, columns: Sequence[str]) -> list[str | nodes.Na
             if isinstance(piece, nodes.TemplateData):
                 found.append(piece.data)
             elif isinstance(piece, nodes.Name) and piece.name in columns:
-                found.append(piece)
+                found.append(_Printed(columns[piece.name]))
             else:
                 return None
     return found

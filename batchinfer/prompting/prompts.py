@@ -7,14 +7,20 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jinja2
+import numpy as np
 import pyarrow as pa
 from jinja2.exceptions import SecurityError
 
 from batchinfer.errors import RowError, SpecError
+from batchinfer.input.column_types import PARSED
 from batchinfer.jobspec import JobSpec, PromptSpec
-from batchinfer.jobspec.templates import compile_template
+from batchinfer.jobspec.templates import Map, compile_template, printed
 
-Message = dict[str, str]
+Message = dict[str, Any]
+"""A message of a chat: `role` and `content`, which are texts, and what else chat templates read (`MESSAGE_KEYS`)."""
+
+MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
+"""The keys of a message that are handed to the chat template. Others are the user's own notes."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Who may speak in a conversation. A chat template writes a role beside its control tokens, unseen."""
@@ -84,9 +90,9 @@ class PromptMaker:
         """One prompt, or the reason why there is none, for each of the rows."""
         if self._template is None:
             one = self._from_messages if self._chat else self._from_text
-            values = python_values(rows.column(self._columns[0]))
+            values = column_values(rows, self._columns[0])
             return [value if isinstance(value, RowError) else one(value) for value in values]
-        columns = {name: python_values(rows.column(name)) for name in self._columns}
+        columns = {name: column_values(rows, name) for name in self._columns}
         filled = self._template.fill(columns, rows.num_rows)
         render = self._template.renderer()
         made: list[Prompt | RowError] = []
@@ -113,7 +119,7 @@ class PromptMaker:
         return self._from_text(text)
 
     def _from_text(self, value: Any) -> Prompt | RowError:
-        text = value if isinstance(value, str) else "" if value is None else str(value)
+        text = value if isinstance(value, str) else "" if value is None else printed(value)
         if not text.strip():
             return RowError("prompt_empty", "the prompt is null" if value is None else "the prompt has no text")
         if not (text.isascii() or _is_unicode(text)):
@@ -128,6 +134,8 @@ class PromptMaker:
                 value = json.loads(value)
             except (ValueError, RecursionError) as error:
                 return RowError("prompt_invalid", _told(f"the messages are not JSON: {error}"))
+        if isinstance(value, list):
+            value = [dict(m) if isinstance(m, Map) else m for m in value]
         if not isinstance(value, list) or not all(_is_message(m) for m in value):
             return RowError("prompt_invalid", "the messages are not a list of {role, content} with texts")
         odd = next((m["role"] for m in value if m["role"] not in ROLES), None)
@@ -137,31 +145,78 @@ class PromptMaker:
             )
         if not any(m["content"].strip() for m in value):
             return RowError("prompt_empty", "the messages have no text")
-        if not all(_is_unicode(m["content"]) for m in value):
+        if not all(_is_unicode(printed(m)) for m in value):
             return RowError("prompt_invalid", "the messages hold half of a surrogate pair, which is no character")
         system = [{"role": "system", "content": self._system}] if self._system and value[0]["role"] != "system" else []
-        return Prompt(messages=(*system, *({"role": m["role"], "content": m["content"]} for m in value)))
+        # Rows of a table have every key of the column's type: what is null was not written.
+        kept = ({k: m[k] for k in MESSAGE_KEYS if m.get(k) is not None} for m in value)
+        return Prompt(messages=(*system, *kept))
 
 
-def python_values(column: pa.ChunkedArray) -> list[Any]:
-    """The column's values, and a RowError for each that Python cannot hold.
+def column_values(rows: pa.Table, name: str) -> list[Any]:
+    """The values of a column as a prompt has them, and a RowError for each that has no text.
 
-    Such are bytes that are no text in a column of texts, and dates beyond the year 9999.
+    Bytes are read as UTF-8, a float of 32 bits as the number that it was written as. No text have bytes that are not
+    UTF-8, and dates beyond the year 9999.
     """
+    column = rows.column(name)
+    convert = _converter(column.type)
+    if PARSED.items() <= (rows.schema.field(name).metadata or {}).items():
+        convert = json.loads
     try:
         values: list[Any] = column.to_pylist()
-        return values
     except Exception:
         # What Arrow raises depends on the type, from OverflowError to UnicodeDecodeError.
-        return [_python_value(value) for value in column]
+        values = [_python_value(value) for value in column]
+    if convert is None:
+        return values
+    return [value if value is None or isinstance(value, RowError) else _converted(convert, value) for value in values]
 
 
 def _python_value(value: pa.Scalar) -> Any:
     try:
         return value.as_py()
+    except UnicodeDecodeError:
+        return _NOT_UTF8
     except Exception as error:
         # As above, of one value: it is this row's error.
         return RowError("prompt_invalid", _told(f"the row holds a value that cannot be read: {error}"))
+
+
+_NOT_UTF8 = RowError("prompt_invalid", "the row holds text that is not UTF-8")
+
+
+def _converted(convert: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return convert(value)
+    except UnicodeDecodeError:
+        return _NOT_UTF8
+
+
+def _converter(kind: pa.DataType) -> Callable[[Any], Any] | None:
+    """What makes of a Python value that is not null what a prompt has; None where both are the same."""
+    kinds = pa.types
+    if kinds.is_dictionary(kind):
+        return _converter(kind.value_type)
+    if kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_fixed_size_binary(kind):
+        return bytes.decode
+    if kinds.is_float32(kind) or kinds.is_float16(kind):
+        narrow = np.float32 if kinds.is_float32(kind) else np.float16
+        return lambda value: float(str(narrow(value)))
+    if kinds.is_struct(kind):
+        fields = {field.name: convert for field in kind if (convert := _converter(field.type)) is not None}
+        return (lambda value: {k: _inner(fields.get(k), v) for k, v in value.items()}) if fields else None
+    if kinds.is_map(kind):
+        key, item = _converter(kind.key_type), _converter(kind.item_type)
+        return lambda value: Map((_inner(key, k), _inner(item, v)) for k, v in value)
+    if kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind):
+        each = _converter(kind.value_type)
+        return (lambda value: [_inner(each, v) for v in value]) if each is not None else None
+    return None
+
+
+def _inner(convert: Callable[[Any], Any] | None, value: Any) -> Any:
+    return value if convert is None or value is None else convert(value)
 
 
 def _is_unicode(text: str) -> bool:

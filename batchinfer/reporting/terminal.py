@@ -63,6 +63,8 @@ def _lines(report: Report) -> list[tuple[str, str]]:
     lines.append(("weights", f"{report.dtype} dtype, {report.quantization} quantization"))
     if report.labels:
         lines.append(("labels", ", ".join(f"{key}={value}" for key, value in sorted(report.labels.items()))))
+    for uri, reason in report.files_skipped.items():
+        lines.append(("skipped", reason if uri in reason else f"{uri}: {reason}"))
     lines.append(("results", f"{report.output}/data"))
     return lines
 

@@ -87,7 +87,7 @@ class FileChoice:
         uri, stores = self._spec.input.uri, self._spec.storage
         if not entries and not claims.tags and not _is_there(uri, stores):
             # Nothing there, and there never was: a mistake, for which this has the words.
-            input_entries(uri, self._spec.input.format, stores)
+            input_entries(uri, self._spec.input.format, stores, ignore=self._spec.input.ignore)
         self.selection = select(entries, claims, self._rule, self._partition)
         return list(self.selection.taken)
 

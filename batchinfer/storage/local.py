@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
-from batchinfer.errors import OutputBusy, OutputError, StorageError
+from batchinfer.errors import InputError, OutputBusy, OutputError, StorageError
 from batchinfer.storage.base import (
     Entry,
     fixed_temporary_name,
@@ -61,9 +61,18 @@ class LocalStorage:
                             yield self._entry(os.path.join(folder, name))
 
     def match(self, pattern: str) -> Iterator[Entry]:
+        seen: set[tuple[str, str]] = set()
         for path in glob.iglob(local_path(pattern), recursive=True):
-            if os.path.isfile(path) and (entry := self.stat(path)):
-                yield entry
+            # Links to folders may lead to one file by several ways; a link to a file is a file of its own name.
+            place = (os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+            if place not in seen and os.path.isfile(path):
+                seen.add(place)
+                with contextlib.suppress(FileNotFoundError), _naming(path):
+                    yield self._entry(path)
+            elif os.path.islink(path) and not os.path.exists(path):
+                raise InputError(
+                    f"{path} is a link to a file that does not exist", "restore that file, or remove the link"
+                )
 
     def names(self, uri: str) -> Sequence[str]:
         with _naming(uri):

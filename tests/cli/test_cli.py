@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -140,10 +141,29 @@ def test_validate_says_what_would_run_and_writes_nothing(corpus: Path, tmp_path:
     spec = write_spec(tmp_path, corpus)
     before = snapshot(tmp_path)
     done = batchinfer("validate", str(spec), "--set", "shards.rows=300")
-    first, *others = done.stdout.splitlines()
+    first, second, *others = done.stdout.splitlines()
     assert (done.returncode, first) == (0, f"{spec} is valid: 1,000 rows in 4 shards")
+    size = sum(path.stat().st_size for path in corpus.rglob("*.parquet"))
     assert others[-1].startswith("not checked here:")
+    assert re.fullmatch(rf"it reads \d+ files? of {size:,} bytes", second)
     assert snapshot(tmp_path) == before
+
+
+def test_validate_says_what_it_leaves_out_and_which_files_it_skips(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pq.write_table(pa.table({"doc": ["a"], "text": ["x"]}), folder / "a.parquet")
+    (folder / "bad.parquet").write_bytes(b"no Parquet")
+    for name in ("_SUCCESS", "b.csv"):
+        (folder / name).write_bytes(b"")
+    (folder / "b.csv").write_bytes(b"text")
+    spec = write_spec(tmp_path, folder, input={"uri": str(folder), "on_bad_file": "skip"})
+    refused = batchinfer("validate", str(spec))
+    assert (refused.returncode, f"{folder}/b.csv would not be read" in refused.stderr) == (2, True)
+    told = batchinfer("validate", str(spec), "--set", "input.ignore=[b.csv]").stdout
+    assert f"it reads 1 file of {(folder / 'a.parquet').stat().st_size:,} bytes, and leaves out 2: " in told
+    assert f"{folder}/_SUCCESS, {folder}/b.csv" in told
+    assert f"skips {folder}/bad.parquet: " in told
 
 
 @pytest.mark.integration

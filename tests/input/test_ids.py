@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import decimal
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -50,10 +52,63 @@ def test_lines_are_checked_as_well(tmp_path):
     assert str(refusal(tmp_path, "jsonl")) == f"{path}: id column 'id' has 1 null values"
 
 
-@pytest.mark.parametrize("values", [[[1], [2]], [{"a": 1}, {"a": 2}], [b"\xff", b"\xfe"]])
-def test_an_id_that_is_neither_text_nor_number_is_refused(tmp_path, values):
+@pytest.mark.parametrize("values", [[[1], [2]], [{"a": 1}, {"a": 2}], [True, False]])
+def test_a_kind_of_value_that_tells_no_rows_apart_is_no_id(tmp_path, values):
     write_parquet(tmp_path / "a.parquet", {"id": values})
-    assert "id column 'id' has type " in str(refusal(tmp_path))
+    error = refusal(tmp_path)
+    assert "id column 'id' has type " in str(error)
+    assert "a text, a number, a date, a time or a UUID" in error.remedy
+
+
+def test_bytes_that_are_no_text_are_no_id(tmp_path):
+    write_parquet(tmp_path / "a.parquet", {"id": [b"\xff", b"\xfe"]})
+    assert "bytes that are not UTF-8" in str(refusal(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([b"a", b"b"]),
+        pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"a" * 16, b"b" * 16], pa.binary(16))),
+        pa.array([decimal.Decimal("1.5"), decimal.Decimal("2.5")]),
+        pa.array([1, 2], pa.date32()),
+        pa.array([1, 2], pa.timestamp("us", "UTC")),
+        pa.array([1.5, 2.5]),
+    ],
+    ids=lambda values: str(values.type),
+)
+def test_texts_numbers_dates_and_uuids_are_ids(tmp_path, values):
+    write_parquet(tmp_path / "a.parquet", {"id": values})
+    assert manifest_of(tmp_path, ["id"], id_column="id").rows == 2
+    write_parquet(tmp_path / "b.parquet", {"id": values.slice(1)})
+    assert " twice: row 1 of " in str(refusal(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (
+            pa.array([decimal.Decimal("1.5")], pa.decimal128(10, 1)),
+            pa.array([decimal.Decimal("1.50")], pa.decimal128(12, 2)),
+        ),
+        (pa.array([1_000], pa.timestamp("ms")), pa.array([1_000_000], pa.timestamp("us"))),
+        (pa.array([7], pa.int32()), pa.array([7.0], pa.float64())),
+        (pa.array([0.0]), pa.array([-0.0])),
+        (pa.array(["a"]), pa.array([b"a"])),
+        (pa.array([1]), pa.array([decimal.Decimal("1.00")])),
+    ],
+    ids=["decimals", "units", "float", "zeros", "bytes", "whole"],
+)
+def test_ids_are_compared_in_the_type_that_the_results_have(tmp_path, one, other):
+    write_parquet(tmp_path / "a.parquet", {"id": one})
+    write_parquet(tmp_path / "b.parquet", {"id": other})
+    assert " twice: row 0 of " in str(refusal(tmp_path))
+
+
+def test_a_file_without_the_id_column_is_named(tmp_path):
+    write_parquet(tmp_path / "a.parquet", {"id": [1]})
+    write_parquet(tmp_path / "b.parquet", {"text": ["a"]})
+    assert str(refusal(tmp_path)) == f"{tmp_path}/b.parquet has no id column 'id'"
 
 
 def test_texts_stored_as_a_dictionary_are_texts(tmp_path):

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from batchinfer.errors import InputError
-from batchinfer.input.files import input_entries, partition_schema, partition_values
+from batchinfer.input.files import find_input, input_entries, partition_schema, partition_values
 
 
 @pytest.fixture
@@ -68,11 +68,113 @@ def test_a_file_that_is_named_is_read_whatever_its_name(folder):
 
 @pytest.mark.parametrize(
     ("file_format", "names"),
-    [("parquet", ["a.PARQUET", "b.parq", "c.pq"]), ("jsonl", ["d.jsonl", "e.ndjson", "f.json"])],
+    [
+        ("parquet", ["a.PARQUET", "b.parq", "c.pq"]),
+        ("jsonl", ["d.jsonl", "e.ndjson", "f.json", "g.jsonl.gz", "h.json.zst"]),
+    ],
 )
 def test_in_a_folder_the_endings_of_the_format_count(folder, file_format, names):
-    make(folder, "a.PARQUET", "b.parq", "c.pq", "d.jsonl", "e.ndjson", "f.json", "g.csv", "h")
+    make(folder, *names)
     assert found(folder, file_format=file_format) == names
+
+
+@pytest.mark.parametrize("other", ["part-1.parquet.gzip", "part-2", "000003_0", "b.csv", "sub/b.jsonl.gz", "notes.txt"])
+def test_a_file_that_would_not_be_read_is_refused_by_name(folder, other):
+    make(folder, "part-0.parquet", other)
+    with pytest.raises(InputError) as caught:
+        input_entries(str(folder), "parquet")
+    assert str(caught.value).startswith(f"{folder}/{other} would not be read")
+    assert "input.ignore" in caught.value.remedy
+    assert "a pattern in input.uri" in caught.value.remedy
+    assert sorted(found(folder, f"{folder}/**/*")) == sorted(["part-0.parquet", other])
+
+
+def test_many_files_that_would_not_be_read_are_counted(folder):
+    make(folder, "a.parquet", *(f"b{i}" for i in range(12)))
+    with pytest.raises(InputError, match=r"b0 and 11 more files would not be read"):
+        input_entries(str(folder), "parquet")
+
+
+def test_what_every_tool_ignores_is_left_out_and_told(folder):
+    ignored = [
+        "_SUCCESS",
+        "_metadata",
+        "_common_metadata",
+        ".a.parquet.crc",
+        "a.parquet.crc",
+        "sub_$folder$",
+        ".DS_Store",
+    ]
+    make(folder, "a.parquet", *ignored)
+    there = find_input(str(folder), "parquet")
+    assert [os.path.basename(entry.uri) for entry in there.entries] == ["a.parquet"]
+    assert sorted(map(os.path.basename, there.left_out)) == sorted(ignored)
+
+
+@pytest.mark.parametrize("pattern", ["*.gzip", "old/*", "part-1.parquet.gzip", "old"])
+def test_input_ignore_leaves_out_names_and_paths(folder, pattern):
+    make(folder, "a.parquet", "old/part-1.parquet.gzip")
+    there = find_input(str(folder), "parquet", ignore=[pattern])
+    assert [os.path.basename(entry.uri) for entry in there.entries] == ["a.parquet"]
+    assert there.left_out == (f"{folder}/old/part-1.parquet.gzip",)
+
+
+def test_a_link_to_a_file_that_is_gone_is_refused_unless_it_is_ignored(folder):
+    make(folder, "a.parquet")
+    (folder / "b.parquet").symlink_to(folder / "gone")
+    with pytest.raises(InputError, match=r"b.parquet is a link to .*gone, which does not exist"):
+        input_entries(str(folder), "parquet")
+    with pytest.raises(InputError, match=r"b.parquet is a link to a file that does not exist"):
+        input_entries(f"{folder}/*.parquet", "parquet")
+    assert [e.uri for e in input_entries(str(folder), "parquet", ignore=["b.*"])] == [f"{folder}/a.parquet"]
+
+
+def test_links_to_files_count_by_their_own_names(folder, tmp_path):
+    make(tmp_path / "cache", ".blobs/1", ".blobs/2")
+    make(folder, "k=1/a.parquet")
+    (folder / "k=2").mkdir()
+    for name, target in (("k=1/b.parquet", "1"), ("k=2/a.parquet", "2"), ("k=2/b.parquet", "2")):
+        (folder / name).symlink_to(tmp_path / "cache" / ".blobs" / target)
+    names = ["k=1/a.parquet", "k=1/b.parquet", "k=2/a.parquet", "k=2/b.parquet"]
+    assert found(folder) == names
+    assert found(folder, f"{folder}/*/*.parquet") == names
+    assert partitions(folder, f"{folder}/*/*.parquet") == pa.schema([("k", pa.int64())])
+
+
+@pytest.mark.parametrize(
+    ("log", "what", "data"),
+    [
+        ("_delta_log/00000000000000000000.json", "a Delta table", "a.parquet"),
+        ("_delta_log/00000000000000000000.json", "a Delta table", "day=1/a.parquet"),
+        ("metadata/00000-uuid.metadata.json", "an Iceberg table", "data/a.parquet"),
+        ("metadata/v1.metadata.json", "an Iceberg table", "data/k=1/a.parquet"),
+        (".hoodie/hoodie.properties", "a Hudi table", "a.parquet"),
+    ],
+)
+def test_the_files_of_a_table_are_refused_with_the_tables_kind(folder, log, what, data):
+    make(folder, data, log)
+    uris = {str(folder), str((folder / data).parent), f"{(folder / data).parent}/*.parquet"}
+    for uri in uris:
+        with pytest.raises(InputError) as caught:
+            input_entries(uri, "parquet")
+        assert f" is {what}: " in str(caught.value)
+        assert "live rows" in caught.value.remedy
+    assert found(folder, folder / data) == [data]
+
+
+def test_a_partition_may_begin_with_an_underscore(folder):
+    make(folder, "_date=2026-01-01/a.parquet", "_temporary/b.parquet")
+    assert found(folder) == ["_date=2026-01-01/a.parquet"]
+    assert partitions(folder).names == ["_date"]
+
+
+def test_a_folder_that_is_a_partition_twice_or_no_text_is_refused(folder):
+    make(folder, "a=1/a=2/x.parquet")
+    with pytest.raises(InputError, match="two of its folders are values of the partition 'a'"):
+        partitions(folder)
+    make(folder.with_name("other"), "k=%E9/x.parquet")
+    with pytest.raises(InputError, match="the folder 'k=%E9' is no UTF-8"):
+        partitions(folder.with_name("other"))
 
 
 @pytest.mark.parametrize(
@@ -139,6 +241,8 @@ def test_folders_named_key_value_are_columns(folder):
     ("values", "kind"),
     [
         (["1", "20", "0"], pa.int64()),
+        (["-1", "0", "1"], pa.int64()),
+        (["-0"], pa.string()),
         (["1", "007"], pa.string()),
         (["1", "x"], pa.string()),
         (["1", "__HIVE_DEFAULT_PARTITION__"], pa.int64()),

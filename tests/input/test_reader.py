@@ -103,9 +103,29 @@ def test_rows_of_which_only_the_partition_is_read_are_all_there(tmp_path):
     assert rows_of(manifest_of(tmp_path, ["day"], rows=2), tmp_path) == [{"day": 1}] * 3
 
 
-def test_a_partition_goes_before_a_column_of_its_name(tmp_path):
-    write_parquet(tmp_path / "day=7" / "x.parquet", {"day": [1], "n": [2]})
-    assert rows_of(manifest_of(tmp_path, ["day", "n"]), tmp_path) == [{"day": 7, "n": 2}]
+@pytest.mark.parametrize("file_format", ["parquet", "jsonl"])
+def test_a_column_of_the_file_goes_before_a_partition_of_its_name(tmp_path, file_format):
+    if file_format == "parquet":
+        write_parquet(tmp_path / "day=null" / "x.parquet", {"day": pa.array([None], pa.string()), "n": [2]})
+        write_parquet(tmp_path / "day=07" / "x.parquet", {"day": ["7"], "n": [3]})
+    else:
+        write_lines(tmp_path / "day=null" / "x.jsonl", {"day": None, "n": 2})
+        write_lines(tmp_path / "day=07" / "x.jsonl", {"day": "7", "n": 3})
+    rows = rows_of(manifest_of(tmp_path, ["day", "n"], file_format), tmp_path, file_format)
+    assert rows == [{"day": "7", "n": 3}, {"day": None, "n": 2}]
+
+
+def test_a_text_column_of_one_file_and_a_partition_of_another_are_texts(tmp_path):
+    write_parquet(tmp_path / "zip=1" / "x.parquet", {"zip": ["10115"], "n": [1]})
+    write_parquet(tmp_path / "zip=2" / "x.parquet", {"n": [2]})
+    assert rows_of(manifest_of(tmp_path, ["zip"]), tmp_path) == [{"zip": "10115"}, {"zip": "2"}]
+
+
+def test_lines_with_a_partitions_name_in_some_files_only_are_refused(tmp_path):
+    write_lines(tmp_path / "day=1" / "x.jsonl", {"day": 1, "n": 2})
+    write_lines(tmp_path / "day=2" / "x.jsonl", {"n": 3})
+    with pytest.raises(InputError, match="only in the folder's name of"):
+        manifest_of(tmp_path, ["day"], "jsonl")
 
 
 @pytest.mark.parametrize("file_format", ["parquet", "jsonl"])

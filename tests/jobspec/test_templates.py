@@ -236,7 +236,7 @@ def test_a_null_inside_a_value_never_reads_none(template):
         ("{{ nested.none or '-' }}", "-"),
         ("{% if nested.none is defined %}x{% endif %}-", "-"),
         ("{% for x in items if x %}{{ x }}{% endfor %}", "a"),
-        ("{% for x in items %}{{ x | default('-') }}{{ loop.length }}{{ loop.last }}{% endfor %}", "a2False-2True"),
+        ("{% for x in items %}{{ x | default('-') }}{{ loop.length }}{{ loop.last }}{% endfor %}", "a2false-2true"),
         ("{{ nested | tojson }}", '{"none": null, "word": "v"}'),
         ("{% for k in nested %}{{ k }}{% endfor %}", "noneword"),
         ("{{ items | length }}{{ number * 2 }}{{ 'a' ~ number ~ 'b' }}{{ '%05.1f' % number }}", "2198a99b099.0"),

@@ -240,5 +240,5 @@ def test_what_a_template_sets_for_one_row_is_gone_in_the_next():
     maker = PromptMaker(make_spec(prompt={"template": template}).prompt)
     rows = pa.table({"text": ["a", "b", "a"], "seen": pa.nulls(3, pa.string()), "other": ["x", None, None]})
     assert [prompt.text for prompt in maker.prompts(rows.append_column("m", pa.nulls(3, pa.string())))] == [
-        "[a]TrueTruex", "[b]FalseFalse-", "[a]TrueTrue-",
+        "[a]truetruex", "[b]falsefalse-", "[a]truetrue-",
     ]  # fmt: skip

@@ -168,11 +168,9 @@ def write_lines(path: Path, *rows: Any) -> Path:
 
 
 def manifest_of(uri: Path | str, columns: list[str], file_format: str = "parquet", **values: Any) -> Manifest:
-    """The manifest of the input at `uri`, read for `columns`. `values`: id_column, rows, max_bytes."""
-    spec = make_spec(
-        input={"uri": str(uri), "format": file_format, "id_column": values.pop("id_column", None)},
-        shards={"rows": "auto", **values},
-    )
+    """The manifest of the input at `uri`, read for `columns`. `values`: rows and max_bytes of shards, keys of input."""
+    shards = {"rows": "auto"} | {key: values.pop(key) for key in ("rows", "max_bytes") if key in values}
+    spec = make_spec(input={"uri": str(uri), "format": file_format, "id_column": None, **values}, shards=shards)
     return build_manifest(spec, dict.fromkeys(columns, "input.columns"), make_fingerprint())
 
 

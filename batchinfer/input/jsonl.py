@@ -1,0 +1,368 @@
+"""JSON lines, plain or compressed: what a file holds, single columns of it, and its rows front to back."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import itertools
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+
+from batchinfer.errors import InputError
+from batchinfer.input.column_types import JSON, PARSED, Misfit, common, fitted
+from batchinfer.input.formats import Inspected, first_line, reading
+from batchinfer.input.manifest import InputFile, RowGroup, Segment
+from batchinfer.storage import Entry, Stores, storage_for
+
+LINES_PER_GROUP = 64
+"""JSON lines have no row groups: an offset is noted every so many lines."""
+
+_GROUP_BYTES = 2**25
+"""Lines are gathered up to this much: a row may be 10 MB."""
+
+_DEEPEST = 60
+"""Lists and objects in each other that Arrow still sends between processes. Deeper ones are kept as JSON text."""
+
+_EXACT = 2**53
+"""The largest whole number up to which a double holds every one."""
+
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+
+_OTHER_FILES = (
+    (b"PAR1", "a Parquet file", "set input.format: parquet"),
+    (b"BZh", "compressed with bzip2", "unpack it with bunzip2, or pack it with gzip or zstd"),
+    (b"\xfd7zXZ", "compressed with xz", "unpack it with unxz, or pack it with gzip or zstd"),
+    (b"PK\x03\x04", "a zip archive", "unpack it, or pack each file with gzip or zstd"),
+    (b"\xff\xfe", "UTF-16", "write it as UTF-8: iconv -f UTF-16 -t UTF-8"),
+    (b"\xfe\xff", "UTF-16", "write it as UTF-8: iconv -f UTF-16 -t UTF-8"),
+)
+"""How files begin that are no JSON lines, what they are, and what to do."""
+
+
+def inspect_jsonl(entry: Entry, columns: Sequence[str], casts: Mapping[str, pa.DataType], stores: Stores) -> Inspected:
+    """The file's stretches of lines, the types of `columns`, and every key seen; raises InputError."""
+    groups: list[RowGroup] = []
+    found = {name: _Column(name, casts.get(name)) for name in columns}
+    keys: set[str] = set()
+    whole_rows = whole_size = 0
+    with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as file:
+        packed = _packing(file) is not None
+        for offset, size, numbers, rows in _line_groups(file, entry.uri):
+            if packed:
+                whole_rows, whole_size = whole_rows + len(rows), whole_size + size
+            else:
+                groups.append(RowGroup(len(rows), size, offset))
+            for row in rows:
+                keys.update(row)
+            for name, column in found.items():
+                column.add([row.get(name) for row in rows], numbers, entry.uri)
+    if whole_rows:
+        # There is no way into the middle of compressed bytes: one reader takes the file from its beginning.
+        groups = [RowGroup(whole_rows, whole_size)]
+    schema = pa.schema([column.field(entry.uri) for column in found.values()])
+    integers = {name: (column.big, column.negative) for name, column in found.items()}
+    return Inspected(InputFile(entry, tuple(groups)), schema, frozenset(keys), integers=integers)
+
+
+def jsonl_column(entry: Entry, field: pa.Field, stores: Stores) -> Iterator[pa.Array]:
+    """One column of a file in the type of `field`, a stretch of lines at a time."""
+    with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as file:
+        for _, _, _, rows in _line_groups(file, entry.uri):
+            with reading(entry.uri):
+                yield values_as([row.get(field.name) for row in rows], field.type)
+
+
+def values_as(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Values of JSON in the type `kind`; raises an error of Arrow where one does not fit."""
+    if kind == JSON:
+        texts = [None if value is None else json_text(value) for value in values]
+        return pa.ExtensionArray.from_storage(JSON, pa.array(texts, pa.string()))
+    try:
+        return pa.array(values, kind)
+    except (pa.ArrowException, OverflowError, TypeError):
+        if pa.types.is_string(kind):
+            return pa.array([v if v is None or isinstance(v, str) else json_text(v) for v in values], kind)
+        return fitted(pa.array(values), kind)
+
+
+def json_text(value: Any) -> str:
+    """The value as JSON that a person can read."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+class _Column:
+    """The type of a column, learned from one stretch of lines after the other.
+
+    A column of objects with the same keys is a struct. One whose objects differ in their keys, or that mixes objects,
+    lists and plain values, is JSON text: a struct would give a row the keys of its neighbours.
+    """
+
+    def __init__(self, name: str, cast_to: pa.DataType | None) -> None:
+        self.big = self.negative = False
+        self._name = name
+        self._cast = cast_to
+        self._kind: pa.DataType = pa.null()
+        self._keys: dict[tuple[str, ...], frozenset[str]] = {}
+
+    def field(self, uri: str) -> pa.Field:
+        """The column's type, in the end. Raises InputError for numbers that no type holds."""
+        if self._cast is not None:
+            return pa.field(self._name, self._cast)
+        require_exact(uri, self._name, self._kind, self.big, self.negative)
+        return pa.field(self._name, self._kind, metadata=PARSED if self._kind == JSON else None)
+
+    def add(self, values: list[Any], numbers: Sequence[int], uri: str) -> None:
+        """Learn from values; `numbers` are their lines. Raises InputError."""
+        try:
+            if self._cast is not None:
+                values_as(values, self._cast)
+                return
+            self._kind = self._with(values)
+        except (pa.ArrowException, OverflowError, UnicodeError, Misfit, TypeError) as error:
+            raise self._misfit(values, numbers, uri, error) from None
+
+    def _with(self, values: list[Any]) -> pa.DataType:
+        kinds = set(map(type, values))
+        kinds.discard(type(None))
+        nested = bool(kinds & {dict, list})
+        if nested or self._kind == JSON:
+            for value in values:
+                json_text(value).encode()
+        if self._kind == JSON or (nested and not (kinds <= {dict} or kinds <= {list})):
+            return JSON
+        if nested:
+            try:
+                seen = pa.array(values).type if self._same_keys(values, ()) else JSON
+            except (pa.ArrowException, OverflowError):
+                seen = JSON
+            if not _holds(seen):
+                seen = JSON
+        else:
+            seen = self._plain(values, kinds)
+        try:
+            return whole_numbers(self._kind, seen) or common(self._kind, seen, objects=True)
+        except Misfit:
+            if nested or pa.types.is_nested(self._kind):
+                return JSON
+            raise
+
+    def _plain(self, values: list[Any], kinds: set[type]) -> pa.DataType:
+        if int in kinds:
+            integers = [value for value in values if type(value) is int]
+            least, most = min(integers), max(integers)
+            self.negative |= least < 0
+            self.big |= max(most, -least) > _EXACT
+            if most >= 2**63 and kinds == {int} and least >= 0:
+                return pa.array(values, pa.uint64()).type
+        return pa.array(values).type
+
+    def _same_keys(self, values: Sequence[Any], path: tuple[str, ...]) -> bool:
+        """Do all objects at the same place have the same keys?"""
+        objects = [value for value in values if isinstance(value, dict)]
+        if objects:
+            keys = self._keys.setdefault(path, frozenset(objects[0]))
+            if any(value.keys() != keys for value in objects):
+                return False
+            if not all(self._same_keys([value[key] for value in objects], (*path, key)) for key in keys):
+                return False
+        inner = [one for value in values if isinstance(value, list) for one in value]
+        return not inner or self._same_keys(inner, (*path, "[]"))
+
+    def _misfit(self, values: list[Any], numbers: Sequence[int], uri: str, error: Exception) -> InputError:
+        """The error for the line whose value does not fit those before."""
+        before = self._kind
+        for value, number in zip(values, numbers, strict=True):
+            if value is None:
+                continue
+            try:
+                json_text(value).encode()
+                if self._cast is not None:
+                    values_as([value], self._cast)
+                    continue
+                seen = _Column("", None)._with([value])
+                before = whole_numbers(before, seen) or common(before, seen, objects=True)
+            except UnicodeError:
+                return InputError(
+                    f"{uri}:{number}: column {self._name!r} holds half of a surrogate pair, which is no character",
+                    "mend or drop that line",
+                )
+            except (pa.ArrowException, OverflowError, Misfit, TypeError) as why:
+                told = f"does not fit the type {self._cast or before} of the lines before"
+                if isinstance(why, OverflowError) or (isinstance(value, int) and not -(2**63) <= value < 2**64):
+                    told = "has more than 64 bits"
+                elif self._cast is not None:
+                    told = f"is not of the type that input.cast names: {first_line(why)}"
+                return InputError(
+                    f"{uri}:{number}: column {self._name!r} holds values that do not fit one type: "
+                    f"{json_text(value):.60} {told}",
+                    f"write it as the others are, or set input.cast: {{{self._name}: string}}",
+                )
+        return InputError(
+            f"{uri}:{numbers[0]}: column {self._name!r} holds values that do not fit one type: {first_line(error)}",
+            f"give the column one type in every line, or set input.cast: {{{self._name}: string}}",
+        )
+
+
+def whole_numbers(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """Numbers of 64 bits with and without a sign: which of the two holds them all is known in the end."""
+    return pa.uint64() if {one, other} == {pa.int64(), pa.uint64()} else None
+
+
+def require_exact(uri: str, name: str, kind: pa.DataType, big: bool, negative: bool) -> None:
+    """Raise InputError where whole numbers of a JSON column do not fit the type `kind` that the column has in all."""
+    if (pa.types.is_floating(kind) and big) or (kind == pa.uint64() and negative):
+        held = "whole numbers beyond 2^53" if pa.types.is_floating(kind) else "numbers below 0"
+        other = "fractions" if pa.types.is_floating(kind) else "numbers beyond 2^63"
+        raise InputError(
+            f"{uri}: column {name!r} holds {held}, and {other} besides: no type holds both without loss",
+            f"set input.cast: {{{name}: string}}",
+        )
+
+
+def _holds(kind: pa.DataType, depth: int = 0) -> bool:
+    """Can Parquet hold the type, and Arrow send it? No object without keys, and not too deep."""
+    if depth > _DEEPEST or (pa.types.is_struct(kind) and not kind.num_fields):
+        return False
+    if not pa.types.is_nested(kind):
+        return True
+    return all(_holds(kind.field(i).type, depth + 1) for i in range(kind.num_fields))
+
+
+def _packing(file: BinaryIO) -> str | None:
+    """How the bytes are compressed, by their beginning, whatever the file is called."""
+    begins = file.read(4)
+    file.seek(0)
+    return "gzip" if begins.startswith(_GZIP) else "zstd" if begins == _ZSTD else None
+
+
+def _unpacked(file: BinaryIO) -> BinaryIO:
+    packing = _packing(file)
+    if packing == "gzip":
+        return cast("BinaryIO", gzip.GzipFile(fileobj=file))
+    if packing == "zstd":
+        return cast("BinaryIO", io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")))
+    return file
+
+
+@contextlib.contextmanager
+def _unpacking(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, zlib.error, OSError) as error:
+        raise InputError(
+            f"{uri} cannot be unpacked: {first_line(error)}",
+            "it is cut off or damaged: write it again, move it away, or set input.on_bad_file: skip",
+        ) from None
+
+
+def _line_groups(file: BinaryIO, uri: str) -> Iterator[tuple[int, int, list[int], list[dict[str, Any]]]]:
+    """(offset, bytes, line numbers, rows) of each stretch of lines. Blank lines are no rows."""
+    offset = at = 0
+    rows: list[dict[str, Any]] = []
+    numbers: list[int] = []
+    with _unpacking(uri):
+        for number, line in enumerate(_unpacked(file), start=1):
+            at += len(line)
+            if line.strip():
+                rows.append(_parse(line, uri, number))
+                numbers.append(number)
+                if len(rows) == LINES_PER_GROUP or at - offset > _GROUP_BYTES:
+                    yield offset, at - offset, numbers, rows
+                    offset, rows, numbers = at, [], []
+        if rows:
+            yield offset, at - offset, numbers, rows
+
+
+def _parse(line: bytes, uri: str, number: int | None) -> dict[str, Any]:
+    place = f"{uri}:{number}" if number else uri
+    try:
+        row = json.loads(line, object_pairs_hook=_object, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        what, remedy = _diagnosis(line, number, error)
+        raise InputError(f"{place}: not a line of JSON: {what or first_line(error)[:300]}", remedy) from None
+    if not isinstance(row, dict):
+        remedy = 'write {"column": value, ...}'
+        if isinstance(row, list) and number == 1:
+            remedy = "the file is an array of JSON: write an object a line, as jq -c '.[]' does"
+        raise InputError(f"{place}: a line is a JSON object, not {type(row).__name__}", remedy)
+    return row
+
+
+def _diagnosis(line: bytes, number: int | None, error: Exception) -> tuple[str | None, str]:
+    """What a line is that is no JSON, None where it cannot be told, and what to do about it."""
+    text = line.strip()
+    if number == 1:
+        for begins, what, remedy in _OTHER_FILES:
+            if line.startswith(begins):
+                return f"the file is {what}", remedy
+        if text.startswith(b"["):
+            return "the file is an array of JSON", "write an object a line, as jq -c '.[]' does"
+        if text == b"{":
+            return "the file is JSON over several lines", "write an object a line, as jq -c . does"
+    if isinstance(error, UnicodeDecodeError):
+        return (
+            f"it is not UTF-8: {first_line(error)[:200]}",
+            "write it as UTF-8: iconv -f LATIN1 -t UTF-8, if it is Latin-1",
+        )
+    if b"\r" in text:
+        return "its lines end with CR alone", "end lines with LF: tr '\\r' '\\n'"
+    if text.endswith(b","):
+        return "a comma stands after the object", "drop the commas between the lines: sed 's/,$//'"
+    return None, "each line is one JSON object; mend or drop it"
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON: write null")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
+        raise ValueError(f"the key {twice!r:.100} is there twice")
+    return found
+
+
+class JsonlRows:
+    """Reads the lines of each segment: by their bytes in a plain file, from the beginning on in a compressed one."""
+
+    def __init__(self, entry: Entry, schema: pa.Schema, stores: Stores) -> None:
+        self._uri = entry.uri
+        self._stream = storage_for(entry.uri, stores).open(entry.uri, entry.tag)
+        self._schema = schema
+        self._packed = _packing(self._stream) is not None
+        self._lines: Iterator[bytes] = iter(())
+        self._at: int | None = None
+
+    def take(self, segment: Segment) -> pa.Table:
+        kept = self._next_lines(segment) if self._packed else self._lines_between(segment)
+        rows = [_parse(line, self._uri, None) for line in kept]
+        with reading(self._uri):
+            if len(rows) != segment.rows:
+                raise StopIteration
+            columns = [values_as([row.get(field.name) for row in rows], field.type) for field in self._schema]
+            return pa.Table.from_arrays(columns, schema=self._schema)
+
+    def _lines_between(self, segment: Segment) -> list[bytes]:
+        self._stream.seek(segment.offset)
+        lines = io.BytesIO(self._stream.read(segment.end - segment.offset))
+        return [line for line in lines if line.strip()][segment.skip : segment.skip + segment.rows]
+
+    def _next_lines(self, segment: Segment) -> list[bytes]:
+        with _unpacking(self._uri):
+            if self._at is None or segment.start < self._at:
+                self._stream.seek(0)
+                self._lines = (line for line in _unpacked(self._stream) if line.strip())
+                self._at = 0
+            skipped = segment.start - self._at
+            kept = list(itertools.islice(self._lines, skipped, skipped + segment.rows))
+        self._at = segment.start + segment.rows
+        return kept
+
+    def close(self) -> None:
+        self._stream.close()

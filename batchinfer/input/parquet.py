@@ -1,0 +1,249 @@
+"""Parquet: what the files hold, single columns of them, and rows of one front to back."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchinfer.errors import InputError
+from batchinfer.input.formats import Inspected, reading
+from batchinfer.input.manifest import InputFile, RowGroup, Segment
+from batchinfer.input.parquet_footer import (
+    FOOTERS_AT_ONCE,
+    TAIL_BYTES,
+    BadFooter,
+    Footer,
+    footer_bytes,
+    open_parquet,
+    open_with,
+    read_footers,
+)
+from batchinfer.storage import Entry, Stores, storage_for
+
+_BATCH_ROWS = 8192
+
+_BATCH_BYTES = 2**25
+"""Rows are decoded this much at a time: a row may be 10 MB."""
+
+_MOST_HELD = 2**27
+"""Bytes of small files whose ids are kept from the first look, so that they need no second one."""
+
+_JULIAN_DAYS = -141_427
+"""1582-10-15, in days from 1970: before it, the Julian calendar counts other days."""
+
+_LOCAL_MEAN_TIME_US = -2_208_988_800_000_000
+"""1900-01-01, in microseconds from 1970: before it, Spark's old calendar also shifts by the zone's local mean time."""
+
+_NS_RANGE_US = 2**63 // 1000 - 1
+
+
+def inspect_parquet(
+    entries: Sequence[Entry], columns: Sequence[str], kept: Sequence[str], stores: Stores, pool: ThreadPoolExecutor
+) -> Iterator[Inspected | InputError]:
+    """For each file, what it holds of `columns`, or why it cannot be read. Columns in `kept` are read at once of small
+    files."""
+    held = 0
+    looked = _ahead(pool, entries, stores)
+    while some := list(itertools.islice(looked, FOOTERS_AT_ONCE)):
+        footers = [footer for footer, _ in some if isinstance(footer, bytes)]
+        answers = iter(read_footers(footers, columns))
+        for (footer, tail), entry in zip(some, entries, strict=False):
+            found = next(answers) if isinstance(footer, bytes) else footer
+            if isinstance(found, InputError | BadFooter):
+                yield _unreadable(entry, found)
+                continue
+            if found.twice is not None:
+                yield InputError(f"{entry.uri} has two columns named {found.twice!r}", "rename one of them")
+                continue
+            columns_held = {}
+            if tail is not None and kept and held + entry.size <= _MOST_HELD and isinstance(footer, bytes):
+                held += entry.size
+                columns_held = _held(footer, tail, [name for name in kept if name in found.names])
+            yield _inspected(entry, found, columns_held)
+        entries = entries[len(some) :]
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, entries: Sequence[Entry], stores: Stores
+) -> Iterator[tuple[bytes | InputError | BadFooter, bytes | None]]:
+    """The footer of each file, or why there is none, and the whole file where it is small; read ahead by the pool."""
+
+    def look(entry: Entry) -> tuple[bytes | InputError | BadFooter, bytes | None]:
+        if entry.size == 0:
+            return (
+                InputError(f"{entry.uri} is empty (zero bytes), not a Parquet file", "write it again, or move it away"),
+                None,
+            )
+        try:
+            with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as file:
+                if entry.size > TAIL_BYTES:
+                    return footer_bytes(file, entry.size), None
+                data = file.read()
+                return footer_bytes(pa.BufferReader(data), entry.size), data
+        except (InputError, BadFooter) as error:
+            return error, None
+
+    for first in range(0, len(entries), _LOOKS):
+        yield from pool.map(look, entries[first : first + _LOOKS])
+
+
+_LOOKS = 4 * FOOTERS_AT_ONCE
+"""Files whose footers are read ahead."""
+
+
+def _unreadable(entry: Entry, error: InputError | BadFooter) -> InputError:
+    if isinstance(error, InputError):
+        return error
+    return InputError(
+        f"{entry.uri} is not a readable Parquet file: {error}",
+        "it may be cut off or another format: write it again, move it away, or set input.on_bad_file: skip",
+    )
+
+
+def _held(footer: bytes, data: bytes, names: Sequence[str]) -> dict[str, pa.Array]:
+    """Columns of a small file; none where they cannot be read, so that the reading itself says why."""
+    try:
+        table = open_with(footer, pa.BufferReader(data)).read(columns=list(names), use_threads=False)
+        return {name: table.column(name) for name in names}
+    except (pa.ArrowException, OSError, UnicodeError):
+        return {}
+
+
+def _inspected(entry: Entry, footer: Footer, held: dict[str, pa.Array]) -> Inspected:
+    groups = tuple(RowGroup(rows, size) for rows, size in footer.groups)
+    return Inspected(
+        InputFile(entry, groups),
+        footer.schema,
+        frozenset(footer.names),
+        int96=footer.int96,
+        legacy=footer.legacy,
+        doubtful=footer.doubtful,
+        held=held,
+    )
+
+
+def parquet_column(entry: Entry, column: str, stores: Stores) -> Iterator[pa.Array]:
+    """One column of a file, a batch at a time."""
+    with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as file, reading(entry.uri):
+        for batch in open_parquet(file, entry.size).iter_batches(_BATCH_ROWS * 4, columns=[column], use_threads=False):
+            yield batch.column(batch.schema.get_field_index(column))
+
+
+def require_arrow_reads(entry: Entry, column: str, stores: Stores) -> None:
+    """Raise InputError where Arrow cannot read a column."""
+    try:
+        for _ in parquet_column(entry, column, stores):
+            pass
+    except InputError as error:
+        raise InputError(
+            f"{error}: Arrow cannot read the column {column!r} as DuckDB wrote it",
+            f"write it as a list, as in SELECT {column}::FLOAT[], or leave it out of the job",
+        ) from None
+
+
+def require_exact_times(entry: Entry, int96: Iterable[str], legacy: Iterable[str], stores: Stores) -> None:
+    """Raise InputError for times that would change on the way: nanoseconds below a microsecond, and days of the
+    Julian calendar."""
+    for column in int96:
+        _require_microseconds(entry, column, stores)
+    for column in legacy:
+        for values in parquet_column(entry, column, stores):
+            if _before_the_calendars_agree(values):
+                raise InputError(
+                    f"{entry.uri}: column {column!r} has days before 1900 or 1582 of the calendar of Spark 2",
+                    "write it again with datetimeRebaseModeInWrite=CORRECTED, or leave the column out",
+                )
+
+
+def _require_microseconds(entry: Entry, column: str, stores: Stores) -> None:
+    with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as file, reading(entry.uri):
+        footer = footer_bytes(file, entry.size)
+        fine, whole = (
+            open_with(footer, file, unit).iter_batches(_BATCH_ROWS * 4, columns=[column], use_threads=False)
+            for unit in ("ns", "us")
+        )
+        for one, other in zip(fine, whole, strict=True):
+            if not pa.types.is_timestamp(one.column(0).type):
+                return
+            nanoseconds, microseconds = (batch.column(0).cast(pa.int64()) for batch in (one, other))
+            told = pc.less_equal(pc.abs(microseconds), _NS_RANGE_US)
+            inside = pc.if_else(told, microseconds, 0)
+            differs = pc.and_(told, pc.not_equal(pc.multiply(inside, 1000), nanoseconds))
+            if pc.any(differs).as_py():
+                raise InputError(
+                    f"{entry.uri}: column {column!r} has timestamps of 96 bits finer than a microsecond",
+                    "write the column with microseconds or as TIMESTAMP(NANOS), or leave it out of the job",
+                )
+
+
+def _before_the_calendars_agree(values: pa.Array) -> bool:
+    kind = values.type
+    if pa.types.is_nested(kind):
+        return any(_before_the_calendars_agree(child) for child in _children(values))
+    if pa.types.is_date(kind):
+        least = pc.min(values.cast(pa.date32()).cast(pa.int32())).as_py()
+        return least is not None and least < _JULIAN_DAYS
+    if pa.types.is_timestamp(kind):
+        least = pc.min(values.cast(pa.int64())).as_py()
+        unit = {"s": 10**6, "ms": 10**3, "us": 1, "ns": 0.001}[kind.unit]
+        return least is not None and least * unit < _LOCAL_MEAN_TIME_US
+    return False
+
+
+def _children(values: pa.Array) -> list[pa.Array]:
+    if pa.types.is_struct(values.type):
+        return list(values.flatten())
+    if pa.types.is_map(values.type):
+        return [values.keys, values.items]
+    return [values.flatten()]
+
+
+class ParquetRows:
+    """Decodes each row group at most once, however many segments lie in it, and holds one batch of it."""
+
+    def __init__(self, entry: Entry, columns: Sequence[str], stores: Stores) -> None:
+        self._uri = entry.uri
+        self._stream = storage_for(entry.uri, stores).open(entry.uri, entry.tag)
+        with reading(entry.uri):
+            self._file = open_parquet(self._stream, entry.size)
+        have = set(self._file.schema_arrow.names)
+        self._columns = [name for name in columns if name in have]
+        self._at = 0
+        self._group = -1
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._rest: pa.RecordBatch | None = None
+
+    def take(self, segment: Segment) -> pa.Table:
+        with reading(self._uri):
+            if segment.group > self._group:
+                self._open_group(segment.group, segment.start - segment.skip)
+            self._forward(segment.start - self._at)
+            pieces = self._forward(segment.rows)
+            return pa.Table.from_batches(pieces, schema=pieces[0].schema)
+
+    def _open_group(self, group: int, first_row: int) -> None:
+        metadata = self._file.metadata
+        groups = list(range(group, metadata.num_row_groups))
+        widest = max(metadata.row_group(i).total_byte_size // max(1, metadata.row_group(i).num_rows) for i in groups)
+        rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, widest)))
+        self._batches = self._file.iter_batches(rows, row_groups=groups, columns=self._columns, use_threads=False)
+        self._group, self._at, self._rest = group, first_row, None
+
+    def _forward(self, rows: int) -> list[pa.RecordBatch]:
+        """The next `rows` rows."""
+        pieces = []
+        while rows > 0:
+            batch = self._rest if self._rest is not None else next(self._batches)
+            piece = batch.slice(0, rows)
+            self._rest = batch.slice(rows) if batch.num_rows > rows else None
+            self._at += piece.num_rows
+            rows -= piece.num_rows
+            pieces.append(piece)
+        return pieces
+
+    def close(self) -> None:
+        self._stream.close()

@@ -1,0 +1,407 @@
+"""What a Parquet footer says, read so that a hostile one costs one file and not the process.
+
+Arrow ends the process on some footers (encrypted columns without their key, damaged statistics) instead of raising.
+So a child process looks at each footer first; if it dies, the file is known. The child runs this file alone: it
+imports pyarrow and nothing of this package.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import binascii
+import contextlib
+import pickle
+import resource
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+MAGIC, ENCRYPTED_MAGIC = b"PAR1", b"PARE"
+
+TAIL_BYTES = 64 * 1024
+"""Read from the end of a file at first: most footers are smaller, and a larger one costs a second read."""
+
+FOOTERS_AT_ONCE = 64
+"""Footers in one message to the child. More would keep the reads waiting, fewer would cost a switch of processes
+for each file."""
+
+_ARROW_KEY = b"\x0cARROW:schema\x18"
+"""How a footer begins the Arrow schema that its writer had: the key's length, the key, and the next field's header."""
+
+_SPARK_VERSION = b"org.apache.spark.version"
+_SPARK_LEGACY = {"INT96": b"org.apache.spark.legacyINT96", "other": b"org.apache.spark.legacyDateTime"}
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """One file: (rows, bytes of the wanted columns) of each row group, the schema of the wanted columns as they are
+    read, and the names of all columns.
+
+    `int96`: the wanted columns with timestamps of 96 bits that may hold nanoseconds. `legacy`: the wanted columns
+    whose days before 1582 are those of the Julian calendar. `twice`: a wanted name that several columns have.
+    `doubtful`: wanted columns that Arrow may not be able to read.
+    """
+
+    groups: tuple[tuple[int, int], ...]
+    schema: pa.Schema
+    names: tuple[str, ...]
+    int96: tuple[str, ...] = ()
+    legacy: tuple[str, ...] = ()
+    twice: str | None = None
+    doubtful: tuple[str, ...] = ()
+
+
+class BadFooter(Exception):
+    """The footer cannot be read; the message says why, without the file's name."""
+
+
+def footer_bytes(file: BinaryIO, size: int) -> bytes:
+    """The footer with its length and magic, from the end of a Parquet file. Raises BadFooter."""
+    file.seek(max(0, size - TAIL_BYTES))
+    tail = file.read()
+    if tail[-4:] == ENCRYPTED_MAGIC:
+        raise BadFooter("it is encrypted")
+    if tail[-4:] != MAGIC or len(tail) < 12:
+        raise BadFooter("it does not end as a Parquet file does")
+    needed = int.from_bytes(tail[-8:-4], "little") + 8
+    if needed + 4 > size:
+        raise BadFooter("its footer is longer than the file")
+    if needed > len(tail):
+        file.seek(size - needed)
+        tail = file.read()
+    return tail[-needed:]
+
+
+def open_parquet(file: Any, size: int) -> pq.ParquetFile:
+    """The file as `Footer.schema` says: Arrow's views as what they view, no dictionaries inside other types, and
+    timestamps of 96 bits as microseconds."""
+    return open_with(footer_bytes(file, size), file)
+
+
+def open_with(footer: bytes, file: Any, int96_unit: str = "us") -> pq.ParquetFile:
+    """`open_parquet` of a file whose footer has been read."""
+    metadata = _opened(_with_plain_schema(footer)).metadata
+    return pq.ParquetFile(file, metadata=metadata, coerce_int96_timestamp_unit=int96_unit)
+
+
+def _opened(footer: bytes) -> pq.ParquetFile:
+    return pq.ParquetFile(pa.BufferReader(MAGIC + footer), coerce_int96_timestamp_unit="us")
+
+
+def plain(kind: pa.DataType) -> pa.DataType:
+    """The type as results store it: views become the types they view, and nothing inside promises to be without nulls.
+
+    Arrow can neither take rows out of views nor join dictionaries that lie inside other types; Parquet knows neither.
+    """
+    kinds = pa.types
+    if kinds.is_string_view(kind):
+        return pa.string()
+    if kinds.is_binary_view(kind):
+        return pa.binary()
+    if kinds.is_dictionary(kind):
+        value = plain(kind.value_type)
+        return kind if value == kind.value_type else pa.dictionary(kind.index_type, value, kind.ordered)
+    if kinds.is_struct(kind):
+        return pa.struct([pa.field(field.name, _inner(field.type)) for field in kind])
+    if kinds.is_map(kind):
+        return pa.map_(_inner(kind.key_type), _inner(kind.item_type))
+    if kinds.is_fixed_size_list(kind):
+        return pa.list_(_inner(kind.value_type), kind.list_size)
+    if kinds.is_large_list(kind) or kinds.is_large_list_view(kind):
+        return pa.large_list(_inner(kind.value_type))
+    if kinds.is_list(kind) or kinds.is_list_view(kind):
+        return pa.list_(_inner(kind.value_type))
+    return kind
+
+
+def _inner(kind: pa.DataType) -> pa.DataType:
+    return plain(kind.value_type if pa.types.is_dictionary(kind) else kind)
+
+
+def _with_plain_schema(footer: bytes) -> bytes:
+    """The footer with the writer's Arrow schema made plain; the same object where it is so already.
+
+    A footer is a sequence of fields without offsets, so that a value may be put in another's place.
+    """
+    found = _arrow_schema(footer)
+    if found is None:
+        return footer
+    begin, _, end, schema = found
+    if schema is None:
+        # Types that Arrow does not know: without that key the file is read by its Parquet types.
+        body = footer[: begin + 1] + b"arrow:schema" + footer[begin + 13 : -8]
+    else:
+        same = pa.schema([field.with_type(plain(field.type)) for field in schema], schema.metadata)
+        if same.equals(schema):
+            return footer
+        new = base64.b64encode(same.serialize().to_pybytes())
+        body = footer[: begin + len(_ARROW_KEY)] + _varint(len(new)) + new + footer[end:-8]
+    return body + len(body).to_bytes(4, "little") + MAGIC
+
+
+def _arrow_schema(footer: bytes) -> tuple[int, int, int, pa.Schema | None] | None:
+    """Where the key of the Arrow schema begins, where its value begins and ends, and the schema, None if this Arrow
+    cannot read it."""
+    begin = footer.rfind(_ARROW_KEY)
+    if begin < 0:
+        return None
+    at, length, shift = begin + len(_ARROW_KEY), 0, 0
+    while at < len(footer) and shift < 35:
+        byte = footer[at]
+        length |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            break
+    try:
+        value = base64.b64decode(footer[at : at + length], validate=True)
+    except binascii.Error:
+        return None
+    try:
+        return begin, at, at + length, pa.ipc.read_schema(pa.py_buffer(value))
+    except (pa.ArrowException, OSError):
+        return begin, at, at + length, None
+
+
+def _varint(number: int) -> bytes:
+    made = bytearray()
+    while number > 127:
+        made.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*made, number])
+
+
+def read_footer(footer: bytes, columns: Sequence[str]) -> Footer:
+    """What the footer says of `columns`. Raises BadFooter; may end the process."""
+    try:
+        return _read(_with_plain_schema(footer), frozenset(columns))
+    except BadFooter:
+        raise
+    except Exception as error:
+        # What a damaged footer makes Arrow raise goes from OSError to UnicodeDecodeError.
+        raise BadFooter(str(error).strip().splitlines()[0][:500] if str(error).strip() else repr(error)) from None
+
+
+def _read(footer: bytes, wanted: frozenset[str]) -> Footer:
+    file = _opened(footer)
+    metadata, schema = file.metadata, file.schema_arrow
+    names = schema.names
+    chunks: list[int] = []
+    int96: dict[str, None] = {}
+    enums: set[str] = set()
+    unknown = b"arrow:schema" in (metadata.metadata or {})
+    for i in range(metadata.num_columns):
+        leaf = metadata.schema.column(i)
+        owners = wanted.intersection(_names_in(leaf.path))
+        if not owners:
+            continue
+        chunks.append(i)
+        if leaf.physical_type == "INT96":
+            int96.update(dict.fromkeys(owners))
+        if unknown and leaf.physical_type == "FIXED_LEN_BYTE_ARRAY" and leaf.logical_type.type == "NONE":
+            raise BadFooter(f"column {leaf.path!r} has a type that Arrow cannot read, such as numbers of 128 bits")
+        if leaf.converted_type == "INTERVAL":
+            raise BadFooter(f"column {leaf.path!r} is an INTERVAL, which Arrow neither reads nor writes")
+        if leaf.path in owners and "ENUM" in (leaf.logical_type.type, leaf.converted_type):
+            enums.add(leaf.path)
+    groups = []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        size = 0
+        for i in chunks:
+            chunk = group.column(i)
+            size += chunk.total_uncompressed_size
+            if chunk.compression == "LZO":
+                raise BadFooter(f"column {chunk.path_in_schema!r} is compressed with LZO, which no reader here knows")
+        groups.append((group.num_rows, max(0, size)))
+    keys = metadata.metadata or {}
+    zones = _zones(footer) if int96 else {}
+    fields = []
+    for name in sorted(wanted.intersection(names), key=names.index):
+        if names.count(name) > 1:
+            return Footer(tuple(groups), pa.schema([]), tuple(names), twice=name)
+        fields.append(pa.field(name, _read_as(schema.field(name).type, name, enums, int96, zones, keys)))
+    dated = [f.name for f in fields if f.name not in int96 and _SPARK_LEGACY["other"] in keys and _has_dates(f.type)]
+    legacy = [*dated, *(int96 if _SPARK_LEGACY["INT96"] in keys else ())]
+    # DuckDB writes a null of its type ARRAY as a list with values, which Arrow takes for damage.
+    arrays = [f.name for f in fields if "DuckDB" in metadata.created_by and pa.types.is_nested(f.type)]
+    return Footer(
+        groups=tuple(groups),
+        schema=pa.schema(fields),
+        names=tuple(names),
+        # Spark's own timestamps are whole microseconds.
+        int96=() if _SPARK_VERSION in keys else tuple(int96),
+        legacy=tuple(legacy),
+        doubtful=tuple(arrays),
+    )
+
+
+def _read_as(
+    kind: pa.DataType,
+    name: str,
+    enums: Iterable[str],
+    int96: Iterable[str],
+    zones: dict[str, str],
+    keys: dict[bytes, bytes],
+) -> pa.DataType:
+    kind = plain(kind)
+    if name in enums and pa.types.is_binary(kind):
+        return pa.string()
+    if name in int96 and pa.types.is_timestamp(kind) and kind.tz is None:
+        # Spark's are instants; of other writers only the Arrow schema tells.
+        zone = zones.get(name) or ("UTC" if _SPARK_VERSION in keys else None)
+        return pa.timestamp("us", zone)
+    return kind
+
+
+def _zones(footer: bytes) -> dict[str, str]:
+    """The zones that the writer's Arrow schema gives to timestamps, which Arrow forgets for those of 96 bits."""
+    found = _arrow_schema(footer)
+    if found is None or found[3] is None:
+        return {}
+    return {f.name: f.type.tz for f in found[3] if pa.types.is_timestamp(f.type) and f.type.tz}
+
+
+def _has_dates(kind: pa.DataType) -> bool:
+    if pa.types.is_nested(kind):
+        return any(_has_dates(kind.field(i).type) for i in range(kind.num_fields))
+    return bool(pa.types.is_date(kind) or pa.types.is_timestamp(kind))
+
+
+def _names_in(path: str) -> list[str]:
+    """The columns that a leaf's path may belong to: `a.b` is a field of `a`, or a column of that name."""
+    if "." not in path:
+        return [path]
+    parts = path.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+class _Child:
+    """A process that reads footers."""
+
+    def __init__(self) -> None:
+        # -P: the folder of this file has modules with names of Python's own.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to, self._from = self._process.stdin, self._process.stdout
+
+    def ask(self, footers: Sequence[bytes], columns: Sequence[str]) -> list[Any] | None:
+        """What `_told` gives of each footer; None if the child died."""
+        try:
+            _send(self._to, (list(footers), list(columns)))
+            answer: list[Any] = _receive(self._from)
+            return answer
+        except (OSError, EOFError):
+            self.end()
+            return None
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._to, self._from):
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
+_lock = threading.Lock()
+_child: _Child | None = None
+_schemas: dict[bytes, pa.Schema] = {}
+_SCHEMAS_KEPT = 1000
+"""Different schemas remembered by their bytes, so that files of one schema share one object."""
+
+
+def read_footers(footers: Sequence[bytes], columns: Sequence[str]) -> list[Footer | BadFooter]:
+    """`read_footer` of each in the child process. A footer that ends it is a BadFooter as well."""
+    answers: list[Footer | BadFooter] = []
+    for first in range(0, len(footers), FOOTERS_AT_ONCE):
+        some = footers[first : first + FOOTERS_AT_ONCE]
+        told = _ask(some, columns)
+        if told is None:
+            told = [one for footer in some for one in _ask([footer], columns) or [_DIED]]
+        answers += [_answer(one) for one in told]
+    return answers
+
+
+_DIED = "the library that reads Parquet ends on its footer: columns are encrypted, or it is damaged"
+
+
+def _ask(footers: Sequence[bytes], columns: Sequence[str]) -> list[Any] | None:
+    global _child
+    with _lock:
+        if _child is None:
+            _child = _Child()
+        told = _child.ask(footers, columns)
+        if told is None:
+            _child = None
+        return told
+
+
+@atexit.register
+def _end_child() -> None:
+    if _child is not None:
+        _child.end()
+
+
+def _answer(told: Any) -> Footer | BadFooter:
+    if isinstance(told, str):
+        return BadFooter(told)
+    groups, schema, *rest = told
+    if schema not in _schemas:
+        if len(_schemas) >= _SCHEMAS_KEPT:
+            _schemas.clear()
+        _schemas[schema] = pa.ipc.read_schema(pa.py_buffer(schema))
+    return Footer(groups, _schemas[schema], *rest)
+
+
+def _told(footer: bytes, columns: Sequence[str]) -> Any:
+    """A footer's fields without types of this module, or why it cannot be read."""
+    try:
+        made = read_footer(footer, columns)
+    except BadFooter as error:
+        return str(error)
+    schema = made.schema.serialize().to_pybytes()
+    return made.groups, schema, made.names, made.int96, made.legacy, made.twice, made.doubtful
+
+
+def _send(stream: Any, message: Any) -> None:
+    data = pickle.dumps(message, protocol=5)
+    stream.write(struct.pack("<Q", len(data)) + data)
+    stream.flush()
+
+
+def _receive(stream: Any) -> Any:
+    return pickle.loads(_whole(stream, struct.unpack("<Q", _whole(stream, 8))[0]))
+
+
+def _whole(stream: Any, length: int) -> bytes:
+    data = stream.read(length)
+    if len(data) < length:
+        raise EOFError
+    return bytes(data)
+
+
+def _requests(stream: Any) -> Iterator[tuple[list[bytes], list[str]]]:
+    with contextlib.suppress(EOFError):
+        while True:
+            yield _receive(stream)
+
+
+def main() -> None:
+    """Answer requests until the parent is gone."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for footers, columns in _requests(sys.stdin.buffer):
+        _send(sys.stdout.buffer, [_told(footer, columns) for footer in footers])
+
+
+if __name__ == "__main__":
+    main()
