@@ -12,6 +12,7 @@ the folder that --state names.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import secrets
@@ -147,9 +148,9 @@ def _launch(state: Path, *options: str) -> None:
         if process.poll() is not None or time.monotonic() > deadline:
             raise ClusterError(f"node {number} did not start: see {log}")
         time.sleep(0.2)
-    while not _answers(agent):
+    while not _listens(psutil.Process(process.pid), agent):
         if process.poll() is not None or time.monotonic() > deadline:
-            raise ClusterError(f"the agent of node {number} does not answer at port {agent}: see {log}")
+            raise ClusterError(f"the agent of node {number} does not listen at port {agent}: see {log}")
         time.sleep(0.2)
 
 
@@ -188,9 +189,13 @@ def _write(state: Path, held: dict[str, Any]) -> None:
     (state / "cluster.json").write_text(json.dumps(held, indent=2))
 
 
-def _answers(port: int) -> bool:
-    with socket.socket() as asking:
-        return asking.connect_ex(("127.0.0.1", port)) == 0 or asking.connect_ex((socket.gethostname(), port)) == 0
+def _listens(parent: psutil.Process, port: int) -> bool:
+    """Does a process of the node listen at the port, at whatever address?"""
+    for process in parent.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any(c.laddr.port == port and c.status == psutil.CONN_LISTEN for c in process.net_connections("tcp")):
+                return True
+    return False
 
 
 def _free_port() -> int:

@@ -13,6 +13,8 @@ from batchinfer.cli.schedule import At, Date, From, To, run_times
 from batchinfer.errors import UserError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from batchinfer.accounting.report import Report
     from batchinfer.execution.progress import Listener
     from batchinfer.input.manifest import Manifest
@@ -154,8 +156,8 @@ def run(
     times = run_times(loaded, date, at, first, last)
     one = times[0] if times else None
     if fresh and not yes:
-        for time in times or (None,):
-            _require_consent(runner.given_up_by_fresh(loaded, time))
+        whens: list[datetime | None] = [*times] or [None]
+        _require_consent([line for when in whens for line in runner.given_up_by_fresh(loaded, when)])
     if len(times) > 1:
         _attended(lambda listener: recurring.backfill(loaded, times, listener, address, fresh), as_json, loaded.storage)
     else:

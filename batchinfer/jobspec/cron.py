@@ -90,6 +90,18 @@ def ticks_after(cron: str, timezone: str, after: datetime) -> Iterator[datetime]
             yield tick
 
 
+def times_of_day(cron: str) -> tuple[frozenset[int], frozenset[int]]:
+    """The minutes and the hours that the expression names."""
+    parsed = CronSim(cron, datetime(2000, 1, 1))
+    return frozenset(parsed.minutes), frozenset(parsed.hours)
+
+
+def days_named(of_month: str, month: str, of_week: str, first: date, last: date) -> frozenset[date]:
+    """The days from `first` to `last` that the three fields name."""
+    days = CronSim(f"0 12 {of_month} {month} {of_week}", datetime.combine(first, time()))
+    return frozenset(takewhile(last.__ge__, (day.date() for day in days)))
+
+
 def latest_tick(cron: str, timezone: str, at: datetime) -> datetime | None:
     """The last tick up to and including the instant `at`; None if there was none in fifty years."""
     return next(iter(latest_ticks(cron, timezone, at, 1)), None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -86,6 +88,11 @@ def resources(state: Path, environment: dict[str, str]) -> Any:
 @pytest.mark.soak
 def test_a_local_cluster_of_two_nodes_comes_loses_one_and_ends_without_a_trace(tmp_path):
     state = tmp_path / "cluster"
+    # As while another cluster holds the port that an agent asks for by default.
+    taken = socket.socket()
+    with contextlib.suppress(OSError):
+        taken.bind(("0.0.0.0", 52365))
+        taken.listen()
     try:
         started = local(state, "start", "--workers", "2", "--cpus", "1", "--gpus", "4")
         assert started.returncode == 0, started.stderr
@@ -108,6 +115,7 @@ def test_a_local_cluster_of_two_nodes_comes_loses_one_and_ends_without_a_trace(t
         refused = resources(state, environment | {"RAY_AUTH_TOKEN_PATH": str(wrong_token(tmp_path))})
         assert isinstance(refused, str), "a wrong token gets nothing"
     finally:
+        taken.close()
         stopped = local(state, "stop")
     assert stopped.stdout == "2 nodes ended\n"
     _, alive = psutil.wait_procs(family, timeout=20)

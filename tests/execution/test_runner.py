@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchinfer.accounting.report import Report
-from batchinfer.errors import EngineError, InputError, OutputError, Stopped, TooManyFailedRows, WorkersLost
+from batchinfer.errors import EngineError, InputError, OutputError, Stopped, TooManyFailedRows, UserError, WorkersLost
 from batchinfer.execution import runner
 from batchinfer.jobspec import JobSpec
 from tests.support.scripted_jobs import KeepingListener, assert_ledger_adds_up, results, scripted_spec, write_corpus
@@ -248,12 +248,14 @@ def test_retry_runs_the_failed_rows_only(corpus: Path, tmp_path: Path, listener:
     failed = sum("7" in f"{i:04d}" for i in range(1000))
     assert before.rows_failed == failed
     untouched = {p.name: p.read_bytes() for p in (output / "data").iterdir()}
-    # What refused them is gone: the run's own spec is read again by a retry.
-    text = (output / "_run" / "spec.yaml").read_text()
-    (output / "_run" / "spec.yaml").write_text(text.replace("reject_on: '7'", "reject_on: 'row-0070'"))
+    written = (output / "_run" / "spec.yaml").read_bytes()
+    for wrong in ("prompt.template=x", "sampling.n=2", "output.uri=/elsewhere", "model.source=x"):
+        with pytest.raises(UserError, match="a retry cannot change that"):
+            runner.retry(str(output), listener, overrides=[wrong])
 
     again = KeepingListener()
-    after = runner.retry(str(output), again)
+    after = runner.retry(str(output), again, overrides=["engine.scripted.reject_on=row-0070"])
+    assert (output / "_run" / "spec.yaml").read_bytes() == written
     rows = results(output)
     assert rows.column("id").to_pylist() == [f"row-{i:04d}" for i in range(1000)]
     assert [c for c in rows.column("error_code").to_pylist() if c] == ["engine_rejected"]
@@ -266,7 +268,7 @@ def test_retry_runs_the_failed_rows_only(corpus: Path, tmp_path: Path, listener:
     assert pq.read_table(output / "accounting").filter(pc.field("generation") == 1).num_rows == len(again.records)
     assert untouched["shard-000007.parquet"] != (output / "data" / "shard-000007.parquet").read_bytes()
 
-    once_more = runner.retry(str(output), KeepingListener())
+    once_more = runner.retry(str(output), KeepingListener(), overrides=["engine.scripted.reject_on=row-0070"])
     assert once_more.rows_failed == 1
 
 
@@ -398,18 +400,29 @@ def test_a_cost_limit_stops_and_a_higher_one_goes_on(corpus: Path, tmp_path: Pat
 
 
 def test_another_spec_is_refused_with_the_difference(ran: Ran, listener: KeepingListener) -> None:
-    for fresh in (False, True):
-        with pytest.raises(OutputError, match=r"sampling.max_tokens: 64 then, 65 now"):
-            runner.run(scripted_spec(ran.corpus, ran.output, sampling={"max_tokens": 65}), listener, fresh=fresh)
+    with pytest.raises(OutputError, match=r"sampling.max_tokens: 64 then, 65 now"):
+        runner.run(scripted_spec(ran.corpus, ran.output, sampling={"max_tokens": 65}), listener)
     # What shapes no result may change.
     assert runner.run(scripted_spec(ran.corpus, ran.output, limits={"max_error_rate": 0.5}), listener).complete
 
 
 def test_fresh_begins_anew(ran: Ran, listener: KeepingListener) -> None:
+    assert runner.given_up_by_fresh(ran.spec) == []
     second = runner.run(ran.spec, listener, fresh=True)
     assert len(listener.records) == 10
     assert ran.report.run_id != second.run_id
     assert (second.rows, second.replicas) == (1000, 1)
+
+
+def test_fresh_means_it_for_another_spec_too(ran: Ran, listener: KeepingListener) -> None:
+    changed = scripted_spec(ran.corpus, ran.output, prompt={"template": "{{ topic }}"})
+    assert runner.given_up_by_fresh(changed) == [
+        f"{ran.output} has 10 shards of results of another spec:",
+        "prompt.template: '{{ text }}' then, '{{ topic }}' now",
+    ]
+    assert runner.run(changed, listener, fresh=True).rows == 1000
+    assert set(results(ran.output).column("output").to_pylist()) == {"even", "odd"}
+    assert runner.given_up_by_fresh(changed) == []
 
 
 def test_a_changed_input_is_refused_with_the_file_named(

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from batchinfer.errors import InputError, OutputBusy, OutputError
+from batchinfer.errors import InputError, OutputBusy, UserError
 from batchinfer.input.manifest import from_parquet
-from batchinfer.jobspec import JobSpec, to_yaml
+from batchinfer.jobspec import JobSpec, ScheduleSpec, to_yaml
 from batchinfer.jobspec.cron import tick_name
 from batchinfer.rundir.past_runs import past_runs, waiting_lock
 from batchinfer.scheduling import recurring
@@ -115,16 +115,17 @@ def test_over_all_ticks_every_row_comes_out_once(tmp_path: Path) -> None:
     (empty,) = run_due(spec.model_copy(update={"engine": slow.engine}), 21).reports
     assert (empty.rows, empty.rows_in_input, empty.complete, empty.shards) == (0, 0, True, 0)
 
-    # A changed file comes again, by rule, and nothing else does.
+    # A changed file comes again, by rule, and nothing else does. A night that was missed is made up for.
     again = arrive(inbox, "b", 150)
-    (changed,) = run_due(slow, 23).reports
-    assert (changed.rows, files(tick(output, 23))) == (150, ["b"])
-    assert set(ids(tick(output, 23))) == again
+    missed, latest = run_due(slow, 23).reports
+    assert (missed.tick, latest.tick) == ("20261122T020000Z", "20261123T020000Z")
+    assert (missed.rows, files(tick(output, 22)), latest.rows) == (150, ["b"], 0)
+    assert set(ids(tick(output, 22))) == again
 
     found = [one for day in (18, 19, 20) for one in ids(tick(output, day))]
     assert len(found) == len(set(found))
     assert set(found) == expected
-    for day in (18, 19, 20, 23):
+    for day in (18, 19, 20, 22):
         assert_ledger_adds_up(tick(output, day))
 
 
@@ -225,8 +226,52 @@ def test_a_backfill_is_a_run_a_tick_and_only_what_is_missing(tmp_path: Path) -> 
     assert [name for name, _ in listener.events].count("started") == 2
     for day in (18, 19, 20):
         assert ids(output / f"2026-11-{day}") == [f"day{day}-{i:03d}" for i in range(50)]
-    with pytest.raises(OutputError, match="is the run of the tick 20261120T020000Z"):
+    with pytest.raises(UserError, match="2026-11-20 14:00 is no tick, and a run for it would take the folder"):
         recurring.run(spec, KeepingListener(), at=at(20, 14)())
+
+
+def test_a_day_that_has_run_is_done_when_its_tick_is_moved(tmp_path: Path) -> None:
+    inbox, output = tmp_path / "inbox", tmp_path / "out"
+    arrive(inbox, "a", 20)
+    spec = nightly(inbox, output, output={"uri": str(output / "{{ run.date }}")})
+    run_due(spec, 18)
+    later = spec.model_copy(update={"schedule": ScheduleSpec(cron="0 3 * * *")})
+    listener = KeepingListener()
+    assert later.schedule is not None
+    outcome = recurring.run_due(later, later.schedule, listener, clock=at(18, 4))
+    assert (outcome.reports, outcome.errors) == ([], [])
+    (told,) = [values for name, values in listener.events if name.startswith("the schedule changed")]
+    assert (told["tick"], told["ran"]) == ("20261118T030000Z", "20261118T020000Z")
+    standing = recurring.standing(recurring.Scheduled("x.yaml", later, later.schedule), at(18, 4)())
+    assert (standing.due, standing.ticks_due, standing.state) == (None, 0, "done")
+
+
+def test_the_schedule_remembers_why_a_tick_failed_until_it_has_run(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    spec = nightly(
+        tmp_path, output, input={"uri": str(tmp_path / "in" / "{{ run.date }}"), "id_column": "id"},
+        output={"uri": str(output / "{{ run.date }}")},
+    )  # fmt: skip
+    arrive(tmp_path / "in" / "2026-11-17", "a", 20)
+    run_due(spec, 17)
+    arrive(tmp_path / "in" / "2026-11-19", "c", 20)
+    assert spec.schedule is not None
+    job = recurring.Scheduled("x.yaml", spec, spec.schedule)
+    for attempt in (1, 2):
+        outcome = run_due(spec, 18)
+        assert [type(error) for error in outcome.errors] == [InputError]
+        stands = recurring.standing(job, at(18)())
+        assert (stands.state, stands.last_tick, stands.due) == ("failed", "2026-11-18T02:00:00+00:00", stands.last_tick)
+        assert stands.problem is not None
+        assert "2026-11-18" in stands.problem
+        assert f"tried {attempt}x" in stands.problem
+    # The night after it is not kept from its files, and the failed one is due until its files are there.
+    assert [report.tick for report in run_due(spec, 19).reports] == ["20261119T020000Z"]
+    arrive(tmp_path / "in" / "2026-11-18", "b", 20)
+    assert [report.tick for report in run_due(spec, 19).reports] == ["20261118T020000Z"]
+    stands = recurring.standing(job, at(19)())
+    assert (stands.state, stands.problem, stands.ticks_due) == ("done", None, 0)
+    assert list((output / "_schedule").glob("*.failed/*")) == []
 
 
 def test_serve_runs_what_is_due_and_lets_it_drain_at_sigterm(tmp_path: Path) -> None:

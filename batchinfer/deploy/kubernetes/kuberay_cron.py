@@ -21,9 +21,7 @@ from functools import lru_cache
 from itertools import pairwise, product, takewhile
 from zoneinfo import ZoneInfo
 
-from cronsim import CronSim
-
-from batchinfer.jobspec.cron import ticks_after
+from batchinfer.jobspec.cron import days_named, ticks_after, times_of_day
 
 YEARS = 28
 """After so many years the days of the week fall on the same dates again. Changes of the clock are looked at as far."""
@@ -85,8 +83,7 @@ def firings(cron: str, timezone: str, begin: date) -> list[Firing]:
     The second, if there is one, is for the ticks that the first does not fire at when the clock changes.
     """
     minute, hour, of_month, month, of_week = cron.upper().split()
-    parsed = CronSim(cron, datetime(2000, 1, 1))
-    minutes, hours = frozenset(parsed.minutes), frozenset(parsed.hours)
+    minutes, hours = times_of_day(cron)
     main = Expression(minutes, hours, _days(of_month, month, of_week))
     own = Firing(str(main), timezone)
     follows_real_time = minute.startswith("*") or hour.startswith("*")
@@ -189,9 +186,7 @@ def _days(of_month: str, month: str, of_week: str) -> Days:
 @lru_cache(maxsize=16)
 def _calendar(of_month: str, month: str, of_week: str) -> frozenset[date]:
     """The days of 28 years that the fields name."""
-    last = datetime(2001 + YEARS, 1, 1)
-    days = CronSim(f"0 12 {of_month} {month} {of_week}", datetime(2001, 1, 1))
-    return frozenset(day.date() for day in takewhile(last.__gt__, days))
+    return days_named(of_month, month, of_week, date(2001, 1, 1), date(2000 + YEARS, 12, 31))
 
 
 def _field(values: frozenset[int] | None, every: range) -> str:

@@ -106,3 +106,23 @@ def test_a_cluster_without_this_version_is_told_apart_before_anything_runs(tmp_p
     message, remedy = told_error(done.stderr) or ("", "")
     assert says in message
     assert "--with-package" in remedy
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_code", "expected"),
+    [
+        ("SUCCEEDED", 0, 0), ("FAILED", 3, 3), ("FAILED", 2, 2), ("FAILED", 4, 4), ("FAILED", -9, 1),
+        ("FAILED", None, 1), ("STOPPED", None, 4), ("RUNNING", None, 75), ("PENDING", None, 75),
+    ],
+)  # fmt: skip
+def test_the_exit_code_of_a_command_that_followed_the_job(status, exit_code, expected):
+    assert submitted_job("id", status, None, exit_code=exit_code).exit_status == expected
+
+
+def test_the_entrypoint_of_a_rayjob_ends_with_the_exit_code_of_its_command():
+    command = [sys.executable, "-m", "batchinfer.deploy.ray_jobs.entrypoint"]
+    refused = subprocess.run([*command, "run", "no-such.yaml"], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "there is no spec at no-such.yaml" in refused.stderr
+    assert "a second cluster would not mend that" in refused.stdout
+    assert subprocess.run([*command, "--version"], capture_output=True).returncode == 0
