@@ -131,9 +131,13 @@ def _launch(state: Path, *options: str) -> None:
         "RAY_worker_niceness": "0",
     }
     environment.pop("RAY_ADDRESS", None)
+    # One of its own for each node: by default all nodes of a machine ask for 52365, and one that does not get it runs
+    # on without an agent, which starts the jobs.
+    agent = _free_port()
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options],
+            [sys.executable, "-m", "ray.scripts.scripts", "start", "--block",
+             f"--dashboard-agent-listen-port={agent}", *options],
             stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=environment, start_new_session=True,
         )  # fmt: skip
     held["nodes"].append({"pid": process.pid, "started_at": psutil.Process(process.pid).create_time()})
@@ -142,6 +146,10 @@ def _launch(state: Path, *options: str) -> None:
     while "Ray runtime started" not in log.read_text(errors="replace"):
         if process.poll() is not None or time.monotonic() > deadline:
             raise ClusterError(f"node {number} did not start: see {log}")
+        time.sleep(0.2)
+    while not _answers(agent):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise ClusterError(f"the agent of node {number} does not answer at port {agent}: see {log}")
         time.sleep(0.2)
 
 
@@ -178,6 +186,11 @@ def _read(state: Path) -> dict[str, Any]:
 
 def _write(state: Path, held: dict[str, Any]) -> None:
     (state / "cluster.json").write_text(json.dumps(held, indent=2))
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as asking:
+        return asking.connect_ex(("127.0.0.1", port)) == 0 or asking.connect_ex((socket.gethostname(), port)) == 0
 
 
 def _free_port() -> int:

@@ -164,7 +164,7 @@ class Report(BaseModel):
     hours: float
     """Hours in which at least one replica was up, loading included."""
     planned: Estimate | None
-    """What the plan expected of the whole job. null: the plan could not say."""
+    """What the first plan of the run expected of the whole job. null: it could not say."""
     labels: dict[str, str] = {}
     """The spec's `labels`."""
 
@@ -200,7 +200,6 @@ def make_report(
     begun = plan or _nothing_known(model)
     parts = _parts(replicas, begun)
     most = max(parts, key=lambda part: part.device_seconds, default=None)
-    paid = sum(part.device_seconds for part in parts)
     accuracy = _accuracy(totals)
     return Report(
         job_name=job_name,
@@ -221,7 +220,7 @@ def make_report(
         errors=totals.errors,
         finish_reasons=totals.finish_reasons,
         accuracy=accuracy,
-        overall_accuracy=_overall(accuracy.values()),
+        overall_accuracy=overall_accuracy(accuracy.values()),
         input_tokens=totals.input_tokens,
         cached_tokens=totals.cached_tokens,
         output_tokens=totals.output_tokens,
@@ -232,7 +231,7 @@ def make_report(
         cost_usd=totals.cost_usd,
         cost_per_million_tokens=totals.cost_usd / tokens * 1e6 if tokens else None,
         cost_per_thousand_rows=totals.cost_usd / totals.rows * 1e3 if totals.rows else None,
-        price_per_gpu_hour=totals.cost_usd * 3600 / paid if paid else begun.price_per_gpu_hour,
+        price_per_gpu_hour=_mean_price(parts, begun),
         price_source="; ".join(dict.fromkeys(part.price_source for part in parts)) or begun.price_source,
         dtype=most.dtype if most else dtype,
         task=task,
@@ -250,9 +249,18 @@ def make_report(
         replicas_killed=sum(replica.killed for replica in replicas),
         replicas_running=sum(replica.running for replica in replicas),
         hours=totals.up_seconds / 3600,
-        planned=begun.estimate,
+        planned=begun.first_estimate or begun.estimate,
         labels=dict(labels or {}),
     )
+
+
+def _mean_price(parts: Sequence[ReportPart], begun: Plan) -> float:
+    prices = {part.price_per_gpu_hour for part in parts}
+    paid = sum(part.device_seconds for part in parts)
+    if len(prices) == 1 or not paid:
+        # To the last digit as it was given.
+        return prices.pop() if prices else begun.price_per_gpu_hour
+    return sum(part.price_per_gpu_hour * part.device_seconds for part in parts) / paid
 
 
 def _nothing_known(model: str) -> Plan:
@@ -302,7 +310,8 @@ def _parts(replicas: Sequence[ReplicaAccount], plan: Plan) -> tuple[ReportPart, 
     )
 
 
-def _overall(groups: Iterable[Accuracy]) -> Accuracy | None:
+def overall_accuracy(groups: Iterable[Accuracy]) -> Accuracy | None:
+    """The accuracy over all groups together; None where nothing was compared."""
     groups = list(groups)
     compared = sum(group.compared for group in groups)
     right = sum(group.right for group in groups)

@@ -47,6 +47,7 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Throw this run's earlier results away and begin anew.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="With --fresh: do not ask before results are deleted.")]
 Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
 Address = Annotated[
     str | None,

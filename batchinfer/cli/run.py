@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from batchinfer.cli.app import Address, AsJson, Fresh, Overrides, RunUri, SpecPath, app, console, print_json
+import typer
+
+from batchinfer.cli.app import Address, AsJson, Fresh, Overrides, RunUri, SpecPath, Yes, app, console, print_json
 from batchinfer.cli.schedule import At, Date, From, To, run_times
+from batchinfer.errors import UserError
 
 if TYPE_CHECKING:
     from batchinfer.accounting.report import Report
     from batchinfer.execution.progress import Listener
     from batchinfer.storage import Stores
+
+
+Evaluate = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Compare the answers anew, as with evaluate.expected=COLUMN."),
+]
+Gpus = Annotated[
+    int | None, typer.Option("--gpus", min=1, help="Suppose so many GPUs of the kind resources.accelerator names.")
+]
+Rows = Annotated[
+    float | None,
+    typer.Option("--rows", min=1, help="Suppose so many rows, as 1e6, and look at no input; with --in, --out."),
+]
+TokensIn = Annotated[float | None, typer.Option("--in", min=1, help="Suppose prompts of so many tokens.")]
+TokensOut = Annotated[float | None, typer.Option("--out", min=0, help="Suppose answers of so many tokens.")]
 
 
 @app.command()
@@ -46,6 +65,10 @@ def plan(
     address: Address = None,
     date: Date = None,
     at: At = None,
+    gpus: Gpus = None,
+    rows: Rows = None,
+    tokens_in: TokensIn = None,
+    tokens_out: TokensOut = None,
 ) -> None:
     """Say how the job would be laid out, how long it would take and what it would cost; start nothing."""
     from batchinfer.execution import runner
@@ -55,8 +78,12 @@ def plan(
 
     loaded = load(spec, overrides or [])
     times = run_times(loaded, date, at, None, None)
+    supposed = runner.Supposed(gpus, None if rows is None else int(rows), tokens_in, tokens_out)
     with attending(loaded.storage) as listener:
-        made = runner.plan(loaded, listener, address, times[0] if times else None)
+        if supposed != runner.Supposed():
+            made = runner.suppose(loaded, supposed)
+        else:
+            made = runner.plan(loaded, listener, address, times[0] if times else None)
     if as_json:
         print_json(made.document())
     else:
@@ -91,6 +118,7 @@ def run(
     spec: SpecPath,
     overrides: Overrides = None,
     fresh: Fresh = False,
+    yes: Yes = False,
     as_json: AsJson = False,
     address: Address = None,
     date: Date = None,
@@ -99,32 +127,47 @@ def run(
     last: To = None,
 ) -> None:
     """Run the job, or go on where an earlier run of it stopped, and print the report."""
+    from batchinfer.execution import runner
     from batchinfer.jobspec import load
     from batchinfer.scheduling import recurring
 
     loaded = load(spec, overrides or [])
     times = run_times(loaded, date, at, first, last)
+    one = times[0] if times else None
+    if fresh and not yes:
+        for time in times or (None,):
+            _require_consent(runner.given_up_by_fresh(loaded, time))
     if len(times) > 1:
         _attended(lambda listener: recurring.backfill(loaded, times, listener, address, fresh), as_json, loaded.storage)
     else:
-        one = times[0] if times else None
         _attended(lambda listener: recurring.run(loaded, listener, address, fresh, one), as_json, loaded.storage)
 
 
+def _require_consent(lines: list[str]) -> None:
+    """Ask before --fresh deletes results of another spec; raises UserError unless a person agrees."""
+    if not lines:
+        return
+    shown = "\n  ".join(lines)
+    if not sys.stdin.isatty():
+        raise UserError(f"--fresh would delete them: {shown}", "say --yes to delete them, or choose another output.uri")
+    if not typer.confirm(f"{shown}\nDelete them and begin anew?", err=True):
+        raise UserError("nothing was deleted", "choose another output.uri to keep both")
+
+
 @app.command()
-def retry(uri: RunUri, as_json: AsJson = False, address: Address = None) -> None:
+def retry(uri: RunUri, overrides: Overrides = None, as_json: AsJson = False, address: Address = None) -> None:
     """Run the failed rows of a run again, and put what they give into their places."""
     from batchinfer.execution import runner
 
-    _attended(lambda listener: runner.retry(uri, listener, address), as_json, {})
+    _attended(lambda listener: runner.retry(uri, listener, address, overrides or []), as_json, {})
 
 
 @app.command()
-def report(uri: RunUri, as_json: AsJson = False) -> None:
+def report(uri: RunUri, as_json: AsJson = False, overrides: Evaluate = None) -> None:
     """Print the report of a run, from its accounting."""
     from batchinfer.execution import runner
 
-    _print(runner.report(uri), as_json)
+    _print(runner.report(uri, overrides or []), as_json)
 
 
 def _attended(command: Callable[[Listener], Report | list[Report]], as_json: bool, stores: Stores) -> None:

@@ -87,7 +87,8 @@ def refusals_are_the_users() -> Iterator[None]:
 def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = None, access: bool = True) -> Checked:
     """Look at the model, the input and the output; raises UserError. Writes nothing.
 
-    `run_id` is for a run that begins; one that is resumed keeps its own. `spec` has its variables filled in
+    `run_id` is for a run that begins; one that is resumed keeps its own. `fresh`: the run begins anew, whatever
+    lies in the output from an earlier run of batchinfer. `spec` has its variables filled in
     for `tick`, None for a job that runs once. `access`: see `require_model`.
     """
     for uri in (spec.input.uri, spec.output.uri):
@@ -114,12 +115,11 @@ def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = N
         require_same_tick(old, tick, layout)
         fingerprint = fingerprint.model_copy(update={"job": spec.name, "tick": tick.name})
         choice = FileChoice.of(spec, tick, layout)
-    if old is not None:
+    if old is not None and not fresh:
         try:
             require_same_spec(old, spec, layout)
-            if not fresh:
-                require_same_input(old, spec)
-            resumed = not fresh
+            require_same_input(old, spec)
+            resumed = True
         except UserError:
             # A run without a committed shard has nothing to lose: it begins again as things are now.
             if committed:
@@ -156,14 +156,19 @@ def shaping(spec: JobSpec) -> dict[str, Any]:
 
 def require_same_spec(manifest: Manifest, spec: JobSpec, layout: Layout) -> None:
     """Refuse to put results of one spec beside those of another."""
+    changed = changes_of_spec(manifest, spec)
+    if changed:
+        raise OutputError(
+            f"{layout.root} belongs to another spec:\n" + "\n".join(f"  {change}" for change in changed),
+            "choose another output.uri, or give its results up with --fresh",
+        )
+
+
+def changes_of_spec(manifest: Manifest, spec: JobSpec) -> list[str]:
+    """What of the spec shapes results and differs from the spec that the run was begun with, a line for each key."""
     before, now = _flat(manifest.fingerprint.spec), _flat(shaping(spec))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    if changed:
-        shown = "\n".join(f"  {key}: {before.get(key)!r:.80} then, {now.get(key)!r:.80} now" for key in changed)
-        raise OutputError(
-            f"{layout.root} belongs to another spec:\n{shown}",
-            "choose another output.uri, or delete that folder to give its results up",
-        )
+    return [f"{key}: {before.get(key)!r:.80} then, {now.get(key)!r:.80} now" for key in changed]
 
 
 def require_same_input(manifest: Manifest, spec: JobSpec) -> None:

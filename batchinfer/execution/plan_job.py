@@ -153,7 +153,9 @@ def _same(report: Report, plan: Plan) -> bool:
     """Whether the report measured what the plan asks for: one replica of the same kind."""
     ours = (plan.model, plan.accelerator, plan.quantization, plan.tensor_parallel, plan.pipeline_parallel)
     theirs = (report.model, report.accelerator, report.quantization, report.tensor_parallel, report.pipeline_parallel)
-    return ours == theirs and report.rows_ran > 0 and _tokens(report) > 0 and report.seconds.work > 0
+    # Where a later command changed the layout, nobody can tell which part was how fast.
+    alike = len({(p.accelerator, p.quantization, p.tensor_parallel, p.pipeline_parallel) for p in report.parts}) <= 1
+    return alike and ours == theirs and report.rows_ran > 0 and _tokens(report) > 0 and report.seconds.work > 0
 
 
 def _devices(report: Report) -> int:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from batchinfer.engine import Completion
 from batchinfer.errors import REJECTED_CODES
 from batchinfer.execution.shard_block import Envelope
-from batchinfer.jobspec import JobSpec
+from batchinfer.jobspec import EvaluateSpec, JobSpec
 from batchinfer.prompting.prompts import python_values
 
 
@@ -65,14 +65,19 @@ def evaluate(spec: JobSpec, rows: pa.Table, completions: Sequence[Completion]) -
     wanted = spec.evaluate
     if wanted is None:
         return {}
+    answers = [c.texts[0] if c.texts and c.error is None else None for c in completions]
+    return compared(wanted, rows, answers)
+
+
+def compared(wanted: EvaluateSpec, rows: pa.Table, answers: Sequence[str | None]) -> dict[str, tuple[int, int]]:
+    """The same for answers that are there already, None where a row has none; `rows` has the columns of `wanted`."""
     expected = python_values(rows.column(wanted.expected))
     groups = python_values(rows.column(wanted.by)) if wanted.by is not None else ["all"] * rows.num_rows
     counts: dict[str, tuple[int, int]] = {}
-    for value, group, completion in zip(expected, groups, completions, strict=True):
+    for value, group, answer in zip(expected, groups, answers, strict=True):
         if value is not None:
-            right, compared = counts.get(str(group), (0, 0))
-            answer = completion.texts[0] if completion.texts and completion.error is None else None
-            counts[str(group)] = (right + (answer == str(value)), compared + 1)
+            right, of = counts.get(str(group), (0, 0))
+            counts[str(group)] = (right + (answer == str(value)), of + 1)
     return counts
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import psutil
@@ -15,7 +17,7 @@ import pyarrow.parquet as pq
 from batchinfer.accounting.budget import shards_with_budget
 from batchinfer.accounting.ledger import replica_accounts, replicas_table, totals
 from batchinfer.accounting.records import ShardRecord
-from batchinfer.accounting.report import Report, make_report
+from batchinfer.accounting.report import Report, make_report, overall_accuracy
 from batchinfer.errors import (
     BatchinferError,
     EngineError,
@@ -23,18 +25,21 @@ from batchinfer.errors import (
     Stopped,
     StorageError,
     TooManyFailedRows,
+    UserError,
     WorkersLost,
 )
 from batchinfer.execution import ray_pipeline
 from batchinfer.execution.checks import (
     Checked,
     absolute,
+    changes_of_spec,
     check,
     find_manifest,
     refusals_are_the_users,
     require_model,
     require_same_input,
 )
+from batchinfer.execution.evaluate_later import accuracy_of_results, evaluation
 from batchinfer.execution.job import Job
 from batchinfer.execution.metrics import Metrics, labels_of
 from batchinfer.execution.plan_job import plan_job
@@ -44,10 +49,10 @@ from batchinfer.execution.sample_prompts import survey
 from batchinfer.execution.stop_and_budget import BudgetWatch, Stopper, Tally
 from batchinfer.execution.this_machine import host_cluster, may_have_gpus
 from batchinfer.input.manifest import Manifest, to_parquet
-from batchinfer.jobspec import JobSpec, parse, to_yaml
+from batchinfer.jobspec import JobSpec, key_values, parse, to_yaml
 from batchinfer.jobspec.cron import Tick
 from batchinfer.jobspec.schedule import current_time, resolve
-from batchinfer.planner import Plan, PromptSample, assumed_cluster, shards_in_flight
+from batchinfer.planner import Interval, Plan, PromptSample, Workload, assumed_cluster, make_plan, shards_in_flight
 from batchinfer.planner.plan import DEFAULT_SLOTS
 from batchinfer.rundir.commit import committed_shards, read_accounting, read_records, repair
 from batchinfer.rundir.failed_rows import failed_rows, note_retry, noted_retry
@@ -60,6 +65,12 @@ JOURNAL_WAIT_SECONDS = 30.0
 DEAD_AFTER_SECONDS = 5.0
 NAMED_SHARDS = 20
 
+_RETRY_KEYS = ("sampling.", "engine.", "resources.", "limits.", "labels.", "storage.")
+"""What `retry --set` may change: how a row is run. What is asked of it and what its result looks like may not."""
+
+_RETRY_EXCEPT = ("sampling.n", "sampling.logprobs")
+"""These shape the columns of the result."""
+
 
 def validate(spec: JobSpec, at: datetime | None = None) -> Checked:
     """Check all that `run` would check before it starts anything; raises UserError."""
@@ -71,6 +82,60 @@ def forecast(checked: Checked) -> PromptSample:
     """What a sample of the rows of a checked job says: how long the prompts are, and which rows will fail."""
     context = checked.facts.shape.context if checked.facts.shape is not None else None
     return survey(checked.spec, checked.manifest, checked.facts.folder, context=context).sample
+
+
+@dataclass(frozen=True, slots=True)
+class Supposed:
+    """What a plan is to suppose in place of what there is. None: what there is.
+
+    gpus: GPUs of the kind that `resources.accelerator` names. rows, input_tokens, output_tokens: the rows, and the mean
+    tokens of each; all three or none, and no input is looked at.
+    """
+
+    gpus: int | None = None
+    rows: int | None = None
+    input_tokens: float | None = None
+    output_tokens: float | None = None
+
+    def workload(self) -> Workload | None:
+        """The work that is supposed. Raises UserError where only a part of it is said."""
+        given = (self.rows, self.input_tokens, self.output_tokens)
+        if all(value is None for value in given):
+            return None
+        if self.rows is None or self.input_tokens is None or self.output_tokens is None:
+            raise UserError("--rows, --in and --out go together", "give all three, or none to look at the input")
+        length = self.output_tokens
+        return Workload(
+            rows=self.rows,
+            input_tokens=self.input_tokens,
+            longest_input_tokens=math.ceil(self.input_tokens),
+            output_tokens=Interval(low=length, mid=length, high=length),
+            sampled_rows=0,
+            source="as supposed: no input was looked at",
+        )
+
+
+def suppose(spec: JobSpec, supposed: Supposed) -> Plan:
+    """The plan for what is supposed, on GPUs that need not be there; starts and writes nothing. Raises UserError."""
+    if spec.resources.accelerator in ("auto", "cpu"):
+        raise UserError(
+            "a plan for GPUs that are not here needs their kind", "add --set resources.accelerator=H100, or another"
+        )
+    cluster = assumed_cluster(spec, psutil.virtual_memory().total, supposed.gpus)
+    workload = supposed.workload()
+    if workload is None:
+        rendered, tick = _resolved(spec, None)
+        return plan_job(check(rendered, _new_run_id(), tick=tick, access=False), cluster)
+    facts = require_model(spec, access=False)
+    return make_plan(
+        spec,
+        cluster,
+        facts.name,
+        shape=facts.shape,
+        entry=facts.entry,
+        checkpoint_quantization=facts.quantization,
+        workload=workload,
+    )
 
 
 def plan(spec: JobSpec, listener: Listener, cluster: str | None = None, at: datetime | None = None) -> Plan:
@@ -130,9 +195,29 @@ def run(
             return _conclude(layout, checked.spec, manifest)
 
 
-def retry(uri: str, listener: Listener, cluster: str | None = None) -> Report:
-    """Run the failed rows of the run at `uri` again, and put what they give into their places."""
-    layout, manifest, spec = _open_run(uri)
+@refusals_are_the_users()
+def given_up_by_fresh(spec: JobSpec, at: datetime | None = None) -> list[str]:
+    """What `run` with `fresh` would delete of another spec: a line for each key that differs, after the folder."""
+    rendered = absolute(_resolved(spec, at)[0])
+    layout = Layout(rendered.output.uri, rendered.storage)
+    old = find_manifest(layout)
+    shards = len(committed_shards(layout))
+    changed = changes_of_spec(old, rendered) if old is not None and shards else []
+    return [f"{layout.root} has {shards} shards of results of another spec:", *changed] if changed else []
+
+
+def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: Sequence[str] = ()) -> Report:
+    """Run the failed rows of the run at `uri` again, and put what they give into their places.
+
+    `overrides`: KEY=VALUE texts for this retry alone; see `_RETRY_KEYS`. Raises UserError.
+    """
+    for key, _ in key_values("--set", overrides, "sampling.max_tokens=64"):
+        if not key.startswith(_RETRY_KEYS) or key in _RETRY_EXCEPT:
+            raise UserError(
+                f"--set {key}: a retry cannot change that, since the rows that did not fail keep their results",
+                f"it may change {', '.join(key.rstrip('.') for key in _RETRY_KEYS)}; for the rest, run with --fresh",
+            )
+    layout, manifest, spec = _open_run(uri, overrides)
     require_own(layout)
     facts = require_model(spec)
     require_same_input(manifest, spec)
@@ -152,9 +237,16 @@ def retry(uri: str, listener: Listener, cluster: str | None = None) -> Report:
             return _conclude(layout, spec, manifest)
 
 
-def report(uri: str) -> Report:
-    """The report of the run at `uri`, computed from its accounting; writes nothing."""
+def report(uri: str, overrides: Sequence[str] = ()) -> Report:
+    """The report of the run at `uri`, computed from its accounting; writes nothing.
+
+    `overrides` may set `evaluate`, which shapes no result: the answers are then compared anew. Raises UserError.
+    """
     layout, manifest, spec = _open_run(uri)
+    if overrides:
+        made = report(uri)
+        groups = accuracy_of_results(layout, spec, evaluation(layout, spec, overrides))
+        return made.model_copy(update={"accuracy": groups, "overall_accuracy": overall_accuracy(groups.values())})
     records = read_records(layout, manifest, noted_retry(layout))
     return _report(layout, spec, manifest, records, living_replicas(layout, read_journals(layout)))
 
@@ -185,7 +277,7 @@ def _new_run_id() -> str:
 
 
 @refusals_are_the_users()
-def _open_run(uri: str) -> tuple[Layout, Manifest, JobSpec]:
+def _open_run(uri: str, overrides: Sequence[str] = ()) -> tuple[Layout, Manifest, JobSpec]:
     """The run at `uri`, reached first as the environment says, then as its own spec says."""
     layout = Layout(normal_uri(uri))
     manifest = find_manifest(layout)
@@ -194,7 +286,7 @@ def _open_run(uri: str) -> tuple[Layout, Manifest, JobSpec]:
     place = layout.spec
     with reading(place, "move it away and run the job again: it is written anew"):
         text = layout.storage.read(place).decode()
-    spec = absolute(parse(text, place))
+    spec = absolute(parse(text, place, overrides))
     return Layout(layout.root, spec.storage), manifest, spec
 
 
@@ -225,6 +317,10 @@ def _clear(layout: Layout) -> None:
 
 def _write_run_files(layout: Layout, checked: Checked, plan: Plan) -> None:
     remove_leftovers(layout)
+    before = _read_plan(layout) if checked.resumed else None
+    if before is not None:
+        # The report sets beside what came of the run what was expected when it began.
+        plan = plan.model_copy(update={"first_estimate": before.first_estimate or before.estimate})
     mark = SPEC_MARK + b"; a resume reads the spec that it is given, not this file.\n"
     overwrite(layout, layout.spec, mark + to_yaml(checked.spec).encode())
     overwrite(layout, layout.plan, plan.model_dump_json(indent=2).encode())

@@ -94,7 +94,8 @@ def parse(text: str, name: str = "spec", overrides: Sequence[str] = ()) -> JobSp
         raise SpecError(
             f"{name}: a spec is a mapping of keys, not {_kind(raw)}", "`batchinfer explain` shows one to start from"
         )
-    for key, value in key_values("--set", overrides, "sampling.max_tokens=32"):
+    given = key_values("--set", overrides, "sampling.max_tokens=32")
+    for key, value in given:
         _apply(raw, key, value)
     try:
         return JobSpec.model_validate(raw)
@@ -103,7 +104,8 @@ def parse(text: str, name: str = "spec", overrides: Sequence[str] = ()) -> JobSp
     except ValidationError as error:
         # The first few say what is wrong; to explain a mistake takes time for each.
         wrong = _without_union_noise(error.errors()[: _MISTAKES * 10])
-        lines = [_explain(e, name, tree) for e in wrong[:_MISTAKES]]
+        keys = [key for key, _ in given]
+        lines = [_explain(e, name, tree, keys) for e in wrong[:_MISTAKES]]
         lines = [line if len(line) <= _SHOWN * 2 else line[: _SHOWN * 2] + " ..." for line in lines]
         number = f"{len(wrong)}" if error.error_count() < _MISTAKES * 10 else f"{error.error_count():,}"
         more = ["  ..."] if len(wrong) > _MISTAKES else []
@@ -222,9 +224,13 @@ def _apply(raw: dict[Any, Any], key: str, value: str) -> None:
         raise
     except Exception:
         # See parse: PyYAML lets through whatever its constructors raise.
-        raise SpecError(
-            f"--set {key:.{_SHOWN}}: {value!r:.{_SHOWN}} is not a YAML value", "quote it for your shell"
-        ) from None
+        if "{{" not in value and "{%" not in value:
+            raise SpecError(
+                f"--set {key:.{_SHOWN}}: {value!r:.{_SHOWN}} is not a YAML value",
+                f"for a text, quote it for YAML and for your shell: --set '{key:.{_SHOWN}}=\"TEXT\"'",
+            ) from None
+        # A template is a text, and hardly ever also YAML.
+        parsed = value
     at = raw
     *parents, last = key.split(".")
     for part in parents:
@@ -288,12 +294,15 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _explain(error: Any, name: str, tree: yaml.Node | None) -> str:
+def _explain(error: Any, name: str, tree: yaml.Node | None, overrides: Sequence[str] = ()) -> str:
     place = _place(error["loc"])
     key = ".".join(f"{part!s:.{_SHOWN}}" for part in place)
     line = _line(tree, place)
     where = f"{name}:{line}: {key}" if line else f"{name}: {key}"
     where = where.removesuffix(": ")
+    override = next((o for o in reversed(overrides) if _comes_from(place, o, tree)), None)
+    if override is not None:
+        where = f"--set {override:.{_SHOWN}}" + ("" if override == key else f": {key}")
     if error["type"] == "extra_forbidden":
         return f"{where}: unknown key{_nearest(place)}"
     if error["type"] == "missing":
@@ -307,6 +316,25 @@ def _explain(error: Any, name: str, tree: yaml.Node | None) -> str:
         return f"{where}: there is no {value!r:.80}{_near_choices(value, error['ctx']['expected'])}"
     shown = "" if isinstance(value, dict | list | tuple) else f", not {_shown(value):.80}"
     return f"{where}: {_TAKES.get(place, message)}{shown}"
+
+
+def _comes_from(place: tuple[Any, ...], override: str, tree: yaml.Node | None) -> bool:
+    """Was the value at `place` set by the override, rather than written in the file?"""
+    path = tuple(override.split("."))
+    named = tuple(map(str, place))
+    if named[: len(path)] == path:
+        return True
+    # The override made a key on the way to its own: the file has none of it.
+    return bool(named) and path[: len(named)] == named and not _holds(tree, named)
+
+
+def _holds(tree: yaml.Node | None, names: Sequence[str]) -> bool:
+    for name in names:
+        found = [v for k, v in tree.value if k.value == name] if isinstance(tree, yaml.MappingNode) else []
+        if not found:
+            return False
+        tree = found[0]
+    return True
 
 
 def _near_choices(value: str, expected: str) -> str:

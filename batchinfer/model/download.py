@@ -7,18 +7,25 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from batchinfer.errors import InputError, ModelError, StorageError
-from batchinfer.storage import Entry, Stores, storage_for
+from batchinfer.storage import Entry, Stores, storage_for, tell
 
 PIECE_BYTES = 64 * 2**20
 THREADS = 16
+WAIT_TOLD_SECONDS = 30.0
+
+STALLED_SECONDS = 3600.0
+"""Another process's download that has not grown for so long hangs. Longer than a store's outage is waited for, and
+than the checksums of the largest models take."""
+
 _LIST = ".batchinfer.json"
 
 
@@ -47,14 +54,47 @@ def local_model(uri: str, stores: Stores) -> str:
     folder = cache_folder() / f"{uri.rstrip('/').rsplit('/', 1)[-1]}-{version}"
     with _naming(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
+        partial = folder.with_name(folder.name + ".partial")
+        with _alone(folder, partial):
             if not _is_whole(folder, files):
-                partial = folder.with_name(folder.name + ".partial")
                 for left in (folder, partial):
                     shutil.rmtree(left, ignore_errors=True)
                 _download(uri, entries, partial, stores)
                 partial.rename(folder)
     return str(folder)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, partial: Path) -> Iterator[None]:
+    """Wait while another process of this machine downloads the model, for as long as its download grows."""
+    lock, began, moved_at, seen = FileLock(f"{folder}.lock"), time.monotonic(), time.monotonic(), 0
+    while True:
+        try:
+            lock.acquire(timeout=WAIT_TOLD_SECONDS)
+            break
+        except Timeout:
+            now, last = time.monotonic(), _last_written(partial)
+            tell("lock waited for", uri=f"{folder}.lock", holder="another download", seconds=round(now - began))
+            if last != seen:
+                seen, moved_at = last, now
+            elif now - moved_at > STALLED_SECONDS:
+                raise StorageError(
+                    f"another process holds {folder}.lock, and has downloaded nothing for {now - moved_at:.0f} s",
+                    "end that process, then run the same command again",
+                ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _last_written(folder: Path) -> int:
+    """When a file below `folder` was written last (ns), 0 where there is none."""
+    newest = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            newest = max(newest, path.stat().st_mtime_ns)
+    return newest
 
 
 def _name(uri: str, entry: Entry) -> str:

@@ -71,21 +71,22 @@ def shortage(needs: Mapping[str, float], free: Mapping[str, float]) -> dict[str,
     return {name: free.get(name, 0.0) for name, amount in needs.items() if free.get(name, 0.0) < amount}
 
 
-def assumed_cluster(spec: JobSpec, memory_bytes: int) -> Cluster:
-    """What `resources.accelerator` names, for a plan on a machine without it: a node of the catalog's size,
-    and more of them where one does not hold a replica. Without a GPU named: this machine, as CPU."""
+def assumed_cluster(spec: JobSpec, memory_bytes: int, gpus: int | None = None) -> Cluster:
+    """What `resources.accelerator` names, for a plan on a machine without it: `gpus` of them, or, where that is None,
+    a node of the catalog's size, and more of them where one does not hold a replica. Without a GPU named: this
+    machine, as CPU."""
     name = spec.resources.accelerator
     if name in ("auto", "cpu"):
         return Cluster(
             gpus=0, largest_node_gpus=0, accelerator_type=None, memory_bytes=memory_bytes, assumed=name == "auto"
         )
-    gpus = accelerators()[name].node_gpus
+    node = accelerators()[name].node_gpus
     return Cluster(
-        gpus=gpus,
-        largest_node_gpus=gpus,
+        gpus=gpus or node,
+        largest_node_gpus=min(gpus or node, node),
         accelerator_type=name,
         memory_bytes=memory_bytes,
-        may_grow=True,
+        may_grow=gpus is None,
         assumed=True,
     )
 

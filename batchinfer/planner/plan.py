@@ -41,7 +41,8 @@ class Plan(BaseModel):
 
     checkpoint: what the engine loads; online: it quantizes that while it loads. The rest from
     expert_parallel on is known where the model's dimensions are: else None or empty. engine: the arguments
-    that the fit was computed for. assumed: the GPUs are not there, the plan is for when they are.
+    that the fit was computed for. first_estimate: of a run that was resumed, what its first plan expected. sample: what
+    the rows that were looked at are like. assumed: the GPUs are not there, the plan is for when they are.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -66,6 +67,7 @@ class Plan(BaseModel):
     engine: EngineSettings | None = None
     workload: Workload | None = None
     estimate: Estimate | None = None
+    first_estimate: Estimate | None = None
     candidates: tuple[Candidate, ...] = ()
     sample: PromptSample | None = None
     assumed: bool = False

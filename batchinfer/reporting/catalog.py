@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -60,7 +61,12 @@ def accelerators_document(accelerators: Mapping[str, Accelerator]) -> list[dict[
 
 
 def accelerators_table(accelerators: Mapping[str, Accelerator]) -> Table:
-    """A line an accelerator; the price is the one a run uses where the spec gives none."""
+    """A line an accelerator; the price is the one a run uses where the spec gives none.
+
+    These are of several providers, so that they rank providers as much as GPUs: a second column has the prices of the
+    one provider that rents out most of them.
+    """
+    provider = _common_provider(accelerators.values())
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in (
         "name",
@@ -74,6 +80,7 @@ def accelerators_table(accelerators: Mapping[str, Accelerator]) -> Table:
         "node",
         "$ an hour",
         "price of",
+        f"$ an hour at {provider}",
     ):
         table.add_column(name, justify="left" if name in ("name", "price of") else "right", no_wrap=True)
     for name, facts in accelerators.items():
@@ -89,8 +96,15 @@ def accelerators_table(accelerators: Mapping[str, Accelerator]) -> Table:
             str(facts.node_gpus) if facts.vendor != "cpu" else "",
             f"{price.usd_per_hour:.4g}" if price else "",
             f"{price.provider} {price.sku}, {price.date}" if price else "none known",
+            next((f"{p.usd_per_hour:.4g}" for p in facts.prices if p.provider == provider), ""),
         )
     return table
+
+
+def _common_provider(accelerators: Iterable[Accelerator]) -> str:
+    """The provider with a price for most accelerators; of several, the first by name."""
+    counts = Counter(name for facts in accelerators for name in {price.provider for price in facts.prices})
+    return min(counts, key=lambda name: (-counts[name], name)) if counts else ""
 
 
 def _figure(value: float | None) -> str:

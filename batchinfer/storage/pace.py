@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -37,12 +36,12 @@ LONGEST_PAUSE_SECONDS = 10.0
 SLOWEST_REQUESTS_A_SECOND = 4.0
 """The floor of the pace. Below it the renewal of a lock could wait for its turn longer than a lease lasts."""
 
-CUT = 0.7
-CUT_EVERY_SECONDS = 1.0
-GROWTH = 1.02
+WINDOW_SECONDS = 1.0
+GROWTH = 1.25
+CUT = 0.6
 UNLIMITED_REQUESTS_A_SECOND = 500.0
-"""Throttling cuts the pace by 30%, once a second at most: a burst of refusals is one sign. Each success adds 2%.
-At a third of all requests refused at random, a process then sends some 30 a second."""
+"""Once a window the pace grows by 25%, and is cut by 60% of the share of requests that the store throttled. So it
+settles where about a third is refused at random, and falls at once where all are. Above the last it has no limit."""
 
 TELL_EVERY_SECONDS = 30.0
 
@@ -73,8 +72,8 @@ class Pace:
         self._failing_since: float | None = None
         self._rate: float | None = None
         self._next_turn = 0.0
-        self._cut_at = float("-inf")
-        self._sent: deque[float] = deque(maxlen=1000)
+        self._window_began = time.monotonic()
+        self._answers = self._throttled = 0
         self._told = {"store retried": float("-inf"), "store slow": float("-inf")}
 
     def call(self, uri: str, request: Callable[[], T]) -> T:
@@ -91,8 +90,7 @@ class Pace:
                     self._answered = True
                 if not is_transient(error):
                     raise
-                if is_throttling(error):
-                    self._slow_down()
+                self._adjust(is_throttling(error))
                 pause = self._pause(attempt)
                 left = self._limit() - (time.monotonic() - began) - pause
                 if left < 0 or attempt == self._max_attempts:
@@ -103,6 +101,7 @@ class Pace:
                 time.sleep(pause)
             else:
                 self._succeeded()
+                self._adjust(False)
                 return result
 
     def _limit(self) -> float:
@@ -115,23 +114,29 @@ class Pace:
 
     def _wait_for_turn(self) -> None:
         with self._lock:
-            now = time.monotonic()
-            self._sent.append(now)
             if self._rate is None:
                 return
+            now = time.monotonic()
             turn = max(now, self._next_turn)
             self._next_turn = turn + 1 / self._rate
         time.sleep(turn - now)
 
-    def _slow_down(self) -> None:
+    def _adjust(self, throttled: bool) -> None:
+        """Count an answer; at the end of a window, set the pace by the share that was throttled."""
         with self._lock:
+            self._answers += 1
+            self._throttled += throttled
             now = time.monotonic()
-            if now - self._cut_at < CUT_EVERY_SECONDS:
+            seconds = now - self._window_began
+            if seconds < WINDOW_SECONDS:
                 return
-            self._cut_at = now
-            before = self._rate if self._rate is not None else sum(1.0 for sent in self._sent if sent > now - 1)
-            self._rate = max(SLOWEST_REQUESTS_A_SECOND, before * CUT)
-            rate, due = self._rate, self._is_due("store slow", now)
+            share = self._throttled / self._answers
+            before = self._answers / seconds if self._rate is None else self._rate * GROWTH
+            limited = self._rate is not None or share > 0
+            rate = max(SLOWEST_REQUESTS_A_SECOND, before * (1 - CUT * share))
+            self._rate = rate if limited and rate < UNLIMITED_REQUESTS_A_SECOND else None
+            self._window_began, self._answers, self._throttled = now, 0, 0
+            due = share > 0 and self._is_due("store slow", now)
         if due:
             tell("store slow", store=self._endpoint, requests_a_second=round(rate, 1))
 
@@ -139,10 +144,6 @@ class Pace:
         with self._lock:
             self._answered = True
             failed_since, self._failing_since = self._failing_since, None
-            if self._rate is not None:
-                self._rate *= GROWTH
-                if self._rate > UNLIMITED_REQUESTS_A_SECOND:
-                    self._rate = None
         if failed_since is not None and time.monotonic() - failed_since > LONGEST_PAUSE_SECONDS:
             tell("store answers again", store=self._endpoint, seconds=round(time.monotonic() - failed_since))
 

@@ -164,7 +164,7 @@ def named(error: Exception, uri: str, endpoint: str) -> StorageError:
     tried = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
     if isinstance(error, ClientError):
         code = code_of(error)
-        said = str(error.response.get("Error", {}).get("Message", ""))
+        said = str(error.response.get("Error", {}).get("Message") or "")
         reason = f"{uri}: {code} {said}".rstrip() + at + tried
         if code in _REFUSALS:
             return StoreRefused(reason, _REFUSALS[code])

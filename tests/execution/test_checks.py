@@ -70,3 +70,32 @@ def test_a_plan_for_a_cpu_starts_no_ray(base, monkeypatch):
     assert (made.accelerator, made.num_gpus) == ("cpu", 0)
     assert made.sample is not None
     assert made.sample.rows == 2
+
+
+def supposing(base, **values):
+    spec = make_spec(**(base | {"model": {"source": "llama-3.1-8b"}}), resources={"accelerator": "H100"})
+    return runner.suppose(spec, runner.Supposed(**values))
+
+
+def test_a_plan_can_suppose_gpus_and_rows_that_are_not_at_hand(base):
+    gone = base | {"input": {"uri": "/nowhere/at/all", "id_column": "id"}}
+    made = supposing(gone, gpus=4, rows=10**6, input_tokens=800.0, output_tokens=100.0)
+    assert made.max_replicas * made.num_gpus <= 4
+    assert made.assumed
+    assert made.workload is not None
+    assert (made.workload.rows, made.workload.input_tokens) == (10**6, 800.0)
+    one = supposing(gone, gpus=1, rows=10**6, input_tokens=800.0, output_tokens=100.0)
+    assert one.estimate is not None
+    assert made.estimate is not None
+    assert one.estimate.hours.mid > 2 * made.estimate.hours.mid
+
+
+def test_what_is_supposed_of_the_rows_is_said_whole(base):
+    with pytest.raises(UserError, match="--rows, --in and --out go together"):
+        supposing(base, rows=10)
+
+
+def test_gpus_can_be_supposed_for_the_rows_at_hand(base):
+    made = supposing(base, gpus=2)
+    assert made.workload is not None
+    assert made.workload.rows == 2

@@ -219,3 +219,9 @@ def test_no_run_by_hand_that_is_let_through_blocks_a_tick(
     begin = at - timedelta(days=40)
     ticks = takewhile((at + later).__ge__, ticks_after(cron, "Europe/Berlin", begin))
     assert all(tick == at.replace(microsecond=0) or resolve(spec, tick)[0].output.uri != taken for tick in ticks)
+
+
+def test_a_place_is_checked_again_once_its_variables_are_filled_in() -> None:
+    spec = scheduled(output={"uri": "{{ 's3://user:secret' }}@bucket/{{ run.time }}"})
+    with pytest.raises(SpecError, match="holds a user or a password"):
+        resolve(spec, NOW)

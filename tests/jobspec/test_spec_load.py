@@ -347,3 +347,31 @@ def test_a_schema_that_holds_itself_is_refused():
 def test_a_key_that_is_there_twice_is_refused_with_its_line():
     with pytest.raises(SpecError, match="spec:3: the key 'n' is there twice"):
         parse("sampling:\n  n: 1\n  n: 2\n")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sampling.max_tokens=many", "--set sampling.max_tokens: input should be a valid integer"),
+        ("sampling.max_tokenz=3", "--set sampling.max_tokenz: unknown key"),
+        ("modle.source=x", "--set modle.source: modle: unknown key; did you mean 'model'?"),
+        ("input.columns=[a, 3]", "--set input.columns: input.columns.1: "),
+        ("name=a b", "--set name: "),
+        ("sampling.max_tokens=[3", "--set sampling.max_tokens: '[3' is not a YAML value"),
+    ],
+)
+def test_a_mistake_of_an_override_names_the_override_and_no_line_of_the_file(override: str, message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse(spec_text(sampling={"max_tokens": 8}), "job.yaml", [override])
+    assert str(caught.value).startswith(message)
+    assert "job.yaml" not in str(caught.value)
+
+
+def test_a_mistake_of_the_file_names_its_line_beside_an_override() -> None:
+    with pytest.raises(SpecError, match=r"^job\.yaml:1: sampling\.max_tokens: "):
+        parse(spec_text(sampling={"max_tokens": "many"}), "job.yaml", ["sampling.temperature=0"])
+
+
+@pytest.mark.parametrize("template", ["{{ text }}", "Say: {{ text }}", "{% if text %}{{ text }}{% endif %}"])
+def test_a_template_needs_no_quotes_of_yaml_in_an_override(template: str) -> None:
+    assert parse(spec_text(), overrides=[f"prompt.template={template}"]).prompt.template == template

@@ -39,5 +39,10 @@ def test_accelerators_show_their_price_with_its_date_or_that_there_is_none():
     text = shown(accelerators_table(accelerators()))
     assert "2.69 RunPod H100 SXM community, 2026-09-25" in " ".join(text.split())
     assert "none known" in text
+    assert "$ an hour at AWS" in text
+    (h100,) = [line for line in text.splitlines() if line.startswith("H100 ")]
+    assert h100.split()[-1] == "6.88"
+    (a10,) = [line for line in text.splitlines() if line.startswith("A10 ")]
+    assert a10.split()[-1] == "2026-09-25", "AWS has no A10"
     names = [entry["name"] for entry in accelerators_document(accelerators())]
     assert names == list(accelerators())

@@ -17,6 +17,7 @@ from batchinfer.execution import ray_pipeline, runner
 from batchinfer.execution.checks import check
 from batchinfer.execution.runner import _conclude, _write_run_files
 from batchinfer.jobspec import JobSpec
+from batchinfer.planner import Estimate, Interval
 from batchinfer.rundir.commit import commit
 from tests.support.builders import make_journal, make_plan, make_reading, make_record, make_spec, write_parquet
 from tests.support.scripted_jobs import KeepingListener
@@ -228,3 +229,18 @@ def test_a_manifest_with_a_hole_is_told(run):
     table = pq.read_table(path)
     pq.write_table(pa.concat_tables([table.slice(0, 1), table.slice(2)]), path)
     assert "manifest.parquet" in refused(output)
+
+
+def test_a_resume_keeps_what_the_first_plan_expected(whole, tmp_path):
+    spec, _ = whole
+    spec = spec.model_copy(update={"output": spec.output.model_copy(update={"uri": str(tmp_path / "resumed")})})
+    expected, later = (
+        Estimate(**dict.fromkeys(Estimate.model_fields, Interval(low=at, mid=at, high=at))) for at in (1.0, 2.0)
+    )
+    begun = check(spec, "run")
+    _write_run_files(begun.layout, begun, make_plan(estimate=expected))
+    for _ in range(2):
+        resumed = check(spec, "run")
+        assert resumed.resumed
+        _write_run_files(resumed.layout, resumed, make_plan(estimate=later))
+    assert runner.report(str(tmp_path / "resumed")).planned == expected

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from batchinfer.errors import OutputError, StorageError, UserError
-from batchinfer.storage import LocalStorage, join, local_path, storage_for, temporary_name
+from batchinfer.storage import LocalStorage, join, local, local_path, storage_for, temporary_name
 
 STORE = LocalStorage()
 
@@ -348,3 +350,70 @@ def test_a_link_is_never_written_through(tmp_path, act):
         acts[act]()
     assert link.is_symlink()
     assert precious.read_bytes() == b"precious"
+
+
+UNLINKED_RACER = (
+    """
+import errno
+def no_links(*arguments):
+    raise OSError(errno.EPERM, "no hard links here")
+import errno
+import fcntl
+import os
+os.link = no_links
+"""
+    + RACER
+)
+
+
+def test_where_there_are_no_hard_links_exactly_one_process_creates_each_object(tmp_path):
+    racers = [python(UNLINKED_RACER, tmp_path, me) for me in range(4)]
+    for racer in racers:
+        racer.stdout.readline()
+    for racer in racers:
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    won = [set(map(int, racer.communicate(timeout=60)[0].split())) for racer in racers]
+    assert sorted(i for wins in won for i in wins) == list(range(60))
+    for me, wins in enumerate(won):
+        for i in wins:
+            assert (tmp_path / str(i)).read_bytes() == f"{i} by {me}".encode() * 2000
+    assert sorted(os.listdir(tmp_path), key=int) == [str(i) for i in range(60)]
+
+
+def test_a_file_system_without_hard_links_is_writable(tmp_path, monkeypatch):
+    def no_links(*arguments):
+        raise OSError(errno.ENOTSUP, "no hard links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    STORE.require_writable(str(tmp_path / "out"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_system_without_locks_is_refused_before_a_run_begins(tmp_path, monkeypatch):
+    def no_locks(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(OutputError, match="No locks available"):
+        STORE.require_writable(str(tmp_path / "out"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_swap_behind_a_stopped_process_ends_with_its_file_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "WAIT_SECONDS", 0.3)
+    uri = str(tmp_path / "object")
+    STORE.put(uri, b"one")
+    with local._alone(str(tmp_path)), pytest.raises(StorageError, match="another process has held") as caught:
+        STORE.replace(uri, b"two", STORE.stat(uri).tag)
+    assert "end that process" in caught.value.remedy
+    assert STORE.read(uri) == b"one"
+
+
+def test_a_probe_that_a_crash_left_is_no_file_of_the_folder_and_can_be_removed(tmp_path):
+    left = tmp_path / temporary_name()
+    left.mkdir()
+    (left / local.PROBE).write_bytes(b"1")
+    assert list(STORE.list(str(tmp_path))) == []
+    STORE.remove_leftovers(str(tmp_path))
+    assert os.listdir(tmp_path) == []

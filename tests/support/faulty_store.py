@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import random
+import re
 import socket
 import struct
 import threading
@@ -27,8 +28,11 @@ class FaultyStore:
     """Forwards to `target`; a `rate` of the requests meets one of `faults`. `injected` counts them by kind.
 
     `only` limits the faults to requests with this method; `rate` may be changed at any time. `conditions`
-    is what becomes of a conditional write: "honour", "ignore", or "refuse" as not implemented. `choose`,
-    where set, gives the fault for a method instead of the schedule.
+    is what becomes of a conditional write: "honour", "ignore", "refuse" as not implemented, "ignore large" for
+    those above a MiB, "bare" where If-Match is compared with the bare tag, as Ceph does, "no match" where no tag
+    ever matches. `etags` is what becomes of tags in answers: "keep", "weak", "drop", or "unlisted".
+    `refuse`, where set, gives status, code and message for a request that is refused. `choose`, where set, gives
+    the fault for a method instead of the schedule.
     """
 
     def __init__(
@@ -38,6 +42,8 @@ class FaultyStore:
         self.faults = tuple(faults)
         self.only = ""
         self.conditions = "honour"
+        self.etags = "keep"
+        self.refuse: Callable[[str, str, dict[str, str]], tuple[int, str, str] | None] | None = None
         self.choose: Callable[[str], str | None] | None = None
         self.injected: Counter[str] = Counter()
         self.requests = 0
@@ -79,12 +85,28 @@ class FaultyStore:
             given = [name for name in headers if name.lower() in ("if-match", "if-none-match")]
             if given and self.conditions == "refuse":
                 return 501, [("Content-Type", "application/xml")], _XML.format("NotImplemented").encode()
-            headers = {name: value for name, value in headers.items() if name not in given}
+            if self.conditions in ("bare", "no match"):
+                for name in [name for name in given if name.lower() == "if-match"]:
+                    quoted = headers[name].startswith('"') or self.conditions == "no match"
+                    headers[name] = '"never"' if quoted else headers[name]
+            elif self.conditions == "ignore" or len(body) > 2**20:
+                headers = {name: value for name, value in headers.items() if name not in given}
         with contextlib.closing(connection):
             connection.request(handler.command, handler.path, body, headers)
             answer = connection.getresponse()
             kept = [(n, v) for n, v in answer.getheaders() if n.lower() not in ("connection", "transfer-encoding")]
-            return answer.status, kept, answer.read()
+            return answer.status, self._retagged(kept), self._untagged(answer.read())
+
+    def _retagged(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        if self.etags == "drop":
+            return [(n, v) for n, v in headers if n.lower() != "etag"]
+        weak = self.etags == "weak"
+        return [(n, f"W/{v}" if weak and n.lower() == "etag" else v) for n, v in headers]
+
+    def _untagged(self, body: bytes) -> bytes:
+        if self.etags not in ("drop", "unlisted") or b"<ListBucketResult" not in body:
+            return body
+        return re.sub(rb"<ETag>.*?</ETag>", b"", body)
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         store = self
@@ -94,8 +116,13 @@ class FaultyStore:
 
             def _serve(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                refused = store.refuse and store.refuse(self.command, self.path, dict(self.headers))
                 fault = store._draw(self.command)
-                if fault in ("slow_down", "error"):
+                if refused:
+                    status, code, said = refused
+                    xml = _XML.format(code).replace(f"{code} by the test", said).encode()
+                    self._answer(status, [("Content-Type", "application/xml")], xml)
+                elif fault in ("slow_down", "error"):
                     status, code = (503, "SlowDown") if fault == "slow_down" else (500, "InternalError")
                     self._answer(status, [("Content-Type", "application/xml")], _XML.format(code).encode())
                 elif fault == "reset":

@@ -1,4 +1,4 @@
-"""A plan as Kubernetes objects: ConfigMap, NetworkPolicy, and RayJob or RayCronJob. Pure.
+"""A plan as Kubernetes objects: ConfigMap, NetworkPolicy, and RayJob or RayCronJobs. Pure, but for the date of today.
 
 Field names are those of KubeRay's `ray.io/v1` (1.6) and of Kubernetes. A worker group is the replicas: one
 of its "replicas" is `numOfHosts` pods, which together hold one replica of the model.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 from batchinfer import __version__
+from batchinfer.deploy.kubernetes.kuberay_cron import firings
 from batchinfer.deploy.kubernetes.options import Options
 from batchinfer.deploy.kubernetes.pods import SPEC_FOLDER, gpus_of_a_pod, head, submitter, worker
 from batchinfer.errors import ResourceError, SpecError
@@ -21,8 +23,15 @@ from batchinfer.planner import Plan
 LONGEST_NAME = 36
 """KubeRay's limit for a RayCronJob, whose jobs' and clusters' names are made by adding to it."""
 
+ENTRYPOINT = "batchinfer.deploy.ray_jobs.entrypoint"
+
 CLIENT_LABEL = "batchinfer/dashboard-client"
 """Pods with this label (value "true") may reach the dashboard and submit jobs."""
+
+LARGEST_CONFIG_MAP = 2**20
+"""Bytes of keys and values that the API server takes (`ValidateConfigMap`, MaxSecretSize)."""
+
+_CLOCK_NOTE = "; this one for the ticks that KubeRay passes over when the clock changes"
 
 TTL_SECONDS = 600
 IDLE_SECONDS = 300
@@ -33,15 +42,34 @@ def manifests(spec: JobSpec, plan: Plan, options: Options) -> list[dict[str, Any
     _require_queue_to_reach(spec, options)
     name = object_name(spec.name)
     pinned = {"job.yaml": to_yaml(pin(spec, plan))}
+    _require_small(pinned)
     config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": _metadata(f"{name}-spec", name, options)}
     job = _ray_job(spec, plan, options, name)
-    about = _metadata(name, name, options) | {"annotations": _annotations(plan)}
+    notes = _annotations(plan)
+    about = _metadata(name, name, options) | {"annotations": notes}
     if spec.schedule is None:
-        ray: dict[str, Any] = {"kind": "RayJob", "metadata": about, "spec": job}
+        made = [{"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": about, "spec": job}]
     else:
-        when = {"schedule": spec.schedule.cron, "timeZone": spec.schedule.timezone}
-        ray = {"kind": "RayCronJob", "metadata": about, "spec": {**when, "jobTemplate": job}}
-    return [config | {"data": pinned}, network_policy(name, options), {"apiVersion": "ray.io/v1"} | ray]
+        schedule = spec.schedule
+        made = []
+        for number, firing in enumerate(firings(schedule.cron, schedule.timezone, datetime.now(UTC).date())):
+            # Both run what is due, so that a time too many does no harm.
+            called = name if number == 0 else object_name(f"{spec.name}-clock")
+            told = {"batchinfer/schedule": f"{schedule.cron}, {schedule.timezone}" + (_CLOCK_NOTE if number else "")}
+            about = _metadata(called, name, options) | {"annotations": notes | told}
+            when = {"schedule": firing.cron, "timeZone": firing.timezone}
+            ray = {"kind": "RayCronJob", "metadata": about, "spec": {**when, "jobTemplate": job}}
+            made.insert(0, {"apiVersion": "ray.io/v1"} | ray)
+    return [config | {"data": pinned}, network_policy(name, options), *made]
+
+
+def _require_small(data: dict[str, str]) -> None:
+    size = sum(len(key) + len(value.encode()) for key, value in data.items())
+    if size > LARGEST_CONFIG_MAP:
+        raise SpecError(
+            f"the spec has {size:,} bytes, and a ConfigMap takes {LARGEST_CONFIG_MAP:,}",
+            "put long texts into the input, as a column, instead of into the template",
+        )
 
 
 def pin(spec: JobSpec, plan: Plan) -> JobSpec:
@@ -100,12 +128,14 @@ def _ray_job(spec: JobSpec, plan: Plan, options: Options, name: str) -> dict[str
     image = options.image_for(plan.accelerator)
     labels = _labels(name) | {k: v for k, v in options.labels.items() if not _is_queue(k)}
     budget = spec.limits.max_cost_usd is not None or spec.limits.max_runtime_hours is not None
+    command = "run" if spec.schedule is None else "schedule run-due"
     return {
-        "entrypoint": f"python -m batchinfer run {SPEC_FOLDER}/job.yaml",
+        "entrypoint": f"python -m {ENTRYPOINT} {command} {SPEC_FOLDER}/job.yaml",
         "submissionMode": "K8sJobMode",
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": TTL_SECONDS,
-        # A second cluster goes on where a lost head left off. Not after a budget, which would be spent twice.
+        # A second cluster goes on where a lost head left off; the entrypoint keeps KubeRay from starting one for what
+        # it cannot mend. Not with a budget: the hours would be spent twice.
         "backoffLimit": 0 if budget else 1,
         "submitterPodTemplate": submitter(labels, options, image),
         "rayClusterSpec": {

@@ -97,6 +97,8 @@ def _pod(options: Options, container: dict[str, Any]) -> dict[str, Any]:
         container["volumeMounts"].append({"name": f"mount-{number}", "mountPath": mount.path})
     return {
         "serviceAccountName": options.service_account,
+        # A Service named vllm would set VLLM_PORT in every pod of the namespace, and vLLM would take it for its own.
+        "enableServiceLinks": False,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER,

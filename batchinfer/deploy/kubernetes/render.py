@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -69,8 +70,19 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+_PLAIN = re.compile(r"[A-Za-z_/][^\n]*")
+_WORDS = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
+
+
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    """Quoted wherever any YAML could read something else than a text.
+
+    PyYAML quotes what YAML 1.1 reads as a number, as it implements it. kubectl's reader also knows YAML 1.2
+    (`0o17`, `12e45`), and others still know the `y` and `n` of YAML 1.1.
+    """
+    plain = _PLAIN.fullmatch(text) and text.lower() not in _WORDS
+    style = "|" if "\n" in text else None if plain else "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Dumper.add_representer(str, _text)

@@ -136,6 +136,7 @@ class JobClient:
 
 def connect(address: str) -> JobClient:
     """The client of the cluster whose dashboard is at `address`; raises ClusterError."""
+    _spare_loopback_the_proxy(address)
     url = _require_answer(address)
     import ray
     from ray.job_submission import JobSubmissionClient
@@ -175,19 +176,51 @@ def _require_answer(address: str) -> str:
             f"{address} is not the address of a Ray dashboard", "give --address http://HEAD:8265, as `ray job` takes it"
         )
     try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
+        # What is asked first is the proxy, if there is one: the head itself may be out of reach from here.
+        asked = urlsplit(_proxy(parts.geturl()) or parts.geturl())
+        port = asked.port or (443 if asked.scheme == "https" else 80)
+        socket.create_connection((asked.hostname or "", port), CONNECT_SECONDS).close()
     except (OSError, ValueError, OverflowError) as error:
         raise _unreachable(address, error) from error
     return parts.geturl().rstrip("/")
 
 
+def _proxy(url: str) -> str | None:
+    """The proxy that the environment names for the URL."""
+    from requests.utils import get_environ_proxies, select_proxy
+
+    found: str | None = select_proxy(url, get_environ_proxies(url))
+    return found if found is None or "://" in found else f"http://{found}"
+
+
+def _through(url: str) -> str:
+    """For a message: by way of which proxy the URL was asked. Its password stays out of it."""
+    proxy = _proxy(url)
+    host = urlsplit(proxy).netloc.rpartition("@")[2] if proxy else ""
+    return f" (through the proxy {host})" if host else ""
+
+
+def _spare_loopback_the_proxy(address: str) -> None:
+    """No proxy can reach this machine's loopback: keep requests to it, of this process, off HTTP_PROXY."""
+    host = urlsplit(address if "://" in address else f"http://{address}").hostname or ""
+    try:
+        loopback = host == "localhost" or _is_loopback(host)
+    except ValueError:
+        return
+    if loopback:
+        known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, (known, host)))
+
+
 def _unreachable(address: str, error: Exception) -> ClusterError:
     why = getattr(error, "strerror", None) or str(error).splitlines()[0]
-    return ClusterError(
-        f"no cluster answers at {address}: {why}",
-        "check --address (http://HEAD:8265) and that the head's dashboard runs; for Kubernetes: kubectl port-forward",
+    through = _through(address if "://" in address else f"http://{address}")
+    remedy = (
+        "check --address (http://HEAD:8265) and that the head's dashboard runs; for Kubernetes: kubectl port-forward"
     )
+    if through:
+        remedy = f"if the proxy does not lead there, add the host to NO_PROXY; or {remedy}"
+    return ClusterError(f"no cluster answers at {address}{through}: {why}", remedy)
 
 
 def _is_loopback(ip: str) -> bool:
@@ -218,8 +251,11 @@ def _explained(address: str, job_id: str | None = None) -> Iterator[None]:
     except AuthenticationError as error:
         raise ClusterError(f"the cluster at {address} does not accept the token, or got none", _TOKEN) from error
     except (requests.exceptions.JSONDecodeError, KeyError, TypeError) as error:
+        through = _through(address)
+        remedy = "add the host to NO_PROXY, or give --address http://HEAD:8265"
         raise ClusterError(
-            f"what answers at {address} is no Ray dashboard", "give --address http://HEAD:8265"
+            f"what answers at {address}{through} is no Ray dashboard",
+            remedy if through else "give --address http://HEAD:8265",
         ) from error
     except (ConnectionError, requests.exceptions.RequestException, aiohttp.ClientError) as error:
         raise _unreachable(address, error) from error

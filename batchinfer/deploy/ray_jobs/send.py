@@ -26,6 +26,9 @@ CONFIRM_SECONDS = 60.0
 """How long to wait for a sent job to say that it found its package: starting one takes seconds, unless the
 cluster has none to start it on."""
 
+RAN = (0, 3, 4)
+"""Exit codes of a job that ran: it was submitted as it should be, whatever became of its rows."""
+
 DRAIN_SECONDS = 1800
 """How long a stopped job may take to end the shards in flight before Ray kills it; Ray's own default is 3."""
 
@@ -135,6 +138,8 @@ def _confirmed(client: JobClient, job_id: str) -> str:
     deadline = time.monotonic() + CONFIRM_SECONDS
     while True:
         job = client.job(job_id)
+        if job.ended and job.exit_code in RAN:
+            return job.state
         if job.ended and job.state != "succeeded":
             message, remedy = told_error(client.logs(job_id)) or (job.message, "")
             kind = ClusterError if job.exit_code == 2 else BatchinferError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 from pathlib import Path
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 
 from batchinfer.catalog import node_labels
 from batchinfer.deploy.kubernetes import Mount, Options, dump, manifests, render_job
-from batchinfer.deploy.kubernetes.manifests import LONGEST_NAME, object_name, pin
+from batchinfer.deploy.kubernetes.manifests import ENTRYPOINT, LONGEST_NAME, object_name, pin
+from batchinfer.deploy.kubernetes.pods import SPEC_FOLDER
 from batchinfer.errors import ResourceError, SpecError, UserError
 from batchinfer.jobspec import JobSpec, load, parse
 from tests.support.builders import make_plan, make_spec
@@ -171,7 +173,7 @@ def test_the_run_on_the_pods_is_held_to_the_layout_that_they_were_made_for():
     assert spec.input == remote_spec().input
     head = cluster_of(job)["headGroupSpec"]["template"]["spec"]
     (mount,) = head["containers"][0]["volumeMounts"]
-    assert job["spec"]["entrypoint"] == f"python -m batchinfer run {mount['mountPath']}/job.yaml"
+    assert job["spec"]["entrypoint"] == f"python -m {ENTRYPOINT} run {mount['mountPath']}/job.yaml"
     assert head["volumes"] == [{"name": "spec", "configMap": {"name": config["metadata"]["name"]}}]
 
 
@@ -185,6 +187,21 @@ def test_a_schedule_becomes_a_cron_job_in_its_time_zone():
     assert (job["kind"], job["spec"]["schedule"]) == ("RayCronJob", "30 1 * * 1-5")
     assert job["spec"]["timeZone"] == "America/New_York"
     assert rendered(remote_spec())["kind"] == "RayJob"
+
+
+def test_a_cron_job_runs_what_is_due_and_a_second_one_covers_the_changes_of_the_clock():
+    spec = remote_spec(schedule={"cron": "0 2 * * *", "timezone": "Europe/Berlin"})
+    *_, clock, job = manifests(spec, make_plan(), Options())
+    assert [each["spec"]["schedule"] for each in (job, clock)] == ["0 2 * * *", "0 3 25-31 3 *"]
+    assert job["metadata"]["name"] != clock["metadata"]["name"]
+    assert job["spec"]["jobTemplate"] == clock["spec"]["jobTemplate"]
+    assert job["spec"]["jobTemplate"]["entrypoint"] == f"python -m {ENTRYPOINT} schedule run-due {SPEC_FOLDER}/job.yaml"
+    assert importlib.util.find_spec(ENTRYPOINT)
+
+
+def test_no_service_of_the_namespace_sets_variables_in_the_pods(example):
+    for template in pod_templates(example[-1]):
+        assert template["spec"]["enableServiceLinks"] is False
 
 
 def test_what_ended_is_cleared_away_and_a_spent_budget_is_not_spent_again():
@@ -219,8 +236,25 @@ def test_pods_run_without_rights(example):
             assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
 
 
+@settings(deadline=None, max_examples=50)
+@given(
+    st.dictionaries(
+        st.sampled_from(["team", "app.kubernetes.io/instance", "app.kubernetes.io/name", "example.com/app", "app"]),
+        st.sampled_from(["batchinfer", "other", ""]),
+    )
+)
+def test_no_label_that_is_taken_opens_the_ports(labels):
+    try:
+        options = Options(labels=labels)
+    except UserError:
+        return
+    _, policy, job = manifests(remote_spec(), make_plan(), options)
+    chosen = policy["spec"]["podSelector"]["matchLabels"].items()
+    assert all(chosen <= template["metadata"]["labels"].items() for template in pod_templates(job))
+
+
 def test_every_pod_is_under_the_network_policy(example):
-    _, policy, job = example
+    _, policy, *_, job = example
     chosen = policy["spec"]["podSelector"]["matchLabels"].items()
     assert policy["spec"]["policyTypes"] == ["Ingress"]
     for template in pod_templates(job):
@@ -295,11 +329,66 @@ def test_images_are_fixed():
         ({"schedule": {"cron": "0 2 * * *"}}, {}, {"labels": {"kueue.x-k8s.io/queue-name": "q"}}, "does not reach"),
         ({}, {}, {"labels": {"team": "search & ads"}}, "--label team=search & ads is no label"),
         ({}, {}, {"namespace": "My_Team"}, "--namespace"),
+        ({}, {}, {"namespace": "a.b"}, "--namespace"),
+        ({}, {}, {"service_account": "a..b"}, "--service-account"),
+        ({}, {}, {"env_secrets": ("a.-b",)}, "--env-secret"),
+        ({}, {}, {"image": "registry.example.com/Batchinfer:1"}, "no name of an image"),
+        ({}, {}, {"labels": {"a..b/team": "x"}}, "no key of a label"),
+        ({}, {}, {"labels": {"app.kubernetes.io/instance": "other"}}, "is reserved"),
+        ({}, {}, {"labels": {"ray.io/cluster": "other"}}, "is reserved"),
+        ({}, {}, {"labels": {"batchinfer/dashboard-client": "true"}}, "is reserved"),
+        ({}, {}, {"mounts": (Mount("a", "/data"), Mount("b", "/data"))}, "two --mount name the folder /data"),
+        ({"prompt": {"template": "x" * 1_100_000 + "{{ text }}"}}, {}, {}, "a ConfigMap takes 1,048,576"),
     ],
 )
 def test_what_kubernetes_or_kuberay_would_not_do_is_said_here(sections, plan, options, error):
     with pytest.raises(UserError, match=error):
         manifests(remote_spec(**sections), make_plan(**plan), Options(**options))
+
+
+@pytest.mark.parametrize(
+    "mount",
+    ["c=/data:rw", "c=/home/ray/.cache", "c=/home", "c=/etc/batchinfer", "c=/etc", "c=/dev/shm", "c=/data/../etc",
+     "c=//data", "c=/", "c=data", "C=/data", "a..b=/data", "c=/data//in"],
+)  # fmt: skip
+def test_a_mount_that_a_pod_cannot_have_is_refused(mount):
+    with pytest.raises(UserError, match="--mount"):
+        Mount.parse(mount)
+
+
+def test_a_place_that_leaves_its_mount_is_a_place_of_this_machine():
+    mount = Mount.parse("corpora=/data/")
+    assert mount == Mount("corpora", "/data")
+    assert mount.holds("/data/in")
+    assert not mount.holds("/data/../etc")
+    assert not mount.holds("/database")
+
+
+_OTHER_READERS = re.compile(
+    r"""~|null|Null|NULL|y|Y|n|N|yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF
+    |[-+]?0b[01_]+|[-+]?0o?[0-7_]+|[-+]?0x[0-9a-fA-F_]+|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])*
+    |[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+\.[0-9_]*
+    |[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)|=|<<
+    |[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt\s].*)?""",
+    re.VERBOSE,
+)
+"""What a reader may take for another type than a text if it is not quoted: the types of YAML 1.1 (yaml.org/type) and
+the core schema of YAML 1.2.2, section 10.3.2."""
+
+NUMERALS = st.from_regex(r"[-+]?[0-9.][0-9a-zA-Z_.:+-]{0,8}", fullmatch=True)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.one_of(NUMERALS, st.sampled_from(["y", "n", "NO", "0o17", "12e45", "089", "1e3", "~", "=", "1:30"]), st.text())
+)
+def test_a_text_stays_a_text_for_every_reader_of_yaml(text):
+    written = dump([{"labels": {"key": text, text: "value"}}])
+    if "\0" not in text and text.isprintable():
+        assert yaml.safe_load(written) == {"labels": {"key": text} | {text: "value"}}
+    for event in yaml.parse(written):
+        if isinstance(event, yaml.ScalarEvent) and event.style is None:
+            assert not _OTHER_READERS.fullmatch(event.value), event.value
 
 
 @settings(deadline=None)

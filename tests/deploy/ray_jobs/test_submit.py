@@ -147,6 +147,27 @@ def test_a_job_is_submitted_once_drained_when_stopped_and_goes_on_when_submitted
 
 
 @pytest.mark.timeout(300)
+def test_every_command_that_follows_a_job_ends_with_its_exit_code(
+    cluster: Head, client: JobClient, corpus: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(to_yaml(scripted_spec(corpus, tmp_path / "out", engine={"scripted": {"reject_on": "5"}})))
+    # As behind a company's proxy, which is not asked for what lies on this machine.
+    proxy = f"http://127.0.0.1:{free_port()}"
+    where = {"HTTP_PROXY": proxy, "http_proxy": proxy, "RAY_API_SERVER_ADDRESS": cluster.url}
+    sent = command("submit", str(path), "--wait", **where)
+    assert sent.returncode == 3, sent.stderr
+    assert "engine_rejected" in sent.stderr
+    job_id = sent.stdout.strip()
+    assert "1,000 of 1,000" in command("logs", job_id, **where).stdout
+    followed = command("logs", job_id, "--follow", **where)
+    assert followed.returncode == 3, followed.stderr
+    assert "engine_rejected" in followed.stdout
+    assert command("status", job_id, "--exit-code", **where).returncode == 3
+    assert command("status", job_id, **where).returncode == 0
+
+
+@pytest.mark.timeout(300)
 def test_plain_ray_job_submit_queues_for_the_cluster_and_logs_progress_and_report(
     cluster: Head, client: JobClient, corpus: Path, tmp_path: Path
 ) -> None:
@@ -276,6 +297,18 @@ def test_a_cluster_elsewhere_cannot_see_local_paths(
     with pytest.raises(ClusterError, match=r"names paths of this one: input\.uri .*, output\.uri "):
         submit(scripted_spec(corpus, tmp_path / "out"), client, listener)
     assert client.jobs() == before
+
+
+def test_the_proxy_on_the_way_to_a_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = f"127.0.0.1:{free_port()}"
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, f"http://me:secret@{proxy}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "elsewhere")
+    with pytest.raises(ClusterError, match=rf"no cluster answers at .*\(through the proxy {proxy}\)") as caught:
+        connect("http://head.example:8265")
+    assert "NO_PROXY" in caught.value.remedy
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
