@@ -38,8 +38,12 @@ class Conversations:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         base = _TRANSFORMERS.name(_TOKENIZER)
-        # Mistral's and others' tokenizers of vLLM write their conversations without a Jinja2 template.
-        plain = isinstance(tokenizer, base) and type(tokenizer).apply_chat_template is base.apply_chat_template
+        # Mistral's and others' tokenizers of vLLM write their conversations without a Jinja2 template. The class of
+        # vLLM's pool only hands the call on.
+        writers = [kind for kind in type(tokenizer).__mro__ if "apply_chat_template" in vars(kind)]
+        plain = isinstance(tokenizer, base) and all(
+            kind is base or kind.__name__.startswith("TokenizerPool") for kind in writers
+        )
         self._template: jinja2.Template | None = None
         if plain:
             source = tokenizer.get_chat_template()

@@ -306,16 +306,24 @@ def _class_written(ranges: Ranges) -> str:
         return r"[\s\S]"
     if ranges[-1][1] == _LAST:
         # A grammar has characters up to the last one only as those that are not in a class.
-        return "[^" + "".join(f"{_sign(low)}-{_sign(high)}" for low, high in _others(ranges)) + "]"
-    return "[" + "".join(f"{_sign(low)}-{_sign(high)}" for low, high in ranges) + "]"
+        return f"[^{_members(_others(ranges))}]"
+    return f"[{_members(ranges)}]"
+
+
+def _members(ranges: Ranges) -> str:
+    # xgrammar 0.2.8 takes an escaped ^ that comes first for the sign of the others.
+    caret = ord("^")
+    parts = [(low + (low == caret < high), high) for low, high in ranges]
+    parts += [(caret, caret) for low, high in ranges if low == caret < high]
+    parts.sort(key=lambda ends: ends[0] == caret)
+    return "".join(_sign(low) if low == high else f"{_sign(low)}-{_sign(high)}" for low, high in parts)
 
 
 def _sign(code: int) -> str:
-    if chr(code).isascii() and chr(code).isalnum():
-        return chr(code)
-    if code < 128:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+    # No `\\x2d`, which xgrammar 0.2.8 takes for the sign of a range in a class, and whose digits it counts otherwise.
+    escapes = {10: "n", 9: "t", 13: "r", 12: "f", 11: "v"}
+    sign = escapes.get(code, chr(code))
+    return f"\\{sign}" if code in escapes or sign in r"\^$.|?*+()[]{}-" else sign
 
 
 @dataclass(slots=True)

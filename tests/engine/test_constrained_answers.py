@@ -13,6 +13,8 @@ from batchinfer.prompting.answers import OutputCheck
 from tests.support import ROOT
 from tests.support.engine_process import in_one_process
 
+pytestmark = pytest.mark.end_to_end
+
 SCRIPT = """
 import time
 import jinja2

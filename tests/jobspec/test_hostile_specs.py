@@ -154,3 +154,32 @@ def test_an_at_sign_in_a_path_is_no_secret(uri):
 def test_code_of_a_model_is_not_trusted_unless_asked():
     assert make_spec().model.trust_remote_code is False
     assert make_spec(model={"source": "a/b", "trust_remote_code": True}).model.trust_remote_code is True
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ("x: '" + "a b " * 7_500_000 + "'\n", "is longer than 1,048,576 bytes"),
+        ("".join(f"key{i}: 1\n" for i in range(90_000)), "is longer than 1,048,576 bytes"),
+        ("".join(f"k{i}: 1\n" for i in range(60_000)), "holds more than 50,000 keys and values"),
+        ("x: [" + "a," * 90_000 + "]\n", "holds more than 50,000 keys and values"),
+    ],
+    ids=["text", "keys", "short keys", "list"],
+)
+def test_a_spec_of_many_pages_is_refused_at_once(more, words, tmp_path):
+    began = time.process_time()
+    assert words in refusal(SPEC + more)
+    (tmp_path / "job.yaml").write_text(SPEC + more)
+    with pytest.raises(SpecError, match=words):
+        load(tmp_path / "job.yaml")
+    assert time.process_time() - began < 5
+
+
+def test_a_device_is_no_spec():
+    with pytest.raises(SpecError, match="is longer than"):
+        load("/dev/zero")
+
+
+def test_ten_thousand_choices_are_a_spec():
+    choices = ",".join(f"choice number {i}" for i in range(10_000))
+    assert len(parse(changed("{uri: /out}", f"{{uri: /out, choices: [{choices}]}}")).output.choices) == 10_000
