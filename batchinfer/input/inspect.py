@@ -203,7 +203,8 @@ def _whole_type(spec: JobSpec, name: str, said: Sequence[Inspected], partitions:
 
 
 def _stored_type(one: Inspected, name: str, partitions: pa.Schema) -> pa.DataType:
-    if name in one.schema.names:
+    # The schema of a file of JSON lines has every column, with no type for one that no line has.
+    if name in one.schema.names and (name in one.names or name not in partitions.names):
         return one.schema.field(name).type
     return partitions.field(name).type if name in partitions.names else pa.null()
 

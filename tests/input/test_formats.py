@@ -322,3 +322,12 @@ def test_a_partition_with_a_bad_file_is_left_to_a_later_run_as_a_whole(tmp_path)
     manifest = build_manifest(make_spec(input=given), {"text": "prompt.template"}, {}, choose=list)
     assert list(manifest.files) == [f"{tmp_path}/k=2/a.jsonl"]
     assert [uri for uri, _ in manifest.skipped] == [f"{tmp_path}/k=1/a.jsonl", f"{tmp_path}/k=1/b.jsonl"]
+
+
+def test_json_lines_have_the_partitions_of_their_paths(tmp_path):
+    for day in (1, 2):
+        write_lines(tmp_path / f"day={day}" / "rows.jsonl", {"id": f"{day}-a"}, {"id": f"{day}-b"})
+    manifest = manifest_of(tmp_path, ["id", "day"], "jsonl")
+    assert manifest.schema.field("day").type == pa.int64()
+    found = [(row["id"], row["day"]) for row in rows_of(manifest, tmp_path, "jsonl")]
+    assert found == [("1-a", 1), ("1-b", 1), ("2-a", 2), ("2-b", 2)]
