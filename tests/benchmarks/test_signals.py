@@ -8,6 +8,7 @@ import pytest
 from signals import run_trials
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("subcommand", "signals", "life"), [("validate", 6, 2.0), ("run", 2, 12.0)])
 def test_a_signal_at_any_moment_is_code_4_or_0_one_line_and_loses_nothing(
     tmp_path: Path, subcommand: str, signals: int, life: float

@@ -194,7 +194,7 @@ def test_run_report_and_json_agree(corpus: Path, tmp_path: Path) -> None:
         "rows", "rows_failed", "input_tokens", "cached_tokens", "output_tokens", "tokens_per_second", "cost_usd",
         "cost_per_million_tokens", "seconds", "shards", "replicas",
     } <= document.keys()  # fmt: skip
-    assert set(document["seconds"]) == {"load", "work", "idle", "waste"}
+    assert set(document["seconds"]) == {"load", "work", "idle", "waste", "in_flight"}
     assert document["rows"] == 1000
 
     events = [json.loads(line) for line in ran.stderr.splitlines()]

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchinfer.execution.placement import nodes_for
+from tests.support import ROOT
 from tests.support.scripted_jobs import assert_ledger_adds_up, results, scripted_spec
 
 RUN = """
@@ -45,7 +46,7 @@ def test_a_replica_that_one_node_does_not_hold_stands_on_two(corpus: Path, tmp_p
     spec = scripted_spec(corpus, output, resources=resources)
     done = subprocess.run(
         [sys.executable, "-c", RUN, spec.model_dump_json(exclude_unset=True)],
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=200,

@@ -21,6 +21,7 @@ import pytest
 from batchinfer.accounting.report import Report
 from batchinfer.errors import EngineError, InputError, OutputError, Stopped, TooManyFailedRows, UserError, WorkersLost
 from batchinfer.execution import runner
+from batchinfer.input.manifest import from_parquet
 from batchinfer.jobspec import JobSpec
 from tests.support.scripted_jobs import KeepingListener, assert_ledger_adds_up, results, scripted_spec, write_corpus
 
@@ -462,7 +463,7 @@ def test_an_attempt_that_ends_late_loses_and_its_seconds_are_waste(
     ran: Ran, tmp_path: Path, listener: KeepingListener
 ) -> None:
     # Another replica of the run, believed dead, commits its shard while a second attempt is at it.
-    zombie, output = ran.output, tmp_path / "out"
+    zombie, output, late = ran.output, tmp_path / "out", tmp_path / "late.parquet"
     name = "shard-000003.parquet"
 
     def commit_meanwhile() -> None:
@@ -470,8 +471,17 @@ def test_an_attempt_that_ends_late_loses_and_its_seconds_are_waste(
             time.sleep(0.01)
         for place in ("_run/replicas", "data"):
             (output / place).mkdir(parents=True, exist_ok=True)
-        shutil.copytree(zombie / "_run" / "replicas", output / "_run" / "replicas", dirs_exist_ok=True)
-        os.link(zombie / "data" / name, output / "data" / name)
+        ids = [
+            from_parquet((run / "_run/manifest.parquet").read_bytes()).fingerprint.run_id for run in (zombie, output)
+        ]
+        for journal in (zombie / "_run" / "replicas").iterdir():
+            (output / "_run" / "replicas" / journal.name).write_text(journal.read_text().replace(*ids))
+        rows = pq.read_table(zombie / "data" / name)
+        old, new = (run_id.encode() for run_id in ids)
+        pq.write_table(
+            rows.replace_schema_metadata({k: v.replace(old, new) for k, v in rows.schema.metadata.items()}), late
+        )
+        os.link(late, output / "data" / name)
 
     thread = threading.Thread(target=commit_meanwhile)
     thread.start()
@@ -482,21 +492,24 @@ def test_an_attempt_that_ends_late_loses_and_its_seconds_are_waste(
         thread.join(timeout=30)
     assert report.complete
     assert {record.shard_id for record in listener.records} == set(range(10)) - {3}, "its attempt did not count"
-    assert (output / "data" / name).read_bytes() == (zombie / "data" / name).read_bytes()
+    assert (output / "data" / name).read_bytes() == late.read_bytes()
     assert results(output).equals(results(zombie))
     assert report.seconds.waste > 0.01
     assert_ledger_adds_up(output)
 
 
-def test_a_write_that_fails_fails_the_run(corpus: Path, tmp_path: Path, listener: KeepingListener) -> None:
+def test_a_write_that_fails_fails_the_run(corpus: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    (output / "accounting").mkdir(parents=True)
-    # A folder where a file has to go cannot be written, not even by root.
-    (output / "data").mkdir()
-    (output / "data" / "shard-000003.parquet").mkdir()
-    spec = scripted_spec(corpus, output)
+
+    class InTheWay(KeepingListener):
+        """Once the run has begun, a folder stands where a file has to go: not even root can write it."""
+
+        def event(self, name: str, **values: Any) -> None:
+            if name == "started":
+                (output / "data" / "shard-000003.parquet").mkdir(parents=True)
+
     report = None
     with pytest.raises(Exception, match=r"shard-000003") as caught:
-        report = runner.run(spec, listener)
+        report = runner.run(scripted_spec(corpus, output), InTheWay())
     assert report is None
     assert getattr(caught.value, "exit_code", None) == 1

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 BIN = Path(sys.executable).parent
-START_SECONDS = 90
+START_SECONDS = 240
 
 
 @dataclass(frozen=True)

@@ -338,7 +338,7 @@ def test_images_are_fixed():
         ({}, {}, {"labels": {"ray.io/cluster": "other"}}, "is reserved"),
         ({}, {}, {"labels": {"batchinfer/dashboard-client": "true"}}, "is reserved"),
         ({}, {}, {"mounts": (Mount("a", "/data"), Mount("b", "/data"))}, "two --mount name the folder /data"),
-        ({"prompt": {"template": "x" * 1_100_000 + "{{ text }}"}}, {}, {}, "a ConfigMap takes 1,048,576"),
+        ({"prompt": {"template": "x" * 1_100_000 + "{{ text }}"}}, {}, {}, "longer than 1,048,576"),
     ],
 )
 def test_what_kubernetes_or_kuberay_would_not_do_is_said_here(sections, plan, options, error):

@@ -119,6 +119,7 @@ def test_the_exit_code_of_a_command_that_followed_the_job(status, exit_code, exp
     assert submitted_job("id", status, None, exit_code=exit_code).exit_status == expected
 
 
+@pytest.mark.integration
 def test_the_entrypoint_of_a_rayjob_ends_with_the_exit_code_of_its_command():
     command = [sys.executable, "-m", "batchinfer.deploy.ray_jobs.entrypoint"]
     refused = subprocess.run([*command, "run", "no-such.yaml"], capture_output=True, text=True)
