@@ -159,8 +159,14 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
         ),
         "due": Event("A tick is about to run.", ("job", "tick")),
         "resuming": Event("A scheduled run that died goes on.", ("job", "tick")),
-        "cannot be resumed": Event(
-            "A run that died cannot go on; the ticks after it do.", ("tick", "reason"), "warning"
+        "failed": Event("The run of a tick failed; it stays due.", ("job", "tick", "reason"), "warning"),
+        "the schedule changed: its folder has run": Event(
+            "After a change of the schedule another tick's run is in this tick's folder.", ("tick", "ran", "output")
+        ),
+        "report ignored": Event(
+            "The report of another run makes no sense or cannot be read; the plan does without it.",
+            ("report", "reason"),
+            "warning",
         ),
         "runs already": Event("Another process is running this job.", ("job", "tick", "reason")),
         "skipped": Event("A tick was left out for good (`overlap: skip`).", ("job", "tick", "running")),

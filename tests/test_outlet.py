@@ -8,6 +8,8 @@ import pytest
 
 from tests.support import ROOT
 
+pytestmark = pytest.mark.integration
+
 
 def run(shell: str) -> subprocess.CompletedProcess[str]:
     command = shell.replace("BATCHINFER", f"'{sys.executable}' -m batchinfer")

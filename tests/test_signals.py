@@ -11,6 +11,8 @@ import pytest
 
 from tests.support import ROOT
 
+pytestmark = pytest.mark.integration
+
 PRELUDE = "import os, signal, sys, threading, time; from batchinfer import signals; "
 
 

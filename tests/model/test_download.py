@@ -57,7 +57,8 @@ def test_a_model_is_downloaded_once_and_then_used_as_it_is(model, stores, cache,
     assert Path(folder).is_relative_to(cache / "batchinfer" / "models")
     with FaultyStore(s3_url) as watched:
         again = local_model(model, {"s3://": StoreSpec(endpoint_url=watched.url)})
-        assert watched.requests == 2, "one look at the folder, none at the files"
+        # One file has no bytes: is it the marker of a folder?
+        assert watched.requests == 3, "one look at the folder, none at the files"
     assert again == folder
 
 
@@ -111,8 +112,8 @@ def test_many_processes_of_a_machine_wait_for_one_download(model, cache, s3_url)
         fetchers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
         folders = {fetcher.communicate(timeout=100)[0].strip() for fetcher in fetchers}
         assert all(fetcher.returncode == 0 for fetcher in fetchers)
-        # Three looks at the folder, two requests each, and every file that is not empty opened and read once.
-        assert watched.requests <= 6 + 2 * len(FILES)
+        # Three looks at the folder, three requests each (one file has no bytes), and every file that is not empty opened and read once.
+        assert watched.requests <= 9 + 2 * len(FILES)
     (folder,) = folders
     assert read(folder) == FILES
 

@@ -95,7 +95,7 @@ def test_the_tree_has_every_path_of_the_schema():
         ("storage", ("mapping to section", "{}", "", ())),
         ("storage.s3://...", ("section", "", "", ())),
         ("storage.s3://my.bucket/in.d", ("section", "", "", ())),
-        ("storage.s3://my.bucket/in.d.max_attempts", ("integer", "8", "at least 1, at most 100", ())),
+        ("storage.s3://my.bucket/in.d.max_attempts", ("integer", "null", "at least 1, at most 1000000", ())),
         ("output.json_schema.properties.x", ("anything", "", "", ())),
     ],
 )

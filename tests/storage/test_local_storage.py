@@ -366,6 +366,7 @@ os.link = no_links
 )
 
 
+@pytest.mark.integration
 def test_where_there_are_no_hard_links_exactly_one_process_creates_each_object(tmp_path):
     racers = [python(UNLINKED_RACER, tmp_path, me) for me in range(4)]
     for racer in racers:
