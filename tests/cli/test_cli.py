@@ -149,6 +149,7 @@ def test_validate_says_what_would_run_and_writes_nothing(corpus: Path, tmp_path:
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.integration
 def test_validate_says_what_it_leaves_out_and_which_files_it_skips(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

@@ -104,7 +104,7 @@ def test_gpus_can_be_supposed_for_the_rows_at_hand(base):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("stop_token_ids", [99_999_999]), ("allowed_token_ids", [5, -1]), ("logit_bias", {99_999_999: 1.0})],
+    [("stop_token_ids", [99_999_999]), ("allowed_token_ids", [5, 99_999_999]), ("logit_bias", {99_999_999: 1.0})],
 )
 def test_a_token_beyond_the_vocabulary_is_refused_before_the_start(
     corpus: Path, tmp_path: Path, key: str, value: Any

@@ -8,7 +8,7 @@ import pytest
 from batchinfer.accounting.meter import Meter
 from batchinfer.engine import Completion
 from batchinfer.execution.replica import Clock, Replica
-from batchinfer.prompting.prompts import OutputCheck
+from batchinfer.prompting.answers import OutputCheck
 from tests.support.builders import make_spec
 
 

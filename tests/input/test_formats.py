@@ -11,7 +11,7 @@ import pytest
 from batchinfer.errors import InputError
 from batchinfer.input import build_manifest, read_shards
 from batchinfer.input.manifest import from_parquet, to_parquet
-from tests.support.builders import make_spec, manifest_of, rows_of, write_lines, write_parquet
+from tests.support.builders import make_fingerprint, make_spec, manifest_of, rows_of, write_lines, write_parquet
 from tests.support.through import through
 
 
@@ -319,7 +319,7 @@ def test_a_partition_with_a_bad_file_is_left_to_a_later_run_as_a_whole(tmp_path)
         write_lines(tmp_path / f"{place}.jsonl", {"text": place})
     write_lines(tmp_path / "k=1/b.jsonl", "no JSON")
     given = {"uri": str(tmp_path), "format": "jsonl", "on_bad_file": "skip", "incremental": {"by": "partition"}}
-    manifest = build_manifest(make_spec(input=given), {"text": "prompt.template"}, {}, choose=list)
+    manifest = build_manifest(make_spec(input=given), {"text": "prompt.template"}, make_fingerprint(), choose=list)
     assert list(manifest.files) == [f"{tmp_path}/k=2/a.jsonl"]
     assert [uri for uri, _ in manifest.skipped] == [f"{tmp_path}/k=1/a.jsonl", f"{tmp_path}/k=1/b.jsonl"]
 

@@ -90,7 +90,8 @@ def firings(cron: str, timezone: str, begin: date) -> list[Firing]:
     every_day = main.days.of_month is None and main.days.of_week is None
     zone = ZoneInfo(timezone)
     changes = _changes(zone, begin)
-    if any(change.by % timedelta(hours=1) for change in changes):
+    # KubeRay goes over the day in whole hours: it skips one that a change cuts in two (Chatham Islands, 2:45).
+    if any(change.by % timedelta(hours=1) or _instant(change, zone).astimezone(zone).minute for change in changes):
         return [Firing(str(_in_utc(main, zone, changes)), "UTC")]
     if follows_real_time and every_day:
         return [own]
@@ -117,6 +118,12 @@ class _Change:
     by: timedelta
 
 
+def _instant(change: _Change, zone: ZoneInfo) -> datetime:
+    """The first minute, UTC, at which the changed clock counts."""
+    ends = [change.after + timedelta(minutes=n) for n in range(1441)]
+    return next(b for a, b in pairwise(ends) if a.astimezone(zone).utcoffset() != b.astimezone(zone).utcoffset())
+
+
 def _in_utc(main: Expression, zone: ZoneInfo, changes: Sequence[_Change]) -> Expression:
     """Every time of day, UTC, at which the expression may tick, on every day."""
     offsets = {day.astimezone(zone).utcoffset() for change in changes for day in (change.after, change.after + _DAY)}
@@ -129,8 +136,7 @@ def _in_utc(main: Expression, zone: ZoneInfo, changes: Sequence[_Change]) -> Exp
             hours.add(shifted.hour)
     for change in changes:
         # A tick that the clock skips comes when it has been changed.
-        ends = [change.after + timedelta(minutes=n) for n in range(1441)]
-        at = next(b for a, b in pairwise(ends) if a.astimezone(zone).utcoffset() != b.astimezone(zone).utcoffset())
+        at = _instant(change, zone)
         minutes.add(at.minute)
         hours.add(at.hour)
     return Expression(frozenset(minutes), frozenset(hours), Days(None, frozenset(range(1, 13)), None))
