@@ -35,9 +35,9 @@ _SHAPING_ENGINE_KEYS = ("max_model_len", "kv_cache_dtype", "tokenizer", "load_fo
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A spec that can run: with absolute places, its model, its manifest, and what of it is committed.
+    """A spec that can run, with absolute places: its model, its manifest and its committed shards.
 
-    `choice` picks the files of an incremental run, None where all are taken.
+    `choice` selects the files of an incremental run; None selects all files.
     """
 
     spec: JobSpec
@@ -74,8 +74,10 @@ def _absolute_model(model: ModelSpec) -> ModelSpec:
 
 @contextlib.contextmanager
 def refusals_are_the_users() -> Iterator[None]:
-    """Before a run begins, a store that refuses is a mistake of the spec or of the credentials, and an address that
-    never answers most likely is one."""
+    """Turn StoreRefused into UserError: before a run begins, the spec or the credentials are the likely cause.
+
+    Storage retries little here, because an address that never answers is most likely wrong.
+    """
     try:
         with impatient():
             yield
@@ -85,11 +87,11 @@ def refusals_are_the_users() -> Iterator[None]:
 
 @refusals_are_the_users()
 def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = None, access: bool = True) -> Checked:
-    """Look at the model, the input and the output; raises UserError. Writes nothing.
+    """Check the model, the input and the output; raises UserError. Writes nothing.
 
-    `run_id` is for a run that begins; one that is resumed keeps its own. `fresh`: the run begins anew, whatever
-    lies in the output from an earlier run of batchinfer. `spec` has its variables filled in
-    for `tick`, None for a job that runs once. `access`: see `require_model`.
+    `run_id` is the id of a new run; a resumed run keeps its own id. `fresh` ignores what an earlier run of
+    batchinfer left in the output. `spec` has its variables filled in for `tick`; None is a job that runs once.
+    `access`: see `require_model`.
     """
     for uri in (spec.input.uri, spec.output.uri):
         storage_for(uri, spec.storage)
@@ -121,7 +123,7 @@ def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = N
             require_same_input(old, spec)
             resumed = True
         except UserError:
-            # A run without a committed shard has nothing to lose: it begins again as things are now.
+            # A run without a committed shard has nothing to lose, so it begins again with today's spec and input.
             if committed:
                 raise
     if resumed:
@@ -149,7 +151,7 @@ def shaping(spec: JobSpec) -> dict[str, Any]:
     values = spec.model_dump(mode="json")
     for key in _FREE_KEYS:
         values.pop(key)
-    # They say which files are read, and a resume reads those of the manifest.
+    # These keys say which files are read, and a resume reads the files of the manifest.
     for key in ("incremental", "ignore", "on_bad_file"):
         values["input"].pop(key)
     if not values["input"]["cast"]:
@@ -170,7 +172,7 @@ def require_same_spec(manifest: Manifest, spec: JobSpec, layout: Layout) -> None
 
 
 def changes_of_spec(manifest: Manifest, spec: JobSpec) -> list[str]:
-    """What of the spec shapes results and differs from the spec that the run was begun with, a line for each key."""
+    """One line for each key that shapes results and differs from the spec that the run began with."""
     before, now = _flat(manifest.fingerprint.spec), _flat(shaping(spec))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     return [f"{key}: {before.get(key)!r:.80} then, {now.get(key)!r:.80} now" for key in changed]
@@ -208,7 +210,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 def require_apart(spec: JobSpec) -> None:
     """An output inside the input would be read as input by the next run, and the other way round."""
     uri = spec.input.uri
-    # A file has room for an output beside it; what a pattern may match next time has not.
+    # An output may lie beside an input file, but not where a pattern could match it next time.
     source = fixed_part(normal_uri(uri)) if is_glob(uri, spec.storage) else normal_uri(uri)
     target = normal_uri(spec.output.uri)
     written = [(source, folder, "input.uri lies where output.uri is written") for folder in Layout(target).folders]
@@ -218,7 +220,7 @@ def require_apart(spec: JobSpec) -> None:
 
 
 def require_files_apart(manifest: Manifest, layout: Layout) -> None:
-    """A link in the input may lead to where the run writes, and would be read while it changes."""
+    """Refuse input files that lie where the run writes: a link may lead there, and the file would change while read."""
     for uri in (*manifest.files, *manifest.empty_files):
         if any(normal_uri(uri).startswith(join(folder, "")) for folder in layout.folders):
             raise OutputError(
@@ -227,7 +229,7 @@ def require_files_apart(manifest: Manifest, layout: Layout) -> None:
 
 
 def require_lasting(spec: JobSpec) -> None:
-    """Ray unpacks a job's working_dir beside its own files, and deletes it after the job."""
+    """Refuse an output in a job's working_dir, which Ray deletes after the job."""
     if "/runtime_resources/working_dir_files/" in spec.output.uri:
         raise OutputError(
             f"output.uri lies in the job's working_dir, which Ray deletes after the job: {spec.output.uri}",
@@ -236,9 +238,9 @@ def require_lasting(spec: JobSpec) -> None:
 
 
 def require_model(spec: JobSpec, access: bool = True) -> ModelFacts:
-    """A model that cannot be found or run is found out here, not after the engine has started.
+    """Check that the model exists and can run, before an engine starts. Raises UserError.
 
-    `access`: a repository must be one that can be had from here; a plan needs its facts only.
+    `access` also requires that a repository can be downloaded from here; a plan needs the model's facts only.
     """
     facts = model_facts(spec.model, spec.storage)
     _require_engine_support(facts)
@@ -272,7 +274,7 @@ def _require_engine_support(facts: ModelFacts) -> None:
 
 
 def _require_known_tokens(spec: JobSpec, facts: ModelFacts) -> None:
-    """Token ids beyond the vocabulary: vLLM refuses each request with one, or its engine dies of it."""
+    """Refuse token ids beyond the vocabulary: vLLM refuses each request with such an id, or its engine dies."""
     if facts.shape is None:
         return
     sampling, size = spec.sampling, facts.shape.vocab_size
@@ -291,7 +293,7 @@ def _require_known_tokens(spec: JobSpec, facts: ModelFacts) -> None:
 
 
 def _require_model_folder(spec: JobSpec, path: str, names: Collection[str], read: Callable[[str], bytes]) -> None:
-    """`names` are the files in the folder; `read` gives one of them."""
+    """Check weights and chat template. `names` are the files in the folder; `read` returns the bytes of a file."""
     require_weights(path, names, spec.engine.load_format)
     template = "chat_template.jinja" in names
     if "tokenizer_config.json" in names and not template:

@@ -17,7 +17,7 @@ from batchinfer.rundir.paths import Layout, reading
 
 
 def evaluation(layout: Layout, spec: JobSpec, overrides: Sequence[str]) -> EvaluateSpec:
-    """What `overrides`, KEY=VALUE each, make of the run's `evaluate`. Raises UserError where they set anything else."""
+    """The run's `evaluate` with `overrides`, KEY=VALUE each, applied. Raises UserError if they set anything else."""
     changed = absolute(parse(layout.storage.read(layout.spec).decode(), layout.spec, overrides))
     if changed.model_copy(update={"evaluate": spec.evaluate}) != spec or changed.evaluate is None:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What every worker of a run is told."""
+"""What every worker of a run receives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a Ray cluster of this machine needs of it, and what it leaves open to others: a folder, a home and a token."""
+"""The environment of a local Ray cluster: a private folder, a writable home, and a token."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from batchinfer import signals
 from batchinfer.errors import ClusterError
 
 ADDRESS = "127.0.0.1"
-"""A cluster for one run listens here only: Ray lets whoever reaches its ports run code."""
+"""A cluster for one run listens on loopback only: anybody who can reach Ray's ports can run code."""
 
 _LONGEST_FOLDER = 107 - 67
 """Bytes. A socket's path may have 107, and Ray adds session_2026-11-26_23-45-12_123456_1234567/sockets/plasma_store."""
 _REACH_SECONDS = 5.0
 
 LEAST_PROCESSES = 512
-"""A cluster of one machine has some 300 threads before its first worker loads a model."""
+"""Processes and threads. A local cluster has some 300 threads before its first worker loads a model; with fewer
+allowed, processes of Ray end without a message."""
 LEAST_ADDRESSES = 16 * 2**30
 """Bytes. Ray's processes map far more than they use; torch and vLLM reserve more still."""
 
 _TOKEN = secrets.token_hex(32)
-"""For every cluster that this process starts: Ray reads it once in a process."""
+"""The token of every cluster that this process starts: Ray reads a token once in a process."""
 
 
 @contextlib.contextmanager
@@ -43,7 +44,7 @@ def prepared() -> Iterator[str]:
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     try:
-        # Ray lets everybody write into the folder that it is given: it lies in one that nobody else may enter.
+        # Ray makes its folder writable for everybody, so the parent folder is one that only this user may enter.
         with signals.cleaning(lambda: shutil.rmtree(folder, ignore_errors=True)):
             yield os.path.join(folder, "r")
     finally:
@@ -56,13 +57,13 @@ def prepared() -> Iterator[str]:
 
 
 def _require_limits() -> None:
-    """Raise ClusterError for limits under which processes of Ray end without a word."""
+    """Raise ClusterError if a limit is so low that processes of Ray end without a message."""
     for limit, least, name, remedy in (
         (resource.RLIMIT_NPROC, LEAST_PROCESSES, "processes and threads of this user", f"ulimit -u {LEAST_PROCESSES}"),
         (resource.RLIMIT_AS, LEAST_ADDRESSES, "bytes of addresses for a process", "ulimit -v unlimited"),
     ):
         soft, _ = resource.getrlimit(limit)
-        # The system does not count the processes of root.
+        # The limit on processes does not apply to root.
         counts = limit != resource.RLIMIT_NPROC or os.getuid() != 0
         if counts and soft != resource.RLIM_INFINITY and soft < least:
             raise ClusterError(f"Ray does not start with a limit of {soft} {name}; it needs {least}", f"set {remedy}")
@@ -86,20 +87,20 @@ def _folder() -> str:
 
 
 def _environment(folder: str) -> dict[str, str]:
-    """What has to be set: a home that can be written to, a user's name, and a token that lies in no file."""
+    """The variables to set: a writable home, a user's name, and a token that is stored in no file."""
     changed = {}
     if os.environ.get("PYTHONWARNINGS"):
         # `error` makes every deprecation in Ray, torch and vLLM an exception in their processes.
         changed["PYTHONWARNINGS"] = ""
     home = os.path.expanduser("~")
     if home == "/" or not os.access(home, os.W_OK):
-        # Ray, vLLM and torch keep files there.
+        # Ray, vLLM and torch keep files in the home folder.
         changed["HOME"] = folder
     if not any(os.environ.get(name) for name in ("LOGNAME", "USER")):
         try:
             pwd.getpwuid(os.getuid())
         except KeyError:
-            # A container with a user id of its own: torch asks for a name.
+            # The user id has no name, as in some containers, and torch needs one.
             changed["USER"] = f"user-{os.getuid()}"
     if not any(os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         changed["RAY_AUTH_TOKEN"] = _TOKEN
@@ -107,9 +108,9 @@ def _environment(folder: str) -> dict[str, str]:
 
 
 def require_reachable(address: str) -> None:
-    """Raise ClusterError if nothing listens at host:port, where Ray would try for a quarter of an hour.
+    """Raise ClusterError if nothing listens at host:port: Ray would retry for a quarter of an hour.
 
-    Other forms, as `auto`, are Ray's to look up.
+    Other forms of an address, such as `auto`, are left to Ray.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():

@@ -1,7 +1,7 @@
-"""A run as Ray's metrics, which every node serves to Prometheus beside Ray's own (there with `ray_` before the name).
+"""A run as Ray's metrics, which every node serves to Prometheus, each name with the prefix `ray_`.
 
-What a commit adds is decided by `increments`, from its record alone; `Metrics` hands that to Ray in the driver.
-cluster/grafana-dashboard.json shows them.
+`increments` computes what a commit adds, from the shard's record alone; `Metrics` passes the values to Ray in the
+driver. cluster/grafana-dashboard.json shows the metrics.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "batchinfer_cost_usd_total": ("What they cost, in US dollars", ()),
     }
 )
-"""Name: what it counts, and its labels beside LABELS."""
+"""Name: what the counter counts, and its labels beside LABELS."""
 
 GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
     {
@@ -35,7 +35,7 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "batchinfer_replicas": ("Replicas, by state: loading, ready, ended", ("state",)),
     }
 )
-"""The same for what goes up and down."""
+"""Name: what the gauge shows, and its labels beside LABELS."""
 
 STATES = ("loading", "ready", "ended")
 
@@ -51,8 +51,7 @@ def labels_of(job: Job) -> dict[str, str]:
 def increments(record: ShardRecord) -> list[Sample]:
     """What the commit of one shard adds to the counters.
 
-    A retry commits rows again that were counted when they failed: its rows count as none, and its failures
-    not a second time; its tokens, seconds and money were spent.
+    A retry adds its tokens, seconds and dollars, but no rows and no failures: both were counted when the rows failed.
     """
     retried = record.generation > 0
     found: list[Sample] = [
@@ -72,7 +71,7 @@ def increments(record: ShardRecord) -> list[Sample]:
 
 
 def levels(journals: Iterable[ReplicaRecord]) -> list[Sample]:
-    """What the replicas' journals say of now: shards in flight, and how many replicas are in each state."""
+    """The gauges as of the replicas' journals: shards in flight, and the number of replicas in each state."""
     states: Counts[str] = Counts()
     in_flight = 0
     for journal in journals:
@@ -102,11 +101,11 @@ class Metrics:
     def committed(self, record: ShardRecord) -> None:
         """Count a commit that won."""
         for name, more, value in increments(record):
-            # Ray takes no increment of nothing.
+            # Ray refuses an increment of 0.
             if value > 0:
                 self._counters[name].inc(value, {**self._labels, **more})
 
     def observed(self, journals: Iterable[ReplicaRecord]) -> None:
-        """Set the gauges to what the journals say of now."""
+        """Set the gauges to the values of the journals."""
         for name, more, value in levels(journals):
             self._gauges[name].set(value, {**self._labels, **more})

@@ -1,8 +1,7 @@
-"""Where the GPUs of a replica lie that one node does not hold: a Ray placement group for each replica.
+"""Placement of a replica that needs more GPUs than one node has: a Ray placement group for each replica.
 
-A tensor parallel group talks after every layer and must lie on one node; the stages of a pipeline hand over
-once a step and may lie on different ones. Ray packs a placement group as it can, so each group's bundles are
-pinned to the node that is chosen for it here.
+A tensor parallel group communicates after every layer and must lie on one node. Pipeline stages communicate once
+a step and may lie on different nodes. Ray may split a placement group anywhere, so each bundle is pinned to a node.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ _NODE = "ray.io/node-id"
 
 
 def nodes_for(free: Mapping[str, int], tensor: int, pipeline: int) -> list[str] | None:
-    """The node of each pipeline stage, given the free GPUs of each node; None where they do not suffice.
+    """The node of each pipeline stage, for the free GPUs of each node; None if the GPUs do not suffice.
 
-    The fewest nodes: the fullest first, each taken by as many stages as it holds.
+    Nodes with the most free GPUs are filled first, so the stages lie on the fewest nodes.
     """
     chosen: list[str] = []
     for node, gpus in sorted(free.items(), key=lambda item: (-item[1], item[0])):
@@ -42,7 +41,7 @@ class Placements:
         self._groups: list[PlacementGroup] = []
 
     def __call__(self) -> dict[str, Any]:
-        """Ray's arguments for the next replica's actor: it stands in the first bundle and takes no GPU itself."""
+        """Ray's arguments for the next replica's actor, which runs in the first bundle and reserves no GPU itself."""
         group = self._make()
         return {
             "num_gpus": 0,
@@ -58,7 +57,7 @@ class Placements:
         bundles[0]["CPU"] = self._cpus
         nodes = nodes_for(_free_gpus(), tensor, pipeline)
         pinned = None if nodes is None else [{_NODE: node} for node in nodes for _ in range(tensor)]
-        # Without room now the group waits, and asks an autoscaler for nodes; whole nodes keep groups together.
+        # Without free GPUs the group is queued and an autoscaler adds nodes; whole nodes keep the group together.
         group = placement_group(bundles, strategy="PACK", bundle_label_selector=pinned)
         self._groups.append(group)
         ray.get(group.ready())
@@ -88,7 +87,7 @@ def _free_gpus() -> dict[str, int]:
 
 @contextlib.contextmanager
 def replica_arguments(plan: Plan, gpu_cpus: float, cpu_cpus: float) -> Iterator[dict[str, Any]]:
-    """How Ray Data starts the replicas' actors: GPUs of one node that Ray pins, or a placement group each."""
+    """Ray Data's arguments for the replicas' actors: GPUs of one node, or a placement group for each replica."""
     if not plan.num_gpus:
         yield {"num_cpus": cpu_cpus}
     elif plan.nodes_per_replica == 1:

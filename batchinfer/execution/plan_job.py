@@ -1,4 +1,4 @@
-"""From a checked spec to its plan: what the rows and earlier runs say goes into the planner's decision."""
+"""From a checked spec to its plan: the planner uses a sample of the rows and the reports of earlier runs."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ LARGEST_REPORT = 2**24
 MOST_TOKENS = 10**15
 MOST_DEVICES = 100_000
 FASTEST_TOKENS_PER_SECOND = 10_000_000
-"""Tokens that one device could work through in a second: some hundred times what any GPU of 2026 does. A report
-above these three is no measurement; without them its figures overflow or promise a job in no time."""
+"""Tokens a second of one device: some hundred times the speed of any GPU of 2026. A report above these three limits
+is no measurement; without the limits its figures overflow or predict a job of no time."""
 
 START_UP_SECONDS = 5.0
-"""Seconds of a run's work that a start-up may take: first requests compile and capture. Lower, and the plan after a
-short trial is too dear; higher, and it is too vague."""
+"""Seconds of a run's work that the engine's warm-up may take: the first requests compile and capture. If lower, the
+plan after a short trial is too expensive; if higher, the plan's interval is too wide."""
 
 LEAST_STEADY = 0.1
-"""At least this share of a trial's work counts as steady, so that the fast end stays finite."""
+"""Share of a trial's work, 0 to 1, that counts as steady at least: with 0 the fast end of the estimate is infinite."""
 
 
 def plan_job(checked: Checked, cluster: Cluster, listener: Listener | None = None) -> Plan:
     """The plan of a job on the cluster, from a sample of its rows and the reports of earlier runs.
 
-    `listener` is told of reports that make no sense.
+    `listener` receives an event for each report that is ignored.
 
-    Raises UserError where the job cannot be laid out.
+    Raises UserError if no layout fits the job.
     """
     spec, facts = checked.spec, checked.facts
     earlier = list(earlier_reports(checked.layout, listener))
     context = facts.shape.context if facts.shape is not None else None
     found = survey(spec, checked.manifest, facts.folder, output_tokens(earlier, spec, facts.name), context)
     surveyed = found.workload
-    # Without a token, as in a night with nothing new, there is nothing whose time or price could be told.
+    # Without a token, as in a night without new rows, there is nothing to estimate.
     workload = surveyed if surveyed.rows and surveyed.input_tokens + surveyed.output_tokens.mid else None
 
     def planned(calibration: float | None) -> Plan:
@@ -85,20 +85,20 @@ def plan_job(checked: Checked, cluster: Cluster, listener: Listener | None = Non
         of = (plan.model, plan.accelerator, plan.quantization)
         calibration = calibration_from(_readings(same, facts.shape, spec), *of)
         return plan if calibration is None else planned(calibration)
-    # What a host computes in a second is in no catalog: only a run tells.
+    # The catalog has no speeds of CPU hosts, so only an earlier run can be the source.
     return plan.model_copy(update={"estimate": measured_estimate(same, plan, workload)})
 
 
 def earlier_reports(layout: Layout, listener: Listener | None = None) -> Iterator[Report]:
-    """The reports of this output's last run and of those in the folders beside it, such as other nights'.
+    """The reports of this output's last run and of the runs in the folders beside it, such as other nights' runs.
 
-    What another run says is a hint, which anybody may have written: one that cannot be read or makes no sense is
-    ignored, and named to `listener`. These credentials may be unable to list what lies beside the output.
+    A report is a hint that anybody may have written. One that is unreadable or impossible is ignored, with an event
+    to `listener`. If the credentials cannot list the parent folder, only the output's own report is read.
     """
     storage = layout.storage
     roots = [layout.root]
     parent = layout.root.rstrip("/").rpartition("/")[0]
-    # A bucket has nothing beside it.
+    # A bucket has no parent folder.
     if parent != "s3:/":
         with contextlib.suppress(StorageError):
             roots = [join(parent, name.rstrip("/")) for name in storage.names(parent)]
@@ -138,8 +138,8 @@ def _require_sense(report: Report) -> None:
 
 
 def output_tokens(earlier: Sequence[Report], spec: JobSpec, model: str) -> float | None:
-    """What a row that the engine ran produced on average in earlier runs of this job, with the same model and task;
-    None where it has none."""
+    """Mean output tokens of a row that the engine ran, over earlier runs of this job with the same model and task;
+    None without such a run."""
     same = [
         report
         for report in earlier
@@ -150,10 +150,10 @@ def output_tokens(earlier: Sequence[Report], spec: JobSpec, model: str) -> float
 
 
 def _same(report: Report, plan: Plan) -> bool:
-    """Whether the report measured what the plan asks for: one replica of the same kind."""
+    """Whether the report measured the plan's kind of replica: same model, device, quantization and parallelism."""
     ours = (plan.model, plan.accelerator, plan.quantization, plan.tensor_parallel, plan.pipeline_parallel)
     theirs = (report.model, report.accelerator, report.quantization, report.tensor_parallel, report.pipeline_parallel)
-    # Where a later command changed the layout, nobody can tell which part was how fast.
+    # If a later command changed the layout, the report has no separate speed for each part.
     alike = len({(p.accelerator, p.quantization, p.tensor_parallel, p.pipeline_parallel) for p in report.parts}) <= 1
     return alike and ours == theirs and report.rows_ran > 0 and _tokens(report) > 0 and report.seconds.work > 0
 
@@ -167,7 +167,7 @@ def _tokens(report: Report) -> int:
 
 
 def _readings(reports: Sequence[Report], shape: ModelShape, spec: JobSpec) -> Iterator[Reading]:
-    """Each report's speed beside the estimator's, for the lengths that the rows turned out to have."""
+    """Each report's speed beside the planner's estimate for the lengths that the report's rows had."""
     for report in reports:
         facts, quantization = accelerators()[report.accelerator], QUANTIZATIONS[report.quantization]
         settings = engine_settings(spec.engine, facts)
@@ -193,10 +193,11 @@ def _readings(reports: Sequence[Report], shape: ModelShape, spec: JobSpec) -> It
 
 
 def measured_estimate(same: Sequence[Report], plan: Plan, workload: Workload) -> Estimate | None:
-    """Time and cost at the speed that earlier runs of the same model on the same device had; None without any.
+    """Time and cost at the speed of earlier runs of the same model on the same device; None without such a run.
 
-    A short trial shows less than the speed of a long run: its engine starts up, and its few rows leave slots empty.
-    So the fast end allows for both, the slow end for what few rows say, and the expected value lies between.
+    A short trial is slower than a long run, because its engine warms up and its few rows leave slots empty.
+    The fast end corrects for both effects. The slow end divides by 1 + 1/sqrt(rows), the uncertainty of few rows.
+    The expected speed is the geometric mean of the trial's speed and the fast end.
     """
     tokens = sum(map(_tokens, same))
     if not tokens:
@@ -223,7 +224,7 @@ def measured_estimate(same: Sequence[Report], plan: Plan, workload: Workload) ->
 
     seconds = Interval(low=load * 0.8, mid=load, high=load * 1.5)
     shared = (plan.max_replicas, plan.devices, workload, plan.price_per_gpu_hour, seconds, 1.0)
-    # The ends of the interval are what the answers' lengths and both speeds make of it.
+    # The ends of the interval cover both the lengths of the answers and the two speeds.
     middle = job_estimate(at(math.sqrt(rate * fastest)), *shared)
     low, high = job_estimate(at(fastest), *shared), job_estimate(at(slowest), *shared)
     return Estimate(

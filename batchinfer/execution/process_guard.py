@@ -1,10 +1,10 @@
 """No process outlives its parent, however the parent ends.
 
-vLLM runs its engine in processes of their own. When the replica is killed they live on, ignore SIGTERM,
-and hold the GPU's memory; Ray's agents outlive a driver that started the cluster and was killed. So a
-replica, and a driver with a cluster of its own, marks its environment, which all processes started from
-then on inherit, and starts this module as a guard. The guard waits for the pipe from its parent to
-close, which the system does whatever killed the parent, and then kills every process with the mark.
+vLLM runs its engine in separate processes. If the replica is killed, these processes survive, ignore SIGTERM and
+hold the GPU's memory. Ray's agents survive a killed driver that started the cluster. So a replica, and a driver
+with a local cluster, sets a mark in its environment, which later child processes inherit, and starts this module
+as a guard. The system closes the pipe from the parent however the parent ends. Then the guard kills every process
+with the mark.
 """
 
 from __future__ import annotations
@@ -23,34 +23,36 @@ DRIVER = "BATCHINFER_DRIVER"
 """The environment variables that hold the marks."""
 
 _QUIET_SCANS = 3
+"""Scans in a row without a marked process before the guard ends. With one scan, a child that a dying process just
+started would survive."""
 
 
 class Guard:
-    """The guard of this process, and of all that it starts from now on."""
+    """The guard of this process and of all child processes that start after the guard."""
 
     def __init__(self, variable: str, mark: str) -> None:
         """Set `variable` in the environment to `mark`, which must be unique, and start the guard."""
         environment = {name: value for name, value in os.environ.items() if name not in (REPLICA, DRIVER)}
-        # The writer stays open for the life of this process and is inherited by none (PEP 446).
+        # The writer stays open as long as this process lives; child processes do not inherit it (PEP 446).
         reader, self._writer = os.pipe()
         self._process = subprocess.Popen(
-            # By its path, not with -m: importing the package would cost it a second and 100 MB.
+            # By path, not with -m: importing the package would cost the guard a second and 100 MB.
             [sys.executable, __file__, variable, mark],
             stdin=reader,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=environment,
-            # Its own session: neither Ctrl-C nor the end of a process group may reach it.
+            # A new session: neither Ctrl-C nor the end of a process group may reach the guard.
             start_new_session=True,
         )
         os.close(reader)
         self._ended = False
         os.environ[variable] = mark
-        # Ray and vLLM give their processes titles, for which setproctitle would overwrite the environment.
+        # Ray and vLLM set process titles, and setproctitle would overwrite the environment, which holds the mark.
         os.environ["SPT_NOENV"] = "1"
 
     def end(self) -> None:
-        """Kill what carries the mark now, and wait until it is gone."""
+        """Kill all marked processes now, and wait until they are gone."""
         if not self._ended:
             self._ended = True
             os.close(self._writer)
@@ -61,7 +63,7 @@ def marked(variable: str, mark: str) -> list[psutil.Process]:
     """The processes that carry the mark, other than the caller."""
     found = []
     for process in psutil.process_iter():
-        # A process that ends or belongs to someone else is none of ours.
+        # A process that ends meanwhile or belongs to another user is not marked.
         with contextlib.suppress(psutil.Error, OSError):
             if process.pid != os.getpid() and process.environ().get(variable) == mark:
                 found.append(process)
@@ -69,7 +71,10 @@ def marked(variable: str, mark: str) -> list[psutil.Process]:
 
 
 def kill_marked(variable: str, mark: str, spared: Collection[int] = ()) -> None:
-    """Kill until none is left, but for process ids that are `spared`: a dying process may just have started another."""
+    """Kill marked processes, except the process ids in `spared`, until none is left.
+
+    A dying process may just have started another, so one scan is not enough.
+    """
     quiet = 0
     while quiet < _QUIET_SCANS:
         processes = [process for process in marked(variable, mark) if process.pid not in spared]

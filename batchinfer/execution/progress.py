@@ -1,4 +1,4 @@
-"""What a run says while it goes on: the values, and the interface that shows them."""
+"""The progress of a run: its values, and the interface that shows them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from batchinfer.accounting.records import ShardRecord
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands, over all its sessions, as the report counts it; `rows_per_second` is of this session, for
-    the time that is left."""
+    """Where a run stands, over all its sessions, counted as in the report.
+
+    `rows_per_second` is the speed of this session, for the remaining time.
+    """
 
     rows_done: int
     rows_total: int
@@ -25,7 +27,7 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """At this session's speed; None before it has one."""
+        """Remaining time at this session's speed; None before the first commit."""
         left = self.rows_total - self.rows_done
         return left / self.rows_per_second if self.rows_per_second > 0 else None
 
@@ -34,7 +36,7 @@ class Listener(Protocol):
     """Shows a run to a person or a program."""
 
     def event(self, name: str, **values: Any) -> None:
-        """Something happened that is worth a line."""
+        """Show an event of the run, with its values."""
 
     def begin(self, progress: Progress) -> None:
         """The first shard is about to run."""
@@ -47,7 +49,7 @@ class Listener(Protocol):
 
 
 class Speed:
-    """Counts this session's rows and tokens against the clock, from its first commit's start."""
+    """Rows and tokens a second of this session, since the start of the first committed shard."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock

@@ -1,7 +1,7 @@
 """The Ray Data wiring, and nothing else: read -> replica -> commit, one block a shard all the way.
 
-The driver iterates over the commits, a row each. Whatever a run decides (stop, report, resume) is
-decided from those rows, elsewhere.
+The driver iterates over the commits, one row for each. Other modules decide from these rows whether to stop,
+report or resume.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from batchinfer.rundir.journals import lost_attempts, read_journals
 from batchinfer.rundir.paths import Layout
 
 _DEATHS_WHILE_LOADING = 3
-"""In a row, in a whole run: a process that is killed each time it loads (by the system, for its memory) ends it."""
+"""Deaths in a row after which the run ends: a process that needs too much memory is killed at every load. With one,
+a single kill would end the run."""
 
 _STARTS = 3
 
@@ -50,7 +51,7 @@ _LOSSES = (
     ray.exceptions.ObjectLostError,
     ray.exceptions.OutOfMemoryError,
 )
-"""What Ray raises when it has retried what was lost often enough."""
+"""What Ray raises when the retries of a lost process, worker or object are used up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +72,14 @@ class Committed:
 
 
 class ShardSource(Datasource):  # type: ignore[misc] # Ray ships no types
-    """Shards as blocks: a read task for each run of shards that should be read together, longest work first."""
+    """Shards as blocks: one read task for each group of shards that are read together, longest work first."""
 
     def __init__(self, job: Job, manifest: Manifest, work: Work) -> None:
         super().__init__()
         if job.spec.limits.max_cost_usd is None:
             self._groups = in_order(work.shards, job.spec.sampling.max_tokens, work.positions)
         else:
-            # The small ones at the beginning of the input first: they show what a shard costs.
+            # With a budget, keep the input's order: its first shards are small and show what a shard costs.
             self._groups = list(read_together(work.shards))
         self._read = _Read(job, manifest.schema, manifest.partitions, work)
 
@@ -107,7 +108,7 @@ class _Read:
         self._work = work
 
     def of(self, shards: list[Shard]) -> Callable[[], Iterator[pa.Table]]:
-        """What one read task does; holds only what concerns its own shards, since Ray sends it whole."""
+        """The function of one read task; it holds only its own shards, because Ray serializes all it refers to."""
         layout, source, schema, partitions = self._layout, self._input, self._schema, self._partitions
         stores = self._stores
         positions = {s.shard_id: (self._work.positions or {}).get(s.shard_id) for s in shards}
@@ -134,7 +135,7 @@ def _stopping(layout: Layout) -> bool:
 
 
 def _commit(block: pa.Table, layout: Layout) -> pa.Table:
-    """The last stage: a shard's results to its files; gives the record and whether it won."""
+    """The last stage: write a shard's results to its files; returns the record and whether the attempt won."""
     found = []
     if block.num_rows:
         rows, envelope = unseal(block)
@@ -146,7 +147,7 @@ def _commit(block: pa.Table, layout: Layout) -> pa.Table:
 
 
 def run_shards(job: Job, manifest: Manifest, work: Work) -> Iterator[Committed]:
-    """Run the work and give each commit as it happens, in any order. Raises BatchinferError."""
+    """Run the work and yield each commit as it happens, in any order. Raises BatchinferError."""
     _set_context()
     with _plain_errors(), replica_arguments(job.plan, SMALL_TASK_CPUS, CPU_REPLICA_CPUS) as arguments:
         commits = _dataset(job, ShardSource(job, manifest, work), arguments)
@@ -154,7 +155,7 @@ def run_shards(job: Job, manifest: Manifest, work: Work) -> Iterator[Committed]:
 
 
 def _dataset(job: Job, source: ShardSource, arguments: dict[str, Any]) -> Any:
-    """Read -> replica -> commit. `arguments` are Ray's for each replica."""
+    """Read -> replica -> commit. `arguments` are Ray's arguments for the actor of each replica."""
     plan = job.plan
     if plan.min_replicas == plan.max_replicas:
         pool = {"size": plan.min_replicas}
@@ -164,8 +165,8 @@ def _dataset(job: Job, source: ShardSource, arguments: dict[str, Any]) -> Any:
         source,
         override_num_blocks=len(source.get_read_tasks(1)),
         num_cpus=SMALL_TASK_CPUS,
-        # So many readers, and one committer for each replica, keep up with any model, and a worker process
-        # takes seconds to start: without a limit Ray would start as many as the CPUs divide into.
+        # These readers, and one committer for each replica, keep up with any model. Without a limit Ray would start
+        # as many as the CPUs allow, and each worker process needs seconds to start.
         concurrency=readers(plan.max_replicas),
     )
     results = rows.map_batches(
@@ -176,15 +177,15 @@ def _dataset(job: Job, source: ShardSource, arguments: dict[str, Any]) -> Any:
         zero_copy_batch=True,
         compute=ActorPoolStrategy(
             **pool,
-            # What a slow replica holds nobody else can take: no more than it works on, but for the few large shards.
+            # Queued shards cannot move to another replica, so queue no more than it is running (at least five).
             max_tasks_in_flight_per_actor=shards_held(job.shards_in_flight),
             enable_true_multi_threading=True,
         ),
         max_concurrency=job.shards_in_flight,
-        # Losses of processes and machines; an engine that dies is the replica's own business.
+        # For lost processes and machines; the replica itself replaces an engine that dies.
         max_restarts=job.spec.limits.max_lost_workers,
-        # Restarts are what is counted. Until Ray knows that a node is gone it tries a shard there again and again,
-        # and it has given up on a number of tries before it knows.
+        # Only restarts are limited. Until Ray notices that a node is gone, it retries the node's shards many times,
+        # so any limit on retries would be used up first.
         max_task_retries=-1,
         **arguments,
     )
@@ -212,27 +213,26 @@ def _set_context() -> None:
         # A shard travels as one row (`shard_block.seal`), and no block is to hold two: one block, one task, one shard.
         target_max_block_size=1,
         enable_progress_bars=False,
-        # Ray would sum up the maps of every replica's memory once a second, which takes long for an engine's.
+        # Ray would read the memory maps of every replica once a second, which is slow for an engine's many maps.
         memory_usage_poll_interval_s=None,
         print_on_execution_start=False,
-        # They would ask `placement` for an actor's arguments, which makes a placement group, without an actor.
+        # Issue detectors would call `placement` for an actor's arguments: a placement group would exist without actor.
         issue_detectors_config__detectors=[],
-        # Of processes killed while they loaded: a model that does not load is no such death (`replica`).
+        # Counts processes killed while they loaded; a model that fails to load is reported by `replica` instead.
         max_consecutive_actor_init_deaths=_DEATHS_WHILE_LOADING,
         actor_init_retry_on_errors=False,
-        # Else Ray Data wraps it in an error of its own whose cause is lost on the way from the worker.
+        # Otherwise Ray Data wraps a worker's error in its own type, and the cause is lost.
         raise_original_map_exception=True,
     )
 
 
 @contextlib.contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Ray's wrappings off: the error that a worker raised, or an EngineError."""
+    """Remove Ray's wrappers: raise the error that a worker raised, or an EngineError."""
     try:
         yield
     except Exception as error:
-        # Ray wraps what a worker raised in several types of its own, one inside the other; RayTaskError poses
-        # as what it wraps.
+        # Ray nests a worker's error in several wrappers; RayTaskError is a subclass of the wrapped error's type.
         seen: BaseException | None = error
         while seen is not None:
             for candidate in (seen, getattr(seen, "cause", None)):
@@ -249,8 +249,10 @@ def _plain_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """On the cluster at `address`, or on one started here that ends, with all its processes, before this
-    does, and with this process if it is killed. A connection that this process has already is used."""
+    """Connect to the cluster at `address`, or start a local cluster; an existing connection is used.
+
+    A local cluster ends with the context, and also if this process is killed.
+    """
     ray_private.require()
     if ray.is_initialized():
         yield
@@ -263,7 +265,7 @@ def connected(address: str | None) -> Iterator[None]:
         finally:
             ray.shutdown()
         return
-    # Ray runs its workers at niceness 15: whatever else the machine does would slow the engine down.
+    # Ray runs its workers at niceness 15, so any other process of the machine would slow the engine down.
     os.environ.setdefault("RAY_worker_niceness", "0")
     with local_cluster.prepared() as folder:
         guard = Guard(DRIVER, uuid.uuid4().hex)
@@ -281,7 +283,7 @@ def _start_local(folder: str) -> None:
     """Start a cluster on this machine; raises ClusterError."""
     for _ in range(_STARTS):
         try:
-            # Else Ray joins a cluster that it finds running on this machine, whosever that is.
+            # Otherwise Ray joins any cluster that runs on this machine, even another user's.
             ray.init(
                 address="local",
                 include_dashboard=False,
@@ -291,7 +293,8 @@ def _start_local(folder: str) -> None:
             )
             return
         except Exception as error:
-            # Ray gives its first node 30 seconds, which a busy machine exceeds, and has no error of its own for it.
+            # Ray waits 30 seconds for its first node, which can be too short on a busy machine, and raises no
+            # specific error.
             if "timed out during startup" not in str(error):
                 raise
             ray.shutdown()
@@ -320,16 +323,16 @@ def _join(address: str) -> None:
 
 
 def describe_cluster() -> Cluster:
-    """What the cluster that this process is connected to has."""
+    """The nodes and devices of the cluster that this process is connected to."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return cluster_of(nodes, autoscaled(ray_private.node_types()), avx512=len(nodes) > 1 or has_avx512())
 
 
 def waits_for(plan: Plan) -> dict[str, dict[str, float]] | None:
-    """What the smallest number of replicas needs and what of it is free, where that is not enough now."""
+    """What `min_replicas` replicas need and how much of each is free, if that is not enough now; otherwise None."""
     each = {"GPU": float(plan.num_gpus), "CPU": SMALL_TASK_CPUS} if plan.num_gpus else {"CPU": CPU_REPLICA_CPUS}
     needs = {name: amount * plan.min_replicas for name, amount in each.items()}
-    # One reader and one committer run beside them.
+    # One reader and one committer run beside the replicas.
     needs["CPU"] = round(needs["CPU"] + 2 * SMALL_TASK_CPUS, 4)
     free = shortage(needs, ray.available_resources())
     return {"needs": {name: needs[name] for name in free}, "free": free} if free else None

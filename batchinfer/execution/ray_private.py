@@ -1,4 +1,4 @@
-"""All of Ray that has no public name: each looked up by `require` at start, and used through this file alone."""
+"""All private names of Ray that a run uses: `require` looks each up at start, and no other file uses one."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def require() -> None:
     """Raise WrongRelease unless every private name of Ray that a run uses is there. Imports Ray."""
     for path in _NAMES.values():
         RAY.name(path)
-    # The core worker itself exists only once this process is connected.
+    # The core worker's instance exists only after this process is connected.
     RAY.name(f"ray._raylet:CoreWorker.{_ATTEMPT}")
 
 
 def attempts_before() -> int:
-    """How often Ray has run the task of the calling thread before: its worker, its node or its result was lost."""
+    """How often Ray has run the calling thread's task before and lost its worker, node or result."""
     core_worker = RAY.attribute(RAY.name(_NAMES["worker"]), "core_worker")
     number: int = RAY.attribute(core_worker, _ATTEMPT)()
     return number
 
 
 def free_resources_of_nodes() -> dict[str, dict[str, float]]:
-    """What each node has free, by its id."""
+    """The free resources of each node, by the node's id."""
     found: dict[str, dict[str, float]] = RAY.name(_NAMES["free"])()
     return found
 
 
 def node_types() -> list[str]:
-    """The type of each node as the autoscaler names it; from the two places that `ray status` reads."""
+    """The autoscaler's name for the type of each node; from the two places that `ray status` reads."""
     if RAY.name(_NAMES["is_autoscaler_v2"])():
         import ray
 
@@ -56,7 +56,7 @@ def node_types() -> list[str]:
 def set_data_context(context: Any, **values: Any) -> None:
     """Set fields of Ray Data's DataContext ("a__b": field b of field a).
 
-    A DataContext takes any name without a word, so that a field which was renamed would have no effect.
+    A DataContext accepts any name silently, so a renamed field would have no effect.
     """
     for path, value in values.items():
         *owners, name = path.split("__")
@@ -68,7 +68,7 @@ def set_data_context(context: Any, **values: Any) -> None:
 
 
 def use_token_that_is_there() -> None:
-    """Token authentication for the job client where a token is there, as `ray.init` has it without RAY_AUTH_MODE."""
+    """Authenticate the job client if a token exists, as `ray.init` does without RAY_AUTH_MODE."""
     module = "ray._private.authentication"
     enable = RAY.name(f"{module}.authentication_token_setup:maybe_enable_token_auth_if_token_available")
     logging.getLogger(module).setLevel(logging.ERROR)
@@ -76,5 +76,5 @@ def use_token_that_is_there() -> None:
 
 
 def job_request(client: Any, method: str, path: str) -> Any:
-    """A request of Ray's job client, with its token; Ray has no public call for other paths of the dashboard."""
+    """A request with the job client's token; Ray has no public call for other paths of the dashboard."""
     return RAY.attribute(client, "_do_request")(method, path)

@@ -1,4 +1,4 @@
-"""The replica: an engine on its GPUs, several shards in flight, and the journal of where its time goes."""
+"""The replica: an engine on its GPUs, several shards in flight, and the journal of its device-seconds."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from batchinfer.prompting.prompts import PromptMaker
 JOURNAL_SECONDS = 1.0
 
 COLLECTED_AFTER = 50_000
-"""Python looks for garbage in cycles after so many new objects instead of 700: a shard's rows are a few times
-as many, live together and are no cycles."""
+"""New objects before Python collects cycles, instead of 700. A shard's rows are a few times as many objects without
+cycles; with a lower value the collector scans them repeatedly."""
 
 
 NAMED_ROWS = 20
-"""In an event: enough to look at, and few enough for one line."""
+"""Rows that one event names: enough to find the fault. With many more, an event no longer fits on a line."""
 
 
 class Clock:
@@ -81,8 +81,10 @@ class Journal:
         self.write()
 
     def begin(self, shard_id: int) -> None:
-        """A shard enters: from now on a crash counts as an attempt at it. Raises StorageError, also what
-        stopped the journal before: seconds that cannot be written down are not lost silently."""
+        """Record that a shard is in flight: from now on a crash counts as an attempt at the shard.
+
+        Raises StorageError, also one that stopped the journal earlier, so that no seconds are lost silently.
+        """
         if self._failure is not None:
             raise self._failure
         with self._lock:
@@ -132,10 +134,10 @@ class Journal:
 class Replica:
     """Ray Data calls one instance from several threads, with one shard each.
 
-    Input and output are blocks of one shard each (`shard_block.seal`). An engine that dies is replaced in here
-    (`engine.supervisor`); when the whole process is lost, Ray starts it again and retries its shards.
-    `lost` counts each shard's attempts in earlier sessions, `attempts` those that this session has lost
-    of the shard that the calling thread runs.
+    Input and output are blocks of one shard each (`shard_block.seal`). The supervisor (`engine.supervisor`) replaces
+    an engine that dies. If the whole process is lost, Ray restarts the actor and retries its shards.
+    `lost` counts each shard's attempts in earlier sessions; `attempts` counts this session's lost attempts of the
+    shard that the calling thread runs.
     """
 
     def __init__(self, job: Job, lost: Counter[int], attempts: Callable[[], int]) -> None:
@@ -154,17 +156,17 @@ class Replica:
         self._engine: Supervisor | BatchinferError
         try:
             self._engine = self._supervisor()
-            # What is loaded by now stays: the collector need not go through all of it again and again.
+            # Objects loaded by now live as long as the process, so the collector can skip them.
             gc.freeze()
             gc.set_threshold(COLLECTED_AFTER)
             self._journal.ready()
         except BatchinferError as error:
             events.tell("engine not loaded", reason=error.message)
-            # Kept for the first shard: Ray cannot tell an actor that fails to start from one that was killed
-            # while it started, and only the latter is worth another try.
+            # The first shard raises the error. Ray cannot distinguish an actor that fails to start from one killed
+            # while it started, and only a killed actor should be restarted.
             self._engine = error
-        # Not __del__: Ray keeps the instance until the interpreter is half gone. Registered after the
-        # engine's own handlers, so that it runs before them.
+        # Not __del__: Ray keeps the instance until the interpreter is partly torn down. Registered after the
+        # engine's own handlers, so `_leave` runs before them.
         atexit.register(self._leave)
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -251,7 +253,7 @@ class Replica:
         )
 
     def _leave(self) -> None:
-        """The actor leaves in peace: end the engine, then write where the last seconds went."""
+        """The actor exits: end the engine, then write the last seconds to the journal."""
         if isinstance(self._engine, Supervisor):
             self._engine.close()
         self._guard.end()
@@ -260,7 +262,7 @@ class Replica:
 
 
 class _Note:
-    """Tells events of one shard: places among the prompts that the engine was given become rows of the input."""
+    """Emits events of one shard, with positions among the engine's prompts converted to rows of the input."""
 
     def __init__(self, envelope: Envelope, places: Sequence[int]) -> None:
         self._envelope = envelope
@@ -280,7 +282,7 @@ class _Note:
 
 
 def with_local_model(spec: JobSpec, plan: Plan) -> tuple[JobSpec, Plan]:
-    """Both with a folder of this machine for a model that lies in a store, downloaded if need be."""
+    """Spec and plan with a local folder for a model that lies in a store; the model is downloaded if necessary."""
     if not is_remote(spec.model.source):
         return spec, plan
     folder = local_model(spec.model.source, spec.storage)

@@ -1,7 +1,7 @@
-"""The events of replicas on their way to the command that runs the job: one file each in the run's folder.
+"""The events of replicas on their way to the command that runs the job: one file for each replica in the run's folder.
 
-A replica may be killed at any moment and may run on any machine; what its file holds by then is kept. A store cannot
-append, so the file is written whole, by a thread of its own, soon after something happened: for most replicas twice.
+A replica may be killed at any moment, on any machine; the events in its file are kept. A store cannot append, so a
+thread writes the whole file soon after an event: for most replicas twice.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from batchinfer.rundir.ownership import EVENTS_MARK
 from batchinfer.rundir.paths import Layout
 
 MOST_EVENTS = 1000
-"""Of one replica: some 300 KB to write for each further event. A replica with more has told what is wrong with it."""
+"""Events of one replica; later ones are dropped. Each event writes the whole file again, by then some 300 KB."""
 CLOSE_SECONDS = 10.0
 
 
 class EventFile:
-    """Writes what is told in this process to the replica's file, until closed. Thread-safe; raises nothing."""
+    """Writes this process's events to the replica's file, until closed. Thread-safe; raises nothing."""
 
     def __init__(self, layout: Layout, run_id: str, replica_id: str) -> None:
         self._layout = layout
@@ -42,14 +42,14 @@ class EventFile:
         self._thread.start()
 
     def event(self, name: str, **values: Any) -> None:
-        """Keep an event, to be written soon."""
+        """Queue an event; the thread writes it soon."""
         with self._adding:
             if len(self._lines) <= MOST_EVENTS:
                 self._log.info(name, **self._ids, **values)
         self._wake.set()
 
     def write(self) -> None:
-        """Write what has not been written; a store that fails is tried again with the next event."""
+        """Write the file if it lacks an event; if the store fails, the next event retries."""
         with self._writing:
             with self._adding:
                 lines = list(self._lines)
@@ -58,7 +58,7 @@ class EventFile:
             try:
                 self._layout.storage.put(self._uri, ("\n".join(lines) + "\n").encode())
             except StorageError:
-                # The journal, which the accounts need, fails the replica over the same store.
+                # The journal uses the same store and fails the replica, because the accounting needs it.
                 return
             self._written = len(lines)
 
@@ -85,7 +85,7 @@ class ReplicaEvents:
         self._read: dict[str, int] = {}
 
     def new(self) -> Iterator[dict[str, Any]]:
-        """Those that were not given before, by replica: `event` and its values. Raises StorageError."""
+        """Events since the last call, by replica: `event` and its values. Raises StorageError."""
         storage = self._layout.storage
         for entry in storage.list(self._layout.events_folder):
             if self._tags.get(entry.uri) == entry.tag:
@@ -98,7 +98,7 @@ class ReplicaEvents:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """The event on a line; None for the first line, and for what no replica wrote there."""
+    """The event on a line; None for the first line, and for a line that no replica wrote."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What becomes of a shard: the rows of its result file, and what its record counts of them."""
+"""A shard's results: the rows of its result file, and the counts of its record."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from batchinfer.prompting.prompts import column_values
 
 
 def result_table(spec: JobSpec, rows: pa.Table, envelope: Envelope, completions: Sequence[Completion]) -> pa.Table:
-    """The rows of the result file: id, passed-through columns, output, and what became of the row.
+    """The rows of the result file: id, passed-through columns, output, and the row's outcome.
 
-    With n > 1 the output, the finish reason and the logprobs are lists of n; an embedding is a list of
-    float32. A row that failed before the engine has a null output; an answer of the wrong shape is kept, beside
+    With n > 1 the output, the finish reason and the logprobs are lists of n. An embedding is a list of
+    float32. A row that failed before the engine has a null output. An answer of the wrong shape is kept beside
     its error.
     """
     columns: dict[str, pa.Array | pa.ChunkedArray] = {}
@@ -55,14 +55,14 @@ def result_table(spec: JobSpec, rows: pa.Table, envelope: Envelope, completions:
 
 
 def _logprobs_type(many: bool) -> pa.DataType:
-    """A list over tokens of lists of alternatives; with n > 1 one level more."""
+    """A list over tokens of lists of alternatives; with n > 1 a list of n such lists."""
     fields = [("token", pa.string()), ("token_id", pa.int32()), ("logprob", pa.float32()), ("rank", pa.int32())]
     tokens = pa.list_(pa.list_(pa.struct(fields)))
     return pa.list_(tokens) if many else tokens
 
 
 def evaluate(spec: JobSpec, rows: pa.Table, completions: Sequence[Completion]) -> dict[str, tuple[int, int]]:
-    """For each group, how many outputs equal the expected value, of how many rows that have one."""
+    """By group: (outputs that equal the expected value, rows that have an expected value)."""
     wanted = spec.evaluate
     if wanted is None:
         return {}
@@ -71,7 +71,7 @@ def evaluate(spec: JobSpec, rows: pa.Table, completions: Sequence[Completion]) -
 
 
 def compared(wanted: EvaluateSpec, rows: pa.Table, answers: Sequence[str | None]) -> dict[str, tuple[int, int]]:
-    """The same for answers that are there already, None where a row has none; `rows` has the columns of `wanted`."""
+    """As `evaluate`, for existing answers, None for a row without one; `rows` has the columns of `wanted`."""
     expected = column_values(rows, wanted.expected)
     groups = column_values(rows, wanted.by) if wanted.by is not None else ["all"] * rows.num_rows
     counts: dict[str, tuple[int, int]] = {}
@@ -102,5 +102,5 @@ def counts(results: pa.Table) -> dict[str, Any]:
 
 
 def _numbers(values: pa.ChunkedArray) -> dict[str, int]:
-    """How often each value is there, in order of appearance; nulls do not count."""
+    """How often each value occurs, in order of first appearance; nulls do not count."""
     return {found["values"]: found["counts"] for found in pc.value_counts(values.drop_null()).to_pylist()}

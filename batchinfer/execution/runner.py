@@ -68,30 +68,30 @@ DEAD_AFTER_SECONDS = 5.0
 NAMED_SHARDS = 20
 
 _RETRY_KEYS = ("sampling.", "engine.", "resources.", "limits.", "labels.", "storage.")
-"""What `retry --set` may change: how a row is run. What is asked of it and what its result looks like may not."""
+"""Keys that `retry --set` may change: how a row is run, but not its prompt and not the shape of its result."""
 
 _RETRY_EXCEPT = ("sampling.n", "sampling.logprobs")
 """These shape the columns of the result."""
 
 
 def validate(spec: JobSpec, at: datetime | None = None) -> Checked:
-    """Check all that `run` would check before it starts anything; raises UserError."""
+    """Check all that `run` checks before it starts anything; raises UserError."""
     rendered, tick = _resolved(spec, at)
     return check(rendered, _new_run_id(), tick=tick)
 
 
 def forecast(checked: Checked) -> PromptSample:
-    """What a sample of the rows of a checked job says: how long the prompts are, and which rows will fail."""
+    """A sample of a checked job's rows: how long the prompts are, and which rows will fail."""
     context = checked.facts.shape.context if checked.facts.shape is not None else None
     return survey(checked.spec, checked.manifest, checked.facts.folder, context=context).sample
 
 
 @dataclass(frozen=True, slots=True)
 class Supposed:
-    """What a plan is to suppose in place of what there is. None: what there is.
+    """Values that a plan uses instead of the real ones; None: the real value.
 
-    gpus: GPUs of the kind that `resources.accelerator` names. rows, input_tokens, output_tokens: the rows, and the mean
-    tokens of each; all three or none, and no input is looked at.
+    gpus: GPUs of the kind that `resources.accelerator` names. rows: the number of rows. input_tokens, output_tokens:
+    mean tokens of a row. The last three are set together; then no input is read.
     """
 
     gpus: int | None = None
@@ -100,7 +100,7 @@ class Supposed:
     output_tokens: float | None = None
 
     def workload(self) -> Workload | None:
-        """The work that is supposed. Raises UserError where only a part of it is said."""
+        """The supposed work, None for the real one. Raises UserError if only a part of it is set."""
         given = (self.rows, self.input_tokens, self.output_tokens)
         if all(value is None for value in given):
             return None
@@ -118,7 +118,7 @@ class Supposed:
 
 
 def suppose(spec: JobSpec, supposed: Supposed) -> Plan:
-    """The plan for what is supposed, on GPUs that need not be there; starts and writes nothing. Raises UserError."""
+    """The plan for supposed values, on GPUs that need not exist; starts and writes nothing. Raises UserError."""
     if spec.resources.accelerator in ("auto", "cpu"):
         raise UserError(
             "a plan for GPUs that are not here needs their kind", "add --set resources.accelerator=H100, or another"
@@ -141,10 +141,10 @@ def suppose(spec: JobSpec, supposed: Supposed) -> Plan:
 
 
 def plan(spec: JobSpec, listener: Listener, cluster: str | None = None, at: datetime | None = None) -> Plan:
-    """What `run` would run, what it would take, and why; writes nothing. Raises UserError.
+    """What `run` would run, how long, at what cost, and why; writes nothing. Raises UserError.
 
-    On the cluster given, else on GPUs of the kind that resources.accelerator names, as many as it takes,
-    else on this machine.
+    The plan is for `cluster` if set. Otherwise it is for as many GPUs of the kind `resources.accelerator` as
+    necessary; without that key it is for this machine.
     """
     rendered, tick = _resolved(spec, at)
     checked = check(rendered, _new_run_id(), tick=tick, access=False)
@@ -165,12 +165,12 @@ def run(
     fresh: bool = False,
     at: datetime | None = None,
 ) -> Report:
-    """Run the job, or what is left of it. Returns the report of a complete run.
+    """Run the job, or its remaining shards. Returns the report of a complete run.
 
     `at` is the time that the run is for (see `schedule.resolve`); None is now, or the latest tick of a schedule.
 
-    Raises UserError before anything is written, Stopped, or another BatchinferError; committed shards
-    stay in any case.
+    Raises UserError before anything is written, Stopped, or another BatchinferError. Committed shards are kept in
+    any case.
     """
     rendered, tick = _resolved(spec, at)
     checked = check(rendered, _new_run_id(), fresh, tick)
@@ -200,7 +200,7 @@ def run(
 
 @refusals_are_the_users()
 def given_up_by_fresh(spec: JobSpec, at: datetime | None = None) -> list[str]:
-    """What `run` with `fresh` would delete of another spec: a line for each key that differs, after the folder."""
+    """Results of another spec that `run` with `fresh` would delete: the folder, then a line for each changed key."""
     rendered = absolute(_resolved(spec, at)[0])
     layout = Layout(rendered.output.uri, rendered.storage)
     old = find_manifest(layout)
@@ -210,7 +210,7 @@ def given_up_by_fresh(spec: JobSpec, at: datetime | None = None) -> list[str]:
 
 
 def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: Sequence[str] = ()) -> Report:
-    """Run the failed rows of the run at `uri` again, and put what they give into their places.
+    """Run the failed rows of the run at `uri` again, and replace their results.
 
     `overrides`: KEY=VALUE texts for this retry alone; see `_RETRY_KEYS`. Raises UserError.
     """
@@ -249,7 +249,7 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
 def report(uri: str, overrides: Sequence[str] = ()) -> Report:
     """The report of the run at `uri`, computed from its accounting; writes nothing.
 
-    `overrides` may set `evaluate`, which shapes no result: the answers are then compared anew. Raises UserError.
+    `overrides` may set `evaluate`, which shapes no result: the answers are compared again. Raises UserError.
     """
     layout, manifest, spec = _open_run(uri)
     if overrides:
@@ -261,7 +261,7 @@ def report(uri: str, overrides: Sequence[str] = ()) -> Report:
 
 
 def require_limits(made: Report) -> None:
-    """Raise TooManyFailedRows when more rows failed than the spec allows, Stopped when the run passed its budget."""
+    """Raise TooManyFailedRows if more rows failed than the spec allows, Stopped if the run exceeded its budget."""
     if made.error_rate > made.max_error_rate:
         raise TooManyFailedRows(
             f"{made.rows_failed:,} of {made.rows:,} rows failed ({made.error_rate:.1%}), "
@@ -287,7 +287,7 @@ def _new_run_id() -> str:
 
 @refusals_are_the_users()
 def _open_run(uri: str, overrides: Sequence[str] = ()) -> tuple[Layout, Manifest, JobSpec]:
-    """The run at `uri`, reached first as the environment says, then as its own spec says."""
+    """The run at `uri`, opened first with the environment's storage settings, then with those of the run's spec."""
     layout = Layout(normal_uri(uri))
     manifest = find_manifest(layout)
     if manifest is None:
@@ -309,7 +309,7 @@ def _job(spec: JobSpec, plan: Plan, layout: Layout, manifest: Manifest) -> Job:
 
 
 def _begin(checked: Checked, plan: Plan) -> None:
-    """Write what says that this run is there, and for an incremental one which files it has."""
+    """Write the files that make the run exist; for an incremental run they also list its input files."""
     choice = None if checked.resumed else checked.choice
     with choice.claiming(checked.manifest) if choice is not None else contextlib.nullcontext():
         if not checked.resumed:
@@ -318,7 +318,7 @@ def _begin(checked: Checked, plan: Plan) -> None:
 
 
 def _clear(layout: Layout) -> None:
-    """Remove an earlier run of the same spec, the manifest last: until then it can still be resumed."""
+    """Remove an earlier run, the manifest last: until the manifest is gone, the run can be resumed."""
     manifest = layout.manifest
     clear(layout, kept=(manifest, layout.lock, layout.log))
     remove(layout, manifest)
@@ -328,7 +328,7 @@ def _write_run_files(layout: Layout, checked: Checked, plan: Plan) -> None:
     remove_leftovers(layout)
     before = _read_plan(layout) if checked.resumed else None
     if before is not None:
-        # The report sets beside what came of the run what was expected when it began.
+        # The report compares the run with the estimate made when the run began.
         plan = plan.model_copy(update={"first_estimate": before.first_estimate or before.estimate})
     mark = SPEC_MARK + b"; a resume reads the spec that it is given, not this file.\n"
     overwrite(layout, layout.spec, mark + to_yaml(checked.spec).encode())
@@ -338,7 +338,7 @@ def _write_run_files(layout: Layout, checked: Checked, plan: Plan) -> None:
 
 
 def _read_plan(layout: Layout) -> Plan | None:
-    """The plan of the run, None where there is no file of it: a report is made without."""
+    """The plan of the run, None if the file is missing: the report does without the plan."""
     if layout.storage.stat(layout.plan) is None:
         return None
     with reading(layout.plan, "move it away: the report is made without it"):
@@ -357,7 +357,7 @@ def _execute(job: Job, manifest: Manifest, work: Work, listener: Listener, requi
         if work.shards:
             _work(job, manifest, work, listener, require_held)
     finally:
-        # What is left to do is done soon, and has an exit code of its own.
+        # The remaining work is short and has its own exit code, so a signal may end the process.
         signals.let_end(True)
 
 
@@ -375,7 +375,7 @@ def _work(job: Job, manifest: Manifest, work: Work, listener: Listener, require_
     )
     stopper.reason = tally.over_budget() or ""
     if stopper.reason:
-        # Not even one more shard: nothing is loaded for it.
+        # The budget does not cover one shard, so no engine is loaded.
         raise _stopped(stopper, tally, work)
     replicas = ReplicaEvents(layout)
     waiting = ray_pipeline.waits_for(job.plan)
@@ -413,7 +413,7 @@ def _work(job: Job, manifest: Manifest, work: Work, listener: Listener, require_
 
 
 def _begun(layout: Layout, earlier: set[str]) -> bool:
-    """Has a replica of this session begun?"""
+    """Whether a replica of this session has begun."""
     return any(journal.replica_id not in earlier for journal in read_journals(layout))
 
 
@@ -426,14 +426,14 @@ def _stopped(stopper: Stopper, tally: Tally, work: Work) -> Stopped:
 
 
 def _shards_left(layout: Layout, left: set[int], earlier: set[str]) -> str:
-    """What is still to be done after engines or machines failed, and what was in flight on them."""
+    """A text for after engines or machines failed: the shards left, and the shards that were in flight."""
     flying = {s for j in read_journals(layout) if j.replica_id not in earlier for s in j.shards_in_flight} & left
     named = ", ".join(map(str, sorted(flying)[:NAMED_SHARDS])) + (", ..." if len(flying) > NAMED_SHARDS else "")
     return f" ({len(left)} shards are left" + (f", in flight were {named})" if flying else ")")
 
 
 def _wait_for_journals(layout: Layout, earlier: set[str]) -> None:
-    """Replicas write their last entry as they leave; one that was killed never does, so not for ever."""
+    """Wait until replicas have written their last entry; a killed replica never does, so the wait is limited."""
     deadline = time.monotonic() + JOURNAL_WAIT_SECONDS
     while time.monotonic() < deadline:
         journals = [j for j in read_journals(layout) if j.replica_id not in earlier and j.finished_at_us is None]

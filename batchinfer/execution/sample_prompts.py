@@ -1,8 +1,7 @@
 """How long the prompts are: a sample of the real input, counted with the model's own tokenizer.
 
-Planning needs lengths before an engine runs. `transformers` would take seconds to import, so the tokenizer
-is read from the model's `tokenizer.json` and its chat template rendered here; the engine, which counts
-every row, does neither.
+Planning needs lengths before an engine runs. Importing `transformers` needs seconds, so this module reads the model's
+`tokenizer.json` and renders its chat template. The engine counts every row itself and uses neither.
 """
 
 from __future__ import annotations
@@ -32,7 +31,8 @@ from batchinfer.prompting.prompts import Prompt, PromptMaker
 SAMPLED_SHARDS = 16
 ROWS_OF_EACH = 32
 SHORTEST_ANSWER = 0.25
-"""Of max_tokens: the low end of what is expected while no run of the job has shown its answers."""
+"""Share of max_tokens: the low end of an answer's expected length before the first run of a job. If higher, the plan
+overestimates jobs with short answers."""
 
 SHOWN_OF_A_MESSAGE = 300
 """Characters of a failure's message in a plan: enough to see what is wrong, and no row's whole text."""
@@ -40,17 +40,17 @@ SHOWN_OF_A_MESSAGE = 300
 
 @dataclass(frozen=True, slots=True)
 class TokenCounter:
-    """Counts the tokens of prompts; `source` says with what, `exact` whether that is the model's own tokenizer."""
+    """Counts the tokens of prompts; `source` names the tokenizer."""
 
     tokens: Callable[[Sequence[Prompt]], list[int]]
     text_tokens: Callable[[str], int]
     source: str
     exact: bool
-    """Counted as the engine will count, not estimated."""
+    """Whether the model's own tokenizer counts, as in the engine; otherwise the count is an estimate."""
 
 
 def counter(folder: str | None, chat: bool | None) -> TokenCounter:
-    """The counter for the tokenizer in `folder`; characters over four where there is none."""
+    """The counter for the tokenizer in `folder`; without a tokenizer, four characters count as a token."""
     path = os.path.join(folder, "tokenizer.json") if folder else ""
     if not os.path.isfile(path):
         return TokenCounter(
@@ -89,13 +89,13 @@ def _chat_template(folder: str) -> jinja2.Template | None:
             text = file.read()
     if not isinstance(text, str):
         return None
-    # A special token is a text, or an object with one.
+    # A special token is a text, or an object with a `content`.
     special = {
         name: token.get("content") if isinstance(token, dict) else token
         for name, token in config.items()
         if name.endswith("_token") and isinstance(token, str | dict)
     }
-    # As transformers renders it.
+    # The options with which transformers renders chat templates.
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
@@ -112,13 +112,13 @@ def _rendered(template: jinja2.Template | None, prompt: Prompt) -> str:
     try:
         return template.render(messages=prompt.as_messages(), add_generation_prompt=True)
     except Exception:
-        # Whatever a template raises on a row: the text alone is most of the length.
+        # A template may raise anything on a row; the text alone is most of the length.
         return prompt.as_text()
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a sample of the rows says: of all that were looked at, and of the work that those that will run make."""
+    """A sample of the rows: statistics of all sampled rows, and the workload of those that will not fail."""
 
     sample: PromptSample
     workload: Workload
@@ -133,12 +133,12 @@ def survey(
 ) -> Survey:
     """What the job asks of an engine, from up to 16 x 32 rows spread over its shards.
 
-    `earlier_output_tokens`: what a row produced on average in an earlier run of the job; without one the
-    answers are expected between a quarter of max_tokens and all of it, or to be one of the choices.
-    `context`: tokens of the longest sequence that the model takes; None where it is not known.
-    Raises InputError when the input cannot be read.
+    `earlier_output_tokens`: mean output tokens of a row in earlier runs of the job. Without earlier runs an answer is
+    expected to be one of the choices, or to have between a quarter of max_tokens and all of them.
+    `context`: the model's longest sequence, in tokens; None if it is not known.
+    Raises InputError if the input cannot be read.
     """
-    # An embedding is of the text itself: see the engine.
+    # The engine embeds the plain text, without a chat template.
     plain = spec.task == "embed" and spec.prompt.chat is None
     counting = counter(tokenizer_folder, False if plain else spec.prompt.chat)
     room = _room(spec, context) if counting.exact else None
@@ -180,7 +180,7 @@ def survey(
 
 
 def _room(spec: JobSpec, context: int | None) -> int | None:
-    """Tokens that a prompt may have, one being left for the answer; an embedding needs none."""
+    """Most tokens of a prompt: one is left for the answer, except for an embedding."""
     limits = [limit for limit in (spec.engine.max_model_len, context) if limit is not None]
     return min(limits) - (0 if spec.task == "embed" else 1) if limits else None
 
@@ -195,7 +195,7 @@ def _histogram(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
 
 
 def require_room_for_choices(spec: JobSpec, tokenizer_folder: str | None) -> None:
-    """Raise SpecError where `sampling.max_tokens` cuts the longest of `output.choices`: it could never be given."""
+    """Raise SpecError if `sampling.max_tokens` cuts the longest of `output.choices`: it could never be an answer."""
     counting = counter(tokenizer_folder, False) if spec.output.choices else None
     if counting is None or not counting.exact or spec.task == "embed":
         return

@@ -1,4 +1,4 @@
-"""A whole shard as one row of a block, which Ray Data leaves whole."""
+"""A whole shard as one row of a block, which Ray Data never splits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from batchinfer.accounting.records import ShardRecord
 
 
 class Envelope(BaseModel):
-    """What goes with the rows of a shard on their way from the reader through the replica to the commit."""
+    """The data about a shard that travels with its rows from the reader through the replica to the commit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -18,18 +18,17 @@ class Envelope(BaseModel):
     generation: int
     """0 for the first commit; each retry of failed rows counts one more."""
     first_row: int
-    """The shard's place in the whole input."""
+    """Position of the shard's first row in the whole input."""
     retried: tuple[int, ...] | None = None
     """Positions in the shard of the rows that a retry runs again. None: all rows, for the first time."""
     record: ShardRecord | None = None
-    """What the shard took, once a replica has run it."""
+    """The shard's accounting; None until a replica has run the shard."""
 
 
 def seal(rows: pa.Table, envelope: Envelope) -> pa.Table:
-    """A block of one row that holds a whole shard: its rows as an Arrow stream, and what goes with them.
+    """A block of one row that holds a whole shard: its rows as an Arrow stream, and its envelope.
 
-    Ray Data merges and splits blocks of rows as it sees fit; a row it leaves whole. Opening it again
-    copies nothing.
+    Ray Data may merge and split blocks, but never splits a row. `unseal` copies no data.
     """
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as writer:

@@ -1,4 +1,4 @@
-"""One command's share of a run: what it has done, whether it may go on, and how it is told to stop."""
+"""A session, which is one command's share of a run: its progress, its budget, and how a signal stops it."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ from batchinfer.rundir.commit import read_accounting
 from batchinfer.rundir.journals import read_journals
 
 LOOK_SECONDS = 2.0
-"""How often the replicas' journals are read for what the run has cost, and their events for what has happened."""
+"""Seconds between two reads of the replicas' journals and events. If longer, a budget is exceeded by more; if shorter,
+a store receives more requests."""
 
 LOST_AFTER_SECONDS = 15.0
-"""A replica writes its journal each second: one that has not for so long is lost, or cannot reach its store."""
+"""Seconds without a new journal after which a replica counts as lost: it writes one each second. If shorter, a slow
+store makes live replicas count as lost."""
 
 
 class Tally:
     """What this session has done, for the progress and the budgets. Thread-safe.
 
-    `observe` is told of this session's replicas, those that live and those that left in peace, whenever their
-    journals were read.
+    `observe` receives the journals of this session's replicas, live and finished ones, after each read.
     """
 
     def __init__(
@@ -58,11 +59,11 @@ class Tally:
         self._moved_at: dict[str, float] = {}
         self._lost: set[str] = set()
         self._commits, self._wall_seconds = 0, 0.0
-        # Of all that was ever committed, by earlier sessions too.
+        # Over all commits, also those of earlier sessions.
         self._ledger = Ledger()
         self._rows, self._tokens, self._cost = 0, 0, 0.0
         self._failed: dict[int, int] = {}
-        """Failed rows of each shard, as of its newest generation."""
+        """Failed rows of each shard in its newest generation."""
         for record in read_accounting(job.layout):
             self._account(record)
 
@@ -79,7 +80,7 @@ class Tally:
         return set(self._waiting)
 
     def add(self, record: ShardRecord, won: bool) -> None:
-        """An attempt at a shard has ended; whichever of two `won`, the shard is there."""
+        """An attempt at a shard has ended. The shard is committed, whether this attempt or another one `won`."""
         with self._lock:
             self._rows_left -= self._waiting.pop(record.shard_id, 0)
             if won:
@@ -97,7 +98,7 @@ class Tally:
         before = {journal.replica_id: journal for journal in self._journals}
         self._looked_at = time.monotonic()
         self._journals = read_journals(self._job.layout)
-        # A replica that lives writes every second; nothing here asks what time it is elsewhere.
+        # A live replica writes every second. Comparing journals needs no clock of another machine.
         moving = [j for j in self._journals if j != before.get(j.replica_id)]
         self._alive = {journal.replica_id for journal in moving if journal.finished_at_us is None}
         self._moved_at |= dict.fromkeys((journal.replica_id for journal in moving), self._looked_at)
@@ -110,7 +111,7 @@ class Tally:
         return self._journals
 
     def newly_lost(self) -> list[ReplicaRecord]:
-        """This session's replicas that have fallen silent since the last call. Raises StorageError."""
+        """This session's replicas that were lost since the last call. Raises StorageError."""
         with self._lock:
             lost = [
                 journal
@@ -172,14 +173,15 @@ class Tally:
 T = TypeVar("T")
 
 LEAVE_SECONDS = 30.0
-"""What a command has to write its accounts and end its cluster, after it was told to stop at once."""
+"""Seconds in which a command that stops at once must write its accounts and end its cluster. If shorter, a slow store
+leaves a run without a report."""
 
 
 class Stopper:
     """The first signal, or a budget, stops new shards and lets those in flight end; a second signal stops at once.
 
-    So does the first one if no replica has begun: one may wait for a GPU for hours. A signal that comes when all
-    shards are done changes nothing.
+    If no replica has begun, the first signal also stops at once: a replica may wait hours for a GPU. A signal after
+    the last shard changes nothing.
     """
 
     def __init__(
@@ -194,7 +196,7 @@ class Stopper:
         self._over = False
         self.reason = ""
         self.at_once = False
-        """Whether shards in flight are given up."""
+        """Whether shards in flight are abandoned."""
 
     def stop(self, reason: str) -> None:
         """Let no new shard start. Raises StorageError."""
@@ -204,9 +206,9 @@ class Stopper:
             self._listener.event("stopping", reason=reason, hint="shards in flight end first; Ctrl-C again stops now")
 
     def until_stopped(self, commits: Iterator[T]) -> Iterator[T]:
-        """What `commits` gives, until a signal stops the run at once. Raises what `commits` raises.
+        """Yield from `commits` until a signal stops the run at once. Raises what `commits` raises.
 
-        It is read in a thread of its own: Ray cannot be interrupted while it waits for the next one.
+        A separate thread reads `commits`, because Ray cannot be interrupted while it waits for the next commit.
         """
 
         def read() -> None:
@@ -231,11 +233,11 @@ class Stopper:
             self._over = True
 
     def _signal(self, name: str, count: int) -> None:
-        """Called in the thread that signals are read in."""
+        """Called in the thread that reads signals."""
         if self._done():
             return
         reason = f"stopped by {name}"
-        # A store that fails cannot be told to start no shard.
+        # If the store fails, the stop cannot be written.
         with contextlib.suppress(StorageError):
             if not self.reason and self._begun():
                 self.stop(reason)
@@ -253,8 +255,7 @@ class Stopper:
 
 
 class Watch:
-    """Looks every other second, also while no shard ends, as a model may load for long: at the budget, and at what
-    the replicas tell."""
+    """Checks the budget and relays the replicas' events every LOOK_SECONDS, also while a model loads."""
 
     def __init__(self, tally: Tally, stopper: Stopper, replicas: ReplicaEvents, listener: Listener) -> None:
         self._tally = tally
@@ -267,7 +268,7 @@ class Watch:
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
 
     def check(self) -> None:
-        """Stop the run if no further shard may start. Raises StorageError, also what ended the watching."""
+        """Stop the run if no further shard may start. Raises StorageError, also one that ended the thread."""
         if self._failure is not None:
             raise self._failure
         reason = self._tally.over_budget()
@@ -275,7 +276,7 @@ class Watch:
             self._stopper.stop(reason)
 
     def relay(self) -> None:
-        """Tell the listener what replicas have told since the last time. Raises StorageError."""
+        """Pass new events of the replicas to the listener. Raises StorageError."""
         with self._relaying:
             for told in self._replicas.new():
                 self._listener.event(str(told.pop("event")), **told)
@@ -304,6 +305,6 @@ class Watch:
     def __exit__(self, *exception: object) -> None:
         self._over.set()
         self._thread.join()
-        # The last words of replicas that are gone; the run has ended one way or the other without them.
+        # The last events of replicas that are gone; the run's outcome does not depend on them.
         with contextlib.suppress(StorageError):
             self.relay()

@@ -12,11 +12,12 @@ _GPU_DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """The device files of NVIDIA's and AMD's drivers, and of GPUs under WSL."""
 
 _RAYS_SHARE = 0.7
-"""Of the memory that is free, what Ray gives to tasks: the rest it keeps for its object store."""
+"""Share of free memory, 0 to 1, that Ray gives to tasks; its object store has the rest. If higher, a plan may choose
+what Ray then cannot place."""
 
 
 def may_have_gpus() -> bool:
-    """Whether a driver of GPUs is loaded: then Ray, which knows their kinds, is asked."""
+    """Whether a GPU driver is loaded; if so, Ray must be started to find the kinds of GPU."""
     return any(map(os.path.exists, _GPU_DEVICES))
 
 
@@ -33,7 +34,7 @@ def host_cluster() -> Cluster:
 
 
 def has_avx512() -> bool:
-    """Of this machine's CPU; where nobody says, the engine finds out."""
+    """Whether this machine's CPU has AVX-512; True if it is unknown, so that the engine decides."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             flags = next((line for line in file if line.startswith("flags")), "avx512f")
