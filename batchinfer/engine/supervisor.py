@@ -277,6 +277,7 @@ class Supervisor:
             try:
                 made.append(self._start())
             except Exception as error:
+                # Raised again in the thread that waits: an error that ended only this thread would read as a hang.
                 made.append(error)
 
         loading = threading.Thread(target=load, name="engine-load", daemon=True)

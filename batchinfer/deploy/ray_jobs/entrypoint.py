@@ -45,6 +45,7 @@ def _stop_own_job() -> None:
 
         JobSubmissionClient().stop_job(job_id)
     except Exception as error:
+        # The command has ended with a code of its own, which a failed stop of any kind must not replace.
         print(f"the job could not be stopped: {error}", file=sys.stderr, flush=True)
         return
     time.sleep(STOP_SECONDS)
