@@ -51,7 +51,8 @@ from batchinfer.rundir.paths import Layout, reading
 from batchinfer.storage import join, storage_for
 
 CLAIM_ATTEMPTS = 3
-"""Attempts to begin a run if another run of the job takes some of its files first. Each attempt lists the input anew."""
+"""Attempts to begin a run if another run of the job takes some of its files first. Each attempt lists the input
+again."""
 
 Clock = Callable[[], datetime]
 
