@@ -1,7 +1,7 @@
 """The commit of a shard is one Parquet object, which is created once or not at all.
 
-Its name depends only on the shard, so a second attempt finds the object and loses. The accounting is written to a file
-of its own and to the footer of the data file, so a crash between the two writes loses nothing (`repair`).
+Its name depends only on the shard, so a second attempt finds the object and loses. The accounting is written to a
+separate file and to the footer of the data file. So a crash between the two writes loses nothing (`repair`).
 """
 
 from __future__ import annotations

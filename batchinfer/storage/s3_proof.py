@@ -16,7 +16,7 @@ from batchinfer.storage.base import NAMES_AT_LEAST, Storage, join, temporary_nam
 from batchinfer.storage.s3_client import is_unsupported
 
 _LARGE_BYTES = 5 * 2**20 + 1
-"""Bytes. From this size on some clients and gateways send in parts, where many stores ignore a condition. A smaller
+"""Bytes. From this size on some clients and gateways send in parts, and many stores then ignore a condition. A smaller
 test would miss that."""
 
 _WRITERS = 4
