@@ -42,8 +42,8 @@ def build_manifest(
     `columns` maps each needed column to the spec key that names it. `choose` selects the files of this run, possibly
     none; without `choose` the run reads all files.
 
-    Raises InputError for a file that cannot be read, a missing column, types that do not fit together, values that a
-    conversion would change, and ids that are not unique.
+    Raises InputError for unreadable files, missing columns, types that do not fit together, values that a conversion
+    would change, and duplicate ids.
     """
     given = spec.input
     there = find_input(given.uri, given.format, spec.storage, choose is not None, given.ignore)

@@ -93,8 +93,8 @@ class InputSpec(Keys):
     on_bad_file: Literal["fail", "skip"] = "fail"
     """What becomes of a file that cannot be read.
 
-    `fail`: the job is refused, with the file's name. `skip`: the others are run, and the report lists the file with
-    the reason; an incremental job tries it again in its next run."""
+    `fail`: the job is refused, with the file's name. `skip`: the other files are run, and the report lists the file
+    with the reason; an incremental job tries it again in its next run."""
     cast: dict[str, Literal["string", "int64", "double", "boolean", "date", "timestamp", "binary"]] = Field(
         default_factory=dict
     )
@@ -170,7 +170,7 @@ class SamplingSpec(Keys):
 
     Above 1 the output column is a list, and `temperature` must be above 0."""
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
-    """How random the choice of a token is; 0 always takes the most likely one.
+    """How random the choice of a token is; 0 always picks the most likely one.
 
     vLLM's own default is 1. At 0, `top_p`, `top_k` and `min_p` have no effect."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
@@ -351,7 +351,7 @@ class ScriptedSpec(Keys):
 
 
 class EngineSpec(Keys):
-    """vLLM's engine arguments by vLLM's names. null leaves the choice to the plan, or to vLLM where the plan makes
+    """vLLM's engine arguments by vLLM's names. null leaves the choice to the plan, or to vLLM if the plan makes
     none.
     """
 
@@ -363,7 +363,7 @@ class EngineSpec(Keys):
     gpu_memory_utilization: float | None = Field(default=None, gt=0.0, le=1.0)
     """The share of a GPU's memory that the engine may use, weights and KV cache together.
 
-    null: 0.9 where the plan knows the model's dimensions, otherwise vLLM's default. On a CPU it is the share of the
+    null: 0.9 if the plan knows the model's dimensions, otherwise vLLM's default. On a CPU it is the share of the
     machine's memory; null there: see `kv_cache_memory_bytes`."""
     max_num_seqs: int | None = Field(default=None, ge=1)
     """The most rows that one engine runs at a time.
@@ -481,8 +481,8 @@ class LimitsSpec(Keys):
     max_runtime_hours: float | None = Field(default=None, ge=0)
     """Hours that this command may run; a command that resumes the run has as many again.
 
-    A shard starts only if it would end in time, based on finished shards; then as for `max_cost_usd`. For the plan it
-    is the deadline: the cheapest layout that meets it is chosen. null: no limit."""
+    A shard starts only if it would end in time, based on finished shards; the command ends as for `max_cost_usd`. For
+    the plan it is the deadline: the cheapest layout that meets it is chosen. null: no limit."""
     max_error_rate: float = Field(default=0.05, ge=0.0, le=1.0)
     """The share of failed rows, 0 to 1, above which a finished run ends with exit code 3."""
     max_engine_restarts: int = Field(default=20, ge=0)
@@ -492,7 +492,7 @@ class LimitsSpec(Keys):
     engine_timeout_seconds: float = Field(default=600.0, gt=0)
     """Seconds without a step of the engine, while it has rows, after which it is killed and restarted."""
     load_timeout_seconds: float = Field(default=3600.0, gt=0)
-    """Seconds that an engine may take to load, with the download of its model, before it counts as one that failed."""
+    """Seconds that an engine may take to load, with the download of its model, before the load counts as failed."""
     max_lost_workers: int = Field(default=100, ge=0)
     """How often each replica may be lost with its process or machine before the run ends with exit code 1."""
 
