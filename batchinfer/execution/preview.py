@@ -11,12 +11,12 @@ import psutil
 from batchinfer.errors import UserError
 from batchinfer.execution import ray_pipeline
 from batchinfer.execution.checks import Checked, check_at, require_model
-from batchinfer.execution.plan_job import plan_job
+from batchinfer.execution.plan_job import plan_job, plan_of
 from batchinfer.execution.progress import Listener
 from batchinfer.execution.sample_prompts import survey
 from batchinfer.execution.this_machine import host_cluster, may_have_gpus
 from batchinfer.jobspec import JobSpec
-from batchinfer.planner import Interval, Plan, PromptSample, Workload, assumed_cluster, make_plan
+from batchinfer.planner import Interval, Plan, PromptSample, Workload, assumed_cluster
 
 
 def validate(spec: JobSpec, at: datetime | None = None) -> Checked:
@@ -71,16 +71,7 @@ def suppose(spec: JobSpec, supposed: Supposed) -> Plan:
     workload = supposed.workload()
     if workload is None:
         return plan_job(check_at(spec, access=False), cluster)
-    facts = require_model(spec, access=False)
-    return make_plan(
-        spec,
-        cluster,
-        facts.name,
-        shape=facts.shape,
-        entry=facts.entry,
-        checkpoint_quantization=facts.quantization,
-        workload=workload,
-    )
+    return plan_of(spec, cluster, require_model(spec, access=False), workload)
 
 
 def plan(spec: JobSpec, listener: Listener, cluster: str | None = None, at: datetime | None = None) -> Plan:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from batchinfer.catalog import ModelShape, accelerators
+from batchinfer.catalog import FOUR_BIT_GROUPS, GIB, ModelShape, accelerators
 from batchinfer.errors import ResourceError
 from batchinfer.jobspec import JobSpec, ReplicaRange
 from batchinfer.planner.cluster import Cluster
 from batchinfer.planner.layout import tensor_problem, tensor_sizes
-from batchinfer.planner.memory import GIB, kv_value_bytes, stages, weight_bytes
+from batchinfer.planner.memory import kv_value_bytes, stages, weight_bytes
 from batchinfer.planner.quantize import Source, Weights, by_quality, runs_not, usable
 from batchinfer.planner.values import Candidate, EngineSettings, Fit
 
-CPU_KV_CACHE_BYTES = 4 * 2**30
+CPU_KV_CACHE_BYTES = 4 * GIB
 CPU_KV_CACHE_SHARE = 0.25
 
 SHORTEST_CONTEXT = 256
@@ -27,8 +27,6 @@ committer fit on a single core."""
 
 CPU_REPLICA_CPUS = 0.5
 """Of Ray's CPUs for a replica without a GPU; its engine uses all cores whatever Ray thinks."""
-
-_FOUR_BITS = ("w4a16", "awq", "gptq")
 
 CACHE_MARGIN = 1.1
 """Of the longest sequence, so that the rounding to blocks does not keep it out."""
@@ -128,7 +126,7 @@ def require_cut(shape: ModelShape, name: str, weights: Weights, tensor: int, lim
 def require_avx512(model: str, quantization: str, avx512: bool) -> None:
     """Raise ResourceError for 4-bit weights on a CPU without AVX-512: vLLM 0.32 loads them, and dies with the
     first request."""
-    if quantization in _FOUR_BITS and not avx512:
+    if quantization in FOUR_BIT_GROUPS and not avx512:
         raise ResourceError(
             f"{model} has {quantization} weights; vLLM's CPU kernel for 4 bits needs AVX-512, "
             "which this machine does not have",

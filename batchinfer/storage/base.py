@@ -11,15 +11,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from batchinfer.errors import InputError, OutputError
+from batchinfer.errors import InputError, OutputBusy, OutputError
 
 _TEMPORARY = ".writing-"
 
 NAMES_AT_LEAST = 1000
 """How many names of a folder `Storage.names` gives at least: what S3 lists in one request."""
 
-_THREADS = 16
-_AHEAD = 64
+REQUESTS_AT_ONCE = 16
+"""Requests to a store that one step of a run has in flight. With fewer, many small files take round trip after round
+trip; with more, stores throttle (the pool of connections to S3 has 64)."""
+
+REQUESTS_AHEAD = 4 * REQUESTS_AT_ONCE
+"""Reads that are begun before their turn: they fill the threads while the oldest is awaited, and bound the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +123,14 @@ def foreign_lock(uri: str) -> OutputError:
     )
 
 
+def locked_output(holder: str) -> OutputBusy:
+    """The error for a lock that a living process has; `holder` names it."""
+    return OutputBusy(
+        f"another batchinfer is writing to this output (process {holder})",
+        "wait for it to end, or stop it; then run the same command again",
+    )
+
+
 def join(uri: str, *parts: str) -> str:
     """A URI below `uri`."""
     return "/".join((uri.rstrip("/"), *parts))
@@ -134,12 +146,12 @@ def input_changed(uri: str, gone: bool) -> InputError:
 
 def read_many(storage: Storage, uris: Iterable[str]) -> Iterator[bytes]:
     """The objects in order, several read at a time: a store far away takes as long for each as for many."""
-    pool = ThreadPoolExecutor(_THREADS)
+    pool = ThreadPoolExecutor(REQUESTS_AT_ONCE)
     waiting: deque[Future[bytes]] = deque()
     try:
         for uri in uris:
             waiting.append(pool.submit(storage.read, uri))
-            if len(waiting) >= _AHEAD:
+            if len(waiting) >= REQUESTS_AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -149,7 +161,7 @@ def read_many(storage: Storage, uris: Iterable[str]) -> Iterator[bytes]:
 
 def delete_many(storage: Storage, uris: Iterable[str]) -> None:
     """Remove the objects, several at a time."""
-    pool = ThreadPoolExecutor(_THREADS)
+    pool = ThreadPoolExecutor(REQUESTS_AT_ONCE)
     try:
         for _ in pool.map(storage.delete, uris):
             pass
