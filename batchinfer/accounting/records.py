@@ -1,9 +1,8 @@
-"""What is written down about a shard and about a replica: the rows of the accounting.
+"""The accounting records of a shard and of a replica.
 
-A `ShardRecord` is the one row of an accounting file, and rides in the footer of the shard's data file
-too. A `ReplicaRecord` is a replica's journal, written by the replica itself while it lives, so that a
-crash loses at most the seconds since the last entry. Timestamps are whole microseconds since 1970 (UTC):
-sums of differences are then exact.
+A `ShardRecord` is the only row of an accounting file; the footer of the shard's data file has a copy. A
+`ReplicaRecord` is the journal that a running replica writes, so that a crash loses at most the seconds since the last
+entry. Timestamps are whole microseconds since 1970 (UTC), because sums of their differences are exact.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ class Setup(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
     accelerator: str
-    """The device that they were on."""
+    """The device of the replicas."""
     quantization: str
-    """How their weights were quantized."""
+    """How the weights were quantized."""
     dtype: str
-    """The spec's `model.dtype` when they ran."""
+    """The spec's `model.dtype` when the replicas ran."""
     tensor_parallel: PositiveInt
     """GPUs that share each layer in a replica."""
     pipeline_parallel: PositiveInt
@@ -73,7 +72,7 @@ class Ran(_Record, Setup):
 
 
 class MeterReading(_Record):
-    """Where a replica's device-seconds have gone up to `at_us`: load + busy + idle = its lifetime x devices."""
+    """A replica's device-seconds up to `at_us`: load + busy + idle = lifetime x devices."""
 
     at_us: NonNegativeInt
     load_seconds: NonNegativeFloat
@@ -82,19 +81,18 @@ class MeterReading(_Record):
 
     @property
     def seconds(self) -> float:
-        """Device-seconds of the whole life."""
+        """Device-seconds of the replica's life up to `at_us`."""
         return self.load_seconds + self.busy_seconds + self.idle_seconds
 
 
 class ShardRecord(Ran):
-    """What one attempt at one shard took. Seconds named gpu_seconds are device-seconds.
+    """The accounting of one committed attempt at a shard. `gpu_seconds` are device-seconds.
 
-    `generation` is 0 for the first commit and counts the retries of its failed rows; a retry's record
-    covers the rows that it ran again. `errors` counts the rows that failed, `finish_reasons` the answers of
-    those that did not; `evaluation` maps a
-    group to [right, compared]. `meter` is the replica's reading when the shard was finished.
-    `input_tokens` are of rows that the engine ran; `rejected_tokens` those of prompts that
-    it never ran (see `errors.REJECTED_CODES`).
+    `generation` is 0 for the first commit and counts the retries of its failed rows; a retry's record covers only
+    the retried rows. `errors` counts failed rows by code, `finish_reasons` the answers of the other rows.
+    `evaluation` maps a group to [right, compared]. `meter` is the replica's reading when the shard was finished.
+    `input_tokens` are of rows that the engine ran, `rejected_tokens` of prompts that it never ran (see
+    `errors.REJECTED_CODES`).
     """
 
     earlier = MappingProxyType({"labels": {}, "dtype": "auto", "rejected_tokens": 0})
@@ -137,9 +135,9 @@ class ShardRecord(Ran):
 
 
 class ReplicaRecord(Ran):
-    """One replica's life so far. `finished_at_us` is None while it lives, and for ever if it was killed.
+    """One replica's life so far. `finished_at_us` is None while the replica runs, and stays None if it was killed.
 
-    `shards_in_flight` of one that was killed are the shards whose attempts were lost with it.
+    `shards_in_flight` of a killed replica are the shards whose attempts were lost.
     """
 
     earlier = MappingProxyType(

@@ -1,4 +1,4 @@
-"""Facts about models and accelerators: YAML files with source and date go in, typed values come out."""
+"""Facts about models and accelerators: YAML files with source and date, read into typed values."""
 
 from batchinfer.catalog.accelerators import (
     GIB,

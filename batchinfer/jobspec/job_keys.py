@@ -1,7 +1,7 @@
 """The keys of a job spec, with their types, ranges and defaults.
 
-Every model is frozen and refuses unknown keys. `spec/load.py` turns what pydantic says into messages
-for a person; `schemas/job-spec.schema.json` is generated from here.
+Every model is frozen and refuses unknown keys. `jobspec/load.py` turns the errors of pydantic into messages for a
+person. `schemas/job-spec.schema.json` is generated from these models.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ RESULT_COLUMNS = (
     "error_code",
     "error_message",
 )
-"""The columns that every result file has, beside the id, the passed-through columns and the output."""
+"""The columns of every result file besides the id, the passed-through columns and the output."""
 
 ROW_NUMBER = "row_number"
-"""The id column of a job that names none: the row's place in the input, from 0."""
+"""The id column of a job without `input.id_column`: the row's position in the input, from 0."""
 
 
 def _text_only(value: Any) -> Any:
-    """YAML reads `no`, `1.10` and `2026-01-01` as other types; a choice must be told apart from them."""
+    """Refuse values that are no text: YAML reads `no`, `1.10` and `2026-01-01` as other types."""
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is read by YAML as {type(value).__name__}, not as text: put it in quotes")
     return value
@@ -236,7 +236,7 @@ class SamplingSpec(Keys):
 
 
 def _require_references(schema: dict[str, Any]) -> None:
-    """Every `$ref` must lie in the schema itself: nothing is fetched while a job runs."""
+    """Raise ValueError for a `$ref` that points out of the schema: nothing is fetched while a job runs."""
     inside = Registry().with_resource("", DRAFT202012.create_resource(schema)).resolver()
     waiting: list[Any] = [schema]
     while waiting:
@@ -555,12 +555,12 @@ class JobSpec(Keys):
 
     @property
     def id_column(self) -> str:
-        """The name of the result's first column."""
+        """The name of the first column of the results."""
         return self.input.id_column or ROW_NUMBER
 
     @property
     def repeats(self) -> bool:
-        """Does the job run more than once, each time into a folder of its own?"""
+        """Does the job run repeatedly, each run in its own folder?"""
         return self.schedule is not None or self.input.incremental is not None
 
     @model_validator(mode="after")
@@ -589,7 +589,7 @@ class JobSpec(Keys):
 
     @model_validator(mode="after")
     def _speculation_samples_plainly(self) -> Self:
-        """vLLM refuses each request with one of these when it speculates."""
+        """Refuse sampling that vLLM refuses for each request under speculative decoding."""
         sampling = self.sampling
         given = {"min_tokens": sampling.min_tokens > 0, "min_p": sampling.min_p > 0, "logit_bias": sampling.logit_bias}
         for name, value in given.items():
@@ -599,7 +599,7 @@ class JobSpec(Keys):
 
     @model_validator(mode="after")
     def _embeds_plainly(self) -> Self:
-        """What only makes sense of a text is a mistake beside `task: embed`."""
+        """Refuse keys that apply only to `task: generate`."""
         given = {
             "sampling": self.sampling != SamplingSpec(),
             "output.choices": self.output.choices,

@@ -1,4 +1,4 @@
-"""How stores are reached, by prefixes of URIs. Never a secret."""
+"""The keys that say how stores are reached, by prefixes of URIs. They never hold a secret."""
 
 from __future__ import annotations
 

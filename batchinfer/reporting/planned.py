@@ -12,14 +12,15 @@ from batchinfer.planner import Candidate, Interval, Plan, PromptSample
 from batchinfer.reporting.terminal import money
 
 _SHOWN = 16
-"""Candidates on a terminal; `--json` has them all."""
+"""Candidates shown on a terminal; `--json` has all."""
 
 FEW_ROWS = 16
-"""Rows that run side by side: below, a GPU waits for its memory most of the time."""
+"""Rows that run at a time, below which the plan warns of slowness: a step then mostly reads weights from memory."""
 
 
 def render_plan(plan: Plan, limits: LimitsSpec | None = None) -> RenderableType:
-    """What was chosen, what it is expected to take, and why the others lost. `limits`: of the spec, for a verdict."""
+    """The chosen layout, its estimated time and cost, and why other candidates lost. `limits`: the spec's, to compare
+    the cost with the budget."""
     where = f"{plan.accelerator}{' (assumed: there is none here)' if plan.assumed else ''}"
     title = Text.assemble((plan.model, "bold"), f", {_weights(plan)}, on {where}")
     limits = limits or LimitsSpec()
@@ -40,7 +41,7 @@ def _weights(plan: Plan) -> str:
 
 
 def sample_lines(sample: PromptSample, max_error_rate: float) -> list[str]:
-    """A line for each kind of failure in the sample, the prompts' lengths, and a warning where too many will fail."""
+    """The prompts' lengths, a line for each kind of failure in the sample, and a warning if too many rows will fail."""
     lines = []
     if sample.lengths:
         shown = ", ".join(f"up to {bound:,}: {count:,}" for bound, count in sample.lengths)
