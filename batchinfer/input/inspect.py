@@ -24,7 +24,7 @@ from batchinfer.jobspec import JobSpec
 from batchinfer.storage import REQUESTS_AHEAD, REQUESTS_AT_ONCE, Entry
 
 _READ_AT_ONCE = 2**22
-"""Bytes. Smaller files are read whole and ahead, about `REQUESTS_AHEAD` at a time; a larger limit would need more memory."""
+"""Bytes. Smaller files are read whole and ahead, about REQUESTS_AHEAD at a time; a larger limit needs more memory."""
 
 
 def build_manifest(

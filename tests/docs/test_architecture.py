@@ -14,7 +14,7 @@ NAMED = set(re.findall(r"`([\w/.]+)`", PAGE))
 
 
 def test_every_file_that_the_page_names_exists() -> None:
-    ours = [name for name in NAMED if name.endswith(".py") or name.endswith(".md") or re.fullmatch(r"[a-z0-9]+/", name)]
+    ours = [name for name in NAMED if name.endswith((".py", ".md")) or re.fullmatch(r"[a-z0-9]+/", name)]
     assert len(ours) > 10
     assert [name for name in ours if not (ROOT / name).exists() and not (PACKAGE / name).exists()] == []
 
