@@ -20,8 +20,10 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from batchinfer.errors import Stopped
+
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-STOPPED = 4
+STOPPED = Stopped.exit_code
 """The exit code of a command that a signal stopped."""
 
 END_SECONDS = 60.0

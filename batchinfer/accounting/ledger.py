@@ -19,22 +19,14 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from batchinfer.accounting.records import TIMESTAMP, MeterReading, ReplicaRecord, ShardRecord
+from batchinfer.accounting.records import TIMESTAMP, MeterReading, Ran, ReplicaRecord, ShardRecord
 from batchinfer.catalog.accelerators import device_cost
 
 
-class ReplicaAccount(BaseModel):
+class ReplicaAccount(Ran):
     """One row of `_run/replicas.parquet`. Seconds are device-seconds. `finished_at_us` of a killed replica is its
     last known moment alive."""
 
-    model_config = ConfigDict(frozen=True, protected_namespaces=())
-
-    replica_id: str
-    run_id: str
-    node: str
-    accelerator: str
-    num_gpus: int
-    price_per_gpu_hour: float
     started_at_us: int
     ready_at_us: int | None
     finished_at_us: int
@@ -46,13 +38,6 @@ class ReplicaAccount(BaseModel):
     running: bool = False
     in_flight_seconds: float = 0.0
     """Device-seconds of a running replica's uncommitted shards. 0 once the replica has ended."""
-    job_name: str = ""
-    labels: dict[str, str] = {}
-    model: str = ""
-    quantization: str = ""
-    dtype: str = "auto"
-    tensor_parallel: int = 1
-    pipeline_parallel: int = 1
     price_source: str = ""
 
     @property
@@ -125,7 +110,10 @@ class Ledger:
         rest = max(0.0, reading.busy_seconds - work)
         running = alive and journal.finished_at_us is None
         return ReplicaAccount(
-            **journal.model_dump(exclude={"meter", "shards_in_flight", "finished_at_us"}),
+            **journal.ran(),
+            price_source=journal.price_source,
+            started_at_us=journal.started_at_us,
+            ready_at_us=journal.ready_at_us,
             finished_at_us=reading.at_us,
             load_seconds=reading.load_seconds,
             work_seconds=work,
@@ -141,20 +129,13 @@ class Ledger:
 def _rebuilt(shard: ShardRecord) -> ReplicaRecord:
     """A replica's journal, rebuilt from its newest commit, whose reading covers the replica's life until then."""
     started = shard.meter.at_us - round(shard.meter.seconds / shard.num_gpus * 1e6)
-    shared = ("job_name", "labels", "model", "quantization", "dtype", "tensor_parallel", "pipeline_parallel")
     return ReplicaRecord(
-        replica_id=shard.replica_id,
-        run_id=shard.run_id,
-        node=shard.node,
-        accelerator=shard.accelerator,
-        num_gpus=shard.num_gpus,
-        price_per_gpu_hour=shard.price_per_gpu_hour,
+        **shard.ran(),
         started_at_us=max(0, started),
         ready_at_us=shard.started_at_us,
         finished_at_us=None,
         meter=shard.meter,
         shards_in_flight=(),
-        **{name: getattr(shard, name) for name in shared},
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from batchinfer.accounting.ledger import ReplicaAccount, Totals
+from batchinfer.accounting.records import Setup
 from batchinfer.planner import Estimate, Plan
 
 
@@ -45,23 +46,9 @@ class Accuracy(BaseModel):
     """`right` over `compared`, 0 to 1."""
 
 
-class ReportPart(BaseModel):
+class ReportPart(Setup):
     """The replicas of a run with the same device, weights, layout and price, and their cost."""
 
-    model_config = ConfigDict(frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
-
-    accelerator: str
-    """The device of the replicas."""
-    quantization: str
-    """How the weights were quantized."""
-    dtype: str
-    """The spec's `model.dtype` when the replicas ran."""
-    tensor_parallel: int
-    """GPUs that share each layer in a replica."""
-    pipeline_parallel: int
-    """Stages that a replica's layers are split into."""
-    price_per_gpu_hour: float
-    """Dollars for one GPU and hour, or for one replica and hour on a CPU."""
     price_source: str
     """Where the price comes from."""
     replicas: int
@@ -285,32 +272,22 @@ def _nothing_known(model: str) -> Plan:
 
 def _parts(replicas: Sequence[ReplicaAccount], plan: Plan) -> tuple[ReportPart, ...]:
     """The replicas by what they ran on, in order of their first start."""
-    found: dict[ReportPart, list[ReplicaAccount]] = {}
+    found: dict[tuple[Setup, str], list[ReplicaAccount]] = {}
     for replica in replicas:
-        # Journals of earlier versions have only device and price.
-        of = replica if replica.quantization else plan
-        part = ReportPart(
-            accelerator=replica.accelerator,
-            quantization=of.quantization,
-            dtype=replica.dtype,
-            tensor_parallel=of.tensor_parallel,
-            pipeline_parallel=of.pipeline_parallel,
-            price_per_gpu_hour=replica.price_per_gpu_hour,
-            price_source=replica.price_source or plan.price_source,
-            replicas=0,
-            device_seconds=0.0,
-            cost_usd=0.0,
-        )
-        found.setdefault(part, []).append(replica)
+        setup = {name: getattr(replica, name) for name in Setup.model_fields}
+        if not replica.quantization:
+            # Journals of earlier versions have only device and price.
+            setup |= {name: getattr(plan, name) for name in ("quantization", "tensor_parallel", "pipeline_parallel")}
+        found.setdefault((Setup(**setup), replica.price_source or plan.price_source), []).append(replica)
     return tuple(
-        part.model_copy(
-            update={
-                "replicas": len(group),
-                "device_seconds": sum(replica.gpu_seconds for replica in group),
-                "cost_usd": sum(replica.cost_usd for replica in group),
-            }
+        ReportPart(
+            **dict(setup),
+            price_source=price_source,
+            replicas=len(group),
+            device_seconds=sum(replica.gpu_seconds for replica in group),
+            cost_usd=sum(replica.cost_usd for replica in group),
         )
-        for part, group in found.items()
+        for (setup, price_source), group in found.items()
     )
 
 

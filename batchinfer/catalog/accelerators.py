@@ -15,6 +15,10 @@ from batchinfer.errors import ResourceError
 
 Dtype = Literal["bf16", "fp16", "fp8", "int8", "fp4"]
 
+MIB = 2**20
+GIB = 2**30
+"""Bytes. Sizes of memory are shown in these units, as GPU drivers and Kubernetes show them."""
+
 
 class _Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -46,3 +46,6 @@ QUANTIZATIONS: dict[str, Quantization] = {
         Quantization("mxfp4", 4.25, "fp4", experts_only=True, needs=80),
     )
 }
+
+FOUR_BIT_GROUPS: tuple[QuantizationName, ...] = ("awq", "gptq", "w4a16")
+"""Integers of 4 bits, with a scale for each group of 128: kernels need whole groups, on a CPU also AVX-512."""

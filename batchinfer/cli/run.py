@@ -39,14 +39,14 @@ TokensOut = Annotated[float | None, typer.Option("--out", min=0, help="Suppose a
 @app.command()
 def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at: At = None) -> None:
     """Check the spec, the model, the input and the output, and start nothing."""
-    from batchinfer.execution import runner
+    from batchinfer.execution import preview
     from batchinfer.jobspec import load
     from batchinfer.jobspec.constraints import advice
     from batchinfer.reporting import sample_lines
 
     loaded = load(spec, overrides or [])
     times = run_times(loaded, date, at, None, None)
-    checked = runner.validate(loaded, times[0] if times else None)
+    checked = preview.validate(loaded, times[0] if times else None)
     manifest = checked.manifest
     done = f", {len(checked.committed)} of them done already" if checked.resumed else ""
     print(f"{spec} is valid: {manifest.rows:,} rows in {len(manifest.shards):,} shards{done}")
@@ -58,7 +58,7 @@ def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at:
     told = advice(loaded.output, loaded.sampling)
     if told is not None:
         print(told)
-    for line in sample_lines(runner.forecast(checked), checked.spec.limits.max_error_rate):
+    for line in sample_lines(preview.forecast(checked), checked.spec.limits.max_error_rate):
         print(line)
     print("not checked here: whether the cluster has the devices and the memory; `batchinfer plan` says")
 
@@ -92,19 +92,19 @@ def plan(
     tokens_out: TokensOut = None,
 ) -> None:
     """Print the layout, time and cost that the job would have; start nothing."""
-    from batchinfer.execution import runner
+    from batchinfer.execution import preview
     from batchinfer.jobspec import load
     from batchinfer.reporting import render_plan
     from batchinfer.reporting.console import attending
 
     loaded = load(spec, overrides or [])
     times = run_times(loaded, date, at, None, None)
-    supposed = runner.Supposed(gpus, None if rows is None else int(rows), tokens_in, tokens_out)
+    supposed = preview.Supposed(gpus, None if rows is None else int(rows), tokens_in, tokens_out)
     with attending(loaded.storage) as listener:
-        if supposed != runner.Supposed():
-            made = runner.suppose(loaded, supposed)
+        if supposed != preview.Supposed():
+            made = preview.suppose(loaded, supposed)
         else:
-            made = runner.plan(loaded, listener, address, times[0] if times else None)
+            made = preview.plan(loaded, listener, address, times[0] if times else None)
     if as_json:
         print_json(made.document())
     else:
@@ -186,21 +186,21 @@ def retry(uri: RunUri, overrides: Overrides = None, as_json: AsJson = False, add
 @app.command()
 def report(uri: RunUri, as_json: AsJson = False, overrides: Evaluate = None) -> None:
     """Print the report of a run, from its accounting."""
-    from batchinfer.execution import runner
+    from batchinfer.execution import reports
 
-    _print(runner.report(uri, overrides or []), as_json)
+    _print(reports.report(uri, overrides or []), as_json)
 
 
 def _attended(command: Callable[[Listener], Report | list[Report]], as_json: bool, stores: Stores) -> None:
     """Run a command and print its reports. Raises TooManyFailedRows or Stopped, by the limits of each report."""
-    from batchinfer.execution import runner
+    from batchinfer.execution import reports
     from batchinfer.reporting.console import attending
 
     with attending(stores) as listener:
         made = command(listener)
     _print(made, as_json)
     for report in made if isinstance(made, list) else [made]:
-        runner.require_limits(report)
+        reports.require_limits(report)
 
 
 def _print(made: Report | list[Report], as_json: bool) -> None:

@@ -112,7 +112,7 @@ def list_jobs(specs: Specs, overrides: Overrides = None, as_json: AsJson = False
 @schedule_app.command("run-due")
 def run_due(specs: Specs, overrides: Overrides = None, as_json: AsJson = False, address: Address = None) -> None:
     """Resume unfinished runs, run every tick that is due, and end: for cron, systemd or Kubernetes."""
-    from batchinfer.execution import runner
+    from batchinfer.execution import reports
     from batchinfer.reporting import render
     from batchinfer.reporting.console import attending
     from batchinfer.scheduling import recurring
@@ -137,7 +137,7 @@ def run_due(specs: Specs, overrides: Overrides = None, as_json: AsJson = False, 
     if outcome.errors:
         raise outcome.errors[0]
     for report in outcome.reports:
-        runner.require_limits(report)
+        reports.require_limits(report)
 
 
 def _merge(outcome: DueOutcome, more: DueOutcome) -> None:

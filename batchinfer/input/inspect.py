@@ -21,14 +21,10 @@ from batchinfer.input.manifest import Fingerprint, InputFile, Manifest, Shard, c
 from batchinfer.input.parquet import inspect_parquet, parquet_column, require_arrow_reads, require_exact_times
 from batchinfer.input.shard_sizes import at_groups, shard_sizes, small_at_first
 from batchinfer.jobspec import JobSpec
-from batchinfer.storage import Entry
-
-_THREADS = 16
+from batchinfer.storage import REQUESTS_AHEAD, REQUESTS_AT_ONCE, Entry
 
 _READ_AT_ONCE = 2**22
-"""Bytes. Smaller files are read whole and ahead, about `_AHEAD` at a time; a larger limit would need more memory."""
-
-_AHEAD = 4 * _THREADS
+"""Bytes. Smaller files are read whole and ahead, about REQUESTS_AHEAD at a time; a larger limit needs more memory."""
 
 
 def build_manifest(
@@ -52,7 +48,7 @@ def build_manifest(
     partitions = partition_schema(given.uri, [entry.uri for entry in entries])
     if choose is not None:
         entries = choose(entries)
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         found, skipped = _readable(spec, entries, _inspect(spec, entries, list(columns), pool))
         partitions = _only_in_paths(spec, partitions, found)
         whole = _whole_schema(spec, columns, found, partitions)
@@ -365,7 +361,7 @@ def _values(
     for one in found:
         small = one.file.entry.size <= _READ_AT_ONCE and field.name not in one.held
         waiting.append((one, pool.submit(whole, one) if small else None))
-        if len(waiting) > _AHEAD:
+        if len(waiting) > REQUESTS_AHEAD:
             yield from first()
     while waiting:
         yield from first()

@@ -17,10 +17,9 @@ from filelock import FileLock, Timeout
 
 from batchinfer.errors import InputError, ModelError, StorageError
 from batchinfer.events import tell
-from batchinfer.storage import Entry, Stores, storage_for
+from batchinfer.storage import REQUESTS_AT_ONCE, Entry, Stores, storage_for
 
 PIECE_BYTES = 64 * 2**20
-THREADS = 16
 WAIT_TOLD_SECONDS = 30.0
 
 STALLED_SECONDS = 3600.0
@@ -125,7 +124,7 @@ def _download(uri: str, entries: list[Entry], folder: Path, stores: Stores) -> N
                 raise StorageError(f"{entry.uri} broke off", "run the same command again")
             target.write(data)
 
-    pool = ThreadPoolExecutor(THREADS)
+    pool = ThreadPoolExecutor(REQUESTS_AT_ONCE)
     try:
         for _ in pool.map(fetch, pieces):
             pass

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from batchinfer.catalog.accelerators import Accelerator
+from batchinfer.catalog.accelerators import GIB, Accelerator
 from batchinfer.catalog.shape import ModelShape
 from batchinfer.jobspec import ReplicaRange
 from batchinfer.planner.estimate import job_estimate, replica_speed
 from batchinfer.planner.layout import Nodes, ReplicaLayout, layouts, replicas_that_fit
-from batchinfer.planner.memory import GIB, fit
+from batchinfer.planner.memory import fit
 from batchinfer.planner.quantize import Source, Weights
 from batchinfer.planner.values import Candidate, EngineSettings, Estimate, Fit, Interval, Workload
 

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from batchinfer.catalog import ModelShape, accelerators
+from batchinfer.catalog import FOUR_BIT_GROUPS, GIB, ModelShape, accelerators
 from batchinfer.errors import ResourceError
 from batchinfer.jobspec import JobSpec, ReplicaRange
 from batchinfer.planner.cluster import Cluster
 from batchinfer.planner.layout import tensor_problem, tensor_sizes
-from batchinfer.planner.memory import GIB, kv_value_bytes, stages, weight_bytes
+from batchinfer.planner.memory import kv_value_bytes, stages, weight_bytes
 from batchinfer.planner.quantize import Source, Weights, by_quality, runs_not, usable
 from batchinfer.planner.values import Candidate, EngineSettings, Fit
 
-CPU_KV_CACHE_BYTES = 4 * 2**30
+CPU_KV_CACHE_BYTES = 4 * GIB
 """Bytes of a replica's KV cache on a large machine. The smaller of this and the share below applies."""
 
 CPU_KV_CACHE_SHARE = 0.25
@@ -34,8 +34,6 @@ committer do not fit on a single core."""
 CPU_REPLICA_CPUS = 0.5
 """Ray CPUs of a replica without a GPU, whose engine uses all cores whatever this says. Above 0.8, a replica, a reader
 and a committer do not fit on a single core."""
-
-_FOUR_BITS = ("w4a16", "awq", "gptq")
 
 CACHE_MARGIN = 1.1
 """KV cache over the longest sequence. With less, vLLM's rounding to blocks may leave that sequence without room."""
@@ -136,7 +134,7 @@ def require_cut(shape: ModelShape, name: str, weights: Weights, tensor: int, lim
 def require_avx512(model: str, quantization: str, avx512: bool) -> None:
     """Raise ResourceError for 4-bit weights on a CPU without AVX-512: vLLM 0.32 loads such weights and crashes at the
     first request."""
-    if quantization in _FOUR_BITS and not avx512:
+    if quantization in FOUR_BIT_GROUPS and not avx512:
         raise ResourceError(
             f"{model} has {quantization} weights; vLLM's CPU kernel for 4 bits needs AVX-512, "
             "which this machine does not have",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from batchinfer.catalog.quantization import Quantization
+from batchinfer.catalog.quantization import FOUR_BIT_GROUPS, Quantization
 from batchinfer.catalog.shape import ModelShape
 from batchinfer.planner.memory import VOCABULARY_PADDING
 
@@ -16,8 +16,7 @@ vLLM refuses a part of a matrix that is not a whole number of blocks ("not divis
 block_n = 128", and the same for groups), such as an eighth of Qwen3-235B's experts of 1536.
 """
 
-_GROUPED = ("awq", "gptq", "w4a16")
-_BLOCKED_EXPERTS = ("fp8", *_GROUPED)
+_BLOCKED_EXPERTS = ("fp8", *FOUR_BIT_GROUPS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +59,10 @@ def tensor_problem(shape: ModelShape, quantization: Quantization, tensor: int) -
     if padded % tensor:
         return f"a vocabulary of {shape.vocab_size:,} does not divide by {tensor}"
     dense = shape.experts is None or shape.experts.layers < shape.layers
-    if dense and (problem := _uneven(shape.intermediate_size, tensor, quantization.name in _GROUPED)):
+    if dense and (problem := _uneven(shape.intermediate_size, tensor, quantization.name in FOUR_BIT_GROUPS)):
         return f"the MLP's {problem}"
     if shape.experts:
-        if problem := _uneven(shape.experts.shared_size, tensor, quantization.name in _GROUPED):
+        if problem := _uneven(shape.experts.shared_size, tensor, quantization.name in FOUR_BIT_GROUPS):
             return f"the shared experts' {problem}"
         problem = _uneven(shape.experts.intermediate_size, tensor, quantization.name in _BLOCKED_EXPERTS)
         if problem and shape.experts.count % tensor:

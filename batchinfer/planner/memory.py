@@ -10,13 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from batchinfer.catalog.accelerators import Accelerator
+from batchinfer.catalog.accelerators import GIB, MIB, Accelerator
 from batchinfer.catalog.quantization import Quantization
 from batchinfer.catalog.shape import ModelShape
 from batchinfer.planner.values import EngineSettings, Fit
-
-GIB = 2**30
-MIB = 2**20
 
 VOCABULARY_PADDING = 64
 """vLLM pads the rows of embedding and head to a multiple of this (DEFAULT_VOCAB_PADDING_SIZE)."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from batchinfer.catalog import Accelerator, Model, ModelShape, QuantizationName, accelerators
+from batchinfer.catalog import GIB, Accelerator, Model, ModelShape, QuantizationName, accelerators
 from batchinfer.errors import ModelError, ResourceError
 from batchinfer.jobspec import EngineSpec, JobSpec, ReplicaRange
 from batchinfer.planner.choose import (
@@ -177,7 +177,7 @@ def _large_batches(facts: Accelerator | None) -> dict[str, int]:
     (EngineArgs, the defaults of `LLM`)."""
     memory = facts.memory_bytes or 0 if facts else 0
     ampere = facts is not None and facts.capability == 80
-    if memory >= 160 * 2**30 or (memory >= 70 * 2**30 and not ampere):
+    if memory >= 160 * GIB or (memory >= 70 * GIB and not ampere):
         return {"max_num_seqs": 1024, "max_num_batched_tokens": 16384}
     return {}
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from batchinfer.catalog.accelerators import Accelerator
+from batchinfer.catalog.accelerators import GIB, Accelerator
 from batchinfer.errors import ResourceError
 from batchinfer.planner.choose import LayoutRequest, fitting_layouts, longest_sequence
 from batchinfer.planner.host import SHORTEST_CONTEXT
 from batchinfer.planner.layout import Nodes, ReplicaLayout, nodes_of, pays_expert_parallel, tensor_sizes
-from batchinfer.planner.memory import GIB
 from batchinfer.planner.quantize import Weights, by_quality, runs_not
 
 MOST_NODES = 16

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from batchinfer.catalog import Accelerator, Model
+from batchinfer.catalog import GIB, Accelerator, Model
 
 
 def models_document(models: Iterable[Model]) -> list[dict[str, Any]]:
@@ -88,7 +88,7 @@ def accelerators_table(accelerators: Mapping[str, Accelerator]) -> Table:
         half = facts.tflops.get("bf16", facts.tflops.get("fp16"))
         table.add_row(
             name,
-            f"{facts.memory_bytes / 2**30:,.1f} GiB" if facts.memory_bytes else "",
+            f"{facts.memory_bytes / GIB:,.1f} GiB" if facts.memory_bytes else "",
             _figure(facts.bandwidth_gb_s),
             _figure(half),
             *(_figure(facts.tflops.get(dtype)) for dtype in ("fp8", "int8", "fp4")),

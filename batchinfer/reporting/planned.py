@@ -6,11 +6,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from batchinfer.catalog import GIB, MIB
 from batchinfer.jobspec import LimitsSpec
 from batchinfer.planner import Candidate, Interval, Plan, PromptSample
 from batchinfer.reporting.terminal import money
 
-_GIB = 2**30
 _SHOWN = 16
 """Candidates shown on a terminal; `--json` has all."""
 
@@ -126,7 +126,7 @@ def _layout(plan: Plan) -> str:
 
 
 def _size(amount: int) -> str:
-    return f"{amount / _GIB:,.1f} GiB" if amount >= 0.1 * _GIB else f"{amount / 2**20:,.1f} MiB"
+    return f"{amount / GIB:,.1f} GiB" if amount >= 0.1 * GIB else f"{amount / MIB:,.1f} MiB"
 
 
 def _candidates(plan: Plan) -> Table:
@@ -153,7 +153,7 @@ def _row(candidate: Candidate) -> list[str]:
     return [
         f"{candidate.replicas} x {parallel}" + (" EP" if candidate.expert_parallel else ""),
         candidate.quantization,
-        "yes" if candidate.fit.fits else f"{candidate.fit.shortfall / _GIB:,.1f} GiB short",
+        "yes" if candidate.fit.fits else f"{candidate.fit.shortfall / GIB:,.1f} GiB short",
         f"{candidate.fit.kv_cache_tokens:,}" if candidate.fit.fits else "",
         *figures,
         candidate.verdict,

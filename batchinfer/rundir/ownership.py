@@ -19,7 +19,7 @@ from batchinfer.errors import OutputError, StorageError
 from batchinfer.input.manifest import FOOTER as MANIFEST_FOOTER
 from batchinfer.rundir.commit import FOOTER
 from batchinfer.rundir.paths import Layout
-from batchinfer.storage import Entry, delete_many, join
+from batchinfer.storage import REQUESTS_AT_ONCE, Entry, delete_many, join
 
 SPEC_MARK = b"# Written by batchinfer"
 LOG_MARK = b"# The log of a batchinfer run"
@@ -30,7 +30,6 @@ _LARGEST_JSON = 256 * 2**20
 """Bytes. A larger JSON file is refused unread, to save memory; the largest plan or report is far smaller."""
 
 _NAMED = 3
-_THREADS = 16
 
 _Check = Callable[[BinaryIO], bool]
 
@@ -166,7 +165,7 @@ def _foreign(layout: Layout, entries: Iterable[Entry], thorough: bool) -> Iterat
         half = _shard_of(layout, entry.uri) not in whole
         if thorough or half or not re.fullmatch(_LASTING, path):
             looked_into.append(entry)
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         for entry, own in zip(looked_into, pool.map(lambda e: _is_own(layout, e), looked_into), strict=True):
             if not own:
                 yield entry.uri

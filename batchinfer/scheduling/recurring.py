@@ -29,7 +29,7 @@ from batchinfer.errors import (
     Stopped,
     StorageError,
 )
-from batchinfer.execution import ray_pipeline, runner
+from batchinfer.execution import preview, ray_pipeline, runner
 from batchinfer.execution.checks import absolute, refusals_are_the_users
 from batchinfer.execution.progress import Listener
 from batchinfer.jobspec import JobSpec, ScheduleSpec, load
@@ -155,7 +155,7 @@ def backfill(
     spec: JobSpec, times: Sequence[datetime], listener: Listener, cluster: str | None = None, fresh: bool = False
 ) -> list[Report]:
     """Run the job for each of `times`, in order, on one connection to Ray. Finished ticks are not run again."""
-    runner.validate(spec, times[0])
+    preview.validate(spec, times[0])
     with _turn(spec, listener), ray_pipeline.connected(cluster):
         return [_run(spec, at, listener, cluster, fresh) for at in times]
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from batchinfer.errors import UserError
 from batchinfer.jobspec import StoreSpec
 from batchinfer.storage.base import (
+    REQUESTS_AHEAD,
+    REQUESTS_AT_ONCE,
     Entry,
     Storage,
     delete_many,
@@ -24,6 +26,8 @@ from batchinfer.storage.local import LocalStorage, local_path
 from batchinfer.storage.patience import impatient
 
 __all__ = [
+    "REQUESTS_AHEAD",
+    "REQUESTS_AT_ONCE",
     "Entry",
     "LocalStorage",
     "Storage",

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from batchinfer.errors import InputError, OutputError
+from batchinfer.errors import InputError, OutputBusy, OutputError
 
 _TEMPORARY = ".writing-"
 
@@ -19,8 +19,12 @@ NAMES_AT_LEAST = 1000
 """The names that `Storage.names` returns at least, if the folder has so many: what S3 lists in one request. More would
 need several requests; fewer would hide existing names."""
 
-_THREADS = 16
-_AHEAD = 64
+REQUESTS_AT_ONCE = 16
+"""Requests to a store that one step of a run has in flight. With fewer, many small files take round trip after round
+trip; with more, stores throttle (the pool of connections to S3 has 64)."""
+
+REQUESTS_AHEAD = 4 * REQUESTS_AT_ONCE
+"""Reads that are begun before their turn: they fill the threads while the oldest is awaited, and bound the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +123,14 @@ def foreign_lock(uri: str) -> OutputError:
     )
 
 
+def locked_output(holder: str) -> OutputBusy:
+    """The error for a lock that a living process has; `holder` names it."""
+    return OutputBusy(
+        f"another batchinfer is writing to this output (process {holder})",
+        "wait for it to end, or stop it; then run the same command again",
+    )
+
+
 def join(uri: str, *parts: str) -> str:
     """A URI below `uri`."""
     return "/".join((uri.rstrip("/"), *parts))
@@ -134,12 +146,12 @@ def input_changed(uri: str, gone: bool) -> InputError:
 
 def read_many(storage: Storage, uris: Iterable[str]) -> Iterator[bytes]:
     """The contents of the objects, in order. Several are read at a time, because a remote store has a high latency."""
-    pool = ThreadPoolExecutor(_THREADS)
+    pool = ThreadPoolExecutor(REQUESTS_AT_ONCE)
     waiting: deque[Future[bytes]] = deque()
     try:
         for uri in uris:
             waiting.append(pool.submit(storage.read, uri))
-            if len(waiting) >= _AHEAD:
+            if len(waiting) >= REQUESTS_AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -149,7 +161,7 @@ def read_many(storage: Storage, uris: Iterable[str]) -> Iterator[bytes]:
 
 def delete_many(storage: Storage, uris: Iterable[str]) -> None:
     """Delete the objects, several at a time."""
-    pool = ThreadPoolExecutor(_THREADS)
+    pool = ThreadPoolExecutor(REQUESTS_AT_ONCE)
     try:
         for _ in pool.map(storage.delete, uris):
             pass

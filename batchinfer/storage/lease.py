@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from batchinfer.errors import OutputBusy, StorageError
+from batchinfer.errors import StorageError
 from batchinfer.events import tell
-from batchinfer.storage.base import foreign_lock
+from batchinfer.storage.base import foreign_lock, locked_output
 
 RENEWALS_A_LEASE = 4
 LEAVE_SECONDS = 10.0
@@ -107,10 +107,7 @@ class Lease:
                             tell("lease taken", uri=self._uri, holder=named)
                         return tag
                 elif alive or (first is not None and first.tag != seen.tag):
-                    raise OutputBusy(
-                        f"another batchinfer is writing to this output (process {named})",
-                        "wait for it to end, or stop it; then run the same command again",
-                    )
+                    raise locked_output(named)
                 elif not told:
                     told = True
                     tell("lock waited for", uri=self._uri, holder=named, seconds=round(self._seconds - seen.age))

@@ -16,13 +16,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
-from batchinfer.errors import InputError, OutputBusy, OutputError, StorageError
+from batchinfer.errors import InputError, OutputError, StorageError
 from batchinfer.storage.base import (
     Entry,
     fixed_temporary_name,
     foreign_lock,
     input_changed,
     is_temporary,
+    locked_output,
     temporary_name,
 )
 
@@ -241,10 +242,7 @@ class LocalStorage:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 holder = os.pread(handle, 100, 0).decode(errors="replace").strip()
-                raise OutputBusy(
-                    f"another batchinfer is writing to this output (process {holder})",
-                    "wait for it to end, or stop it; then run the same command again",
-                ) from None
+                raise locked_output(holder) from None
             # Write before truncating: the file is then never empty, even if the process is killed.
             os.pwrite(handle, me, 0)
             os.ftruncate(handle, len(me))

@@ -24,7 +24,7 @@ from botocore.parsers import ResponseParserError
 from batchinfer.errors import StorageError, StoreRefused
 from batchinfer.events import tell
 from batchinfer.jobspec import StoreSpec
-from batchinfer.storage.base import NAMES_AT_LEAST, Entry, input_changed, is_temporary, join
+from batchinfer.storage.base import NAMES_AT_LEAST, REQUESTS_AT_ONCE, Entry, input_changed, is_temporary, join
 from batchinfer.storage.lease import Lease, Seen
 from batchinfer.storage.pace import code_of, status_of
 from batchinfer.storage.ranged import RangedReader
@@ -45,7 +45,6 @@ KEYS_A_PAGE = 1000
 TOKEN = "batchinfer-write"
 CONFLICT_ATTEMPTS = 10
 
-_THREADS = 16
 _MODIFIED = "modified-"
 """The beginning of a tag made of time and size, for a store without ETags."""
 
@@ -124,7 +123,7 @@ class S3Storage:
         found = [entry for entry in listed if _names_a_file(entry["Key"])]
         # A store that lists no tags may return one for the object: `list` and `stat` must return the same tag.
         untagged = [f"s3://{bucket}/{entry['Key']}" for entry in found if not entry.get("ETag")]
-        with ThreadPoolExecutor(_THREADS) as pool:
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
             looked_up = dict(zip(untagged, pool.map(self.stat, untagged), strict=True))
         for entry in found:
             uri = f"s3://{bucket}/{entry['Key']}"

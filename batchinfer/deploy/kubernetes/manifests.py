@@ -14,8 +14,8 @@ from typing import Any
 
 from batchinfer import __version__
 from batchinfer.deploy.kubernetes.kuberay_cron import firings
-from batchinfer.deploy.kubernetes.options import Options
-from batchinfer.deploy.kubernetes.pods import SPEC_FOLDER, gpus_of_a_pod, head, submitter, worker
+from batchinfer.deploy.kubernetes.options import SPEC_FOLDER, Options
+from batchinfer.deploy.kubernetes.pods import gpus_of_a_pod, head, submitter, worker
 from batchinfer.errors import ResourceError, SpecError
 from batchinfer.jobspec import JobSpec, to_yaml
 from batchinfer.planner import Plan

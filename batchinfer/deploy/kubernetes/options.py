@@ -12,6 +12,10 @@ from batchinfer.errors import UserError
 
 Nodes = Literal["gpu-operator", "gke", "eks"]
 
+SPEC_FOLDER = "/etc/batchinfer"
+HOME = "/home/ray"
+"""Of the user in the image; models are kept below it."""
+
 _LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
 _DNS_LABEL = re.compile(_LABEL)
 _DNS_SUBDOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
@@ -37,7 +41,7 @@ RESERVED_LABELS = (
 
 _RESERVED_PREFIXES = ("ray.io/", "batchinfer/")
 
-TAKEN_FOLDERS = ("/etc/batchinfer", "/home/ray", "/dev", "/proc", "/sys", "/etc", "/usr", "/bin", "/lib", "/sbin")
+TAKEN_FOLDERS = (SPEC_FOLDER, HOME, "/dev", "/proc", "/sys", "/etc", "/usr", "/bin", "/lib", "/sbin")
 """Folders that the pods need: the spec, downloaded models, shared memory, the image's programs. A volume there would
 hide them."""
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from batchinfer.catalog import accelerators, node_labels
-from batchinfer.deploy.kubernetes.options import Options
+from batchinfer.catalog import GIB, accelerators, node_labels
+from batchinfer.deploy.kubernetes.options import HOME, SPEC_FOLDER, Options
 from batchinfer.errors import ResourceError
 from batchinfer.planner import Plan
 
-GIB = 2**30
-
-SPEC_FOLDER = "/etc/batchinfer"
-CACHE_FOLDER = "/home/ray/.cache"
+CACHE_FOLDER = f"{HOME}/.cache"
 USER = 1000
 
 CPUS_OF_A_GPU = 3

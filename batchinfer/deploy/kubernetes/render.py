@@ -10,14 +10,15 @@ from typing import Any
 
 import yaml
 
+from batchinfer.catalog import GIB
 from batchinfer.deploy.kubernetes.manifests import manifests, require_gpus_named
 from batchinfer.deploy.kubernetes.options import Options
-from batchinfer.deploy.kubernetes.pods import CPU_WORKER_GIB, GIB
+from batchinfer.deploy.kubernetes.pods import CPU_WORKER_GIB
 from batchinfer.errors import SpecError
 from batchinfer.execution.checks import check, require_model
-from batchinfer.execution.plan_job import plan_job
+from batchinfer.execution.plan_job import plan_job, plan_of
 from batchinfer.jobspec import JobSpec
-from batchinfer.planner import Plan, assumed_cluster, make_plan
+from batchinfer.planner import Plan, assumed_cluster
 
 
 def render_job(spec: JobSpec, options: Options, sample: bool = True) -> list[dict[str, Any]]:
@@ -35,10 +36,7 @@ def _planned(spec: JobSpec, sample: bool) -> Plan:
     cluster = assumed_cluster(spec, CPU_WORKER_GIB * GIB)
     if sample:
         return plan_job(check(spec, uuid.uuid4().hex, access=False), cluster)
-    facts = require_model(spec, access=False)
-    return make_plan(
-        spec, cluster, facts.name, shape=facts.shape, entry=facts.entry, checkpoint_quantization=facts.quantization
-    )
+    return plan_of(spec, cluster, require_model(spec, access=False))
 
 
 def require_reachable(spec: JobSpec, options: Options) -> None:

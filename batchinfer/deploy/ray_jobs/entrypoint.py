@@ -14,7 +14,9 @@ import subprocess
 import sys
 import time
 
-FINAL = (2, 3, 4)
+from batchinfer.errors import Stopped, TooManyFailedRows, UserError
+
+FINAL = (UserError.exit_code, TooManyFailedRows.exit_code, Stopped.exit_code)
 """Exit codes that a second cluster would repeat: a user's mistake, too many failed rows, a stop or a spent budget."""
 
 STOP_SECONDS = 60.0

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from batchinfer.errors import Stopped, TooManyFailedRows, UserError
 from batchinfer.execution.checks import shaping
 from batchinfer.jobspec import SCRIPTED, JobSpec
 
@@ -25,9 +26,9 @@ OURS = "batchinfer_version"
 _OUTPUT, _NAME, _LABEL = "batchinfer_output", "batchinfer_job", "label."
 
 _MEANINGS = {
-    2: "the spec, the input or the call is wrong: nothing was started",
-    3: "ended, with more failed rows than limits.max_error_rate",
-    4: "stopped by a signal or a budget: submit it again to go on",
+    UserError.exit_code: "the spec, the input or the call is wrong: nothing was started",
+    TooManyFailedRows.exit_code: "ended, with more failed rows than limits.max_error_rate",
+    Stopped.exit_code: "stopped by a signal or a budget: submit it again to go on",
 }
 
 
@@ -77,7 +78,7 @@ def submitted_job(
 ) -> SubmittedJob:
     """The job from Ray's values. A run that a budget or a signal stopped is stopped, not failed."""
     known = metadata or {}
-    state = "stopped" if exit_code == 4 else status.lower()
+    state = "stopped" if exit_code == Stopped.exit_code else status.lower()
     said = _MEANINGS.get(exit_code or 0) or (message or "").splitlines()[:1] or ""
     return SubmittedJob(
         id=job_id,

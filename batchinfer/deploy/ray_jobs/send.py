@@ -14,7 +14,15 @@ import batchinfer
 from batchinfer.deploy.ray_jobs import start
 from batchinfer.deploy.ray_jobs.client import JobClient
 from batchinfer.deploy.ray_jobs.jobs import attempt_id, attempts, local_places, metadata_of, run_name, told_error
-from batchinfer.errors import BatchinferError, ClusterError, StorageError, StoreRefused, UserError
+from batchinfer.errors import (
+    BatchinferError,
+    ClusterError,
+    Stopped,
+    StorageError,
+    StoreRefused,
+    TooManyFailedRows,
+    UserError,
+)
 from batchinfer.execution.checks import absolute, check
 from batchinfer.execution.plan_job import plan_job
 from batchinfer.execution.progress import Listener
@@ -26,7 +34,7 @@ CONFIRM_SECONDS = 60.0
 """Seconds to wait until a submitted job has printed its version: it starts within seconds, unless the cluster has no
 free node. After them `submit` returns the job's state without that proof."""
 
-RAN = (0, 3, 4)
+RAN = (0, TooManyFailedRows.exit_code, Stopped.exit_code)
 """Exit codes of a job that began its run, so that the submission succeeded."""
 
 DRAIN_SECONDS = 1800
@@ -142,7 +150,7 @@ def _confirmed(client: JobClient, job_id: str) -> str:
             return job.state
         if job.ended and job.state != "succeeded":
             message, remedy = told_error(client.logs(job_id)) or (job.message, "")
-            kind = ClusterError if job.exit_code == 2 else BatchinferError
+            kind = ClusterError if job.exit_code == UserError.exit_code else BatchinferError
             raise kind(f"{job_id}: {message}", remedy or f"`batchinfer logs {job_id}` says more")
         if job.ended or time.monotonic() > deadline:
             return job.state
