@@ -19,7 +19,8 @@ class Inspected:
     """What one file holds: its row groups, the schema of the columns that are needed, the names of all.
 
     `int96`, `legacy` and `doubtful`: see `parquet_footer.Footer`. `held`: columns that were read at once. `integers`:
-    whether a column of JSON numbers has one beyond 2^53, and one below 0.
+    whether a column of JSON numbers has one beyond 2^53, and one below 0. `bad_rows`: how many rows cannot be read and
+    are set aside (under BAD_ROW), and how many of these lack each column.
     """
 
     file: InputFile
@@ -30,6 +31,7 @@ class Inspected:
     doubtful: tuple[str, ...] = ()
     held: Mapping[str, pa.Array] = field(default_factory=dict)
     integers: Mapping[str, tuple[bool, bool]] = field(default_factory=dict)
+    bad_rows: Mapping[str, int] = field(default_factory=dict)
 
 
 class Rows(Protocol):
