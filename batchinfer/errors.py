@@ -124,6 +124,7 @@ class RowError:
 
 
 ROW_ERROR_CODES = {
+    "input_invalid": "the row cannot be read, and input.on_bad_row says to set it aside",
     "prompt_empty": "the prompt is null or has no text",
     "prompt_invalid": "the messages column does not hold a list of {role, content}, or a value is no text",
     "prompt_too_long": "the prompt does not leave room for one output token in the context",
@@ -133,5 +134,7 @@ ROW_ERROR_CODES = {
     "engine_killed": "the engine died each time it ran this row alone",
 }
 
-REJECTED_CODES = frozenset({"prompt_empty", "prompt_invalid", "prompt_too_long", "template_error", "engine_rejected"})
-"""The codes of rows that the engine never ran. Speeds and costs per token do not count the tokens of such rows."""
+REJECTED_CODES = frozenset(
+    {"input_invalid", "prompt_empty", "prompt_invalid", "prompt_too_long", "template_error", "engine_rejected"}
+)
+"""The codes of rows that the engine never ran: their tokens are no work, and count in no speed and no cost a token."""

@@ -17,6 +17,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -146,9 +147,12 @@ def handled(action: Action) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def cleaning(clean_up: Callable[[], None]) -> Iterator[None]:
-    """A context in which a command that leaves calls `clean_up` first. The last one registered is called first."""
-    _state.clean_ups.append(clean_up)
+def cleaning(clean_up: Callable[[], None], after_others: bool = False) -> Iterator[None]:
+    """While it lasts, a command that leaves calls `clean_up` before; the last one registered is called first.
+
+    `after_others`: it is called after all others, as the release of a lock, after which nothing may be written.
+    """
+    _state.clean_ups.insert(0 if after_others else len(_state.clean_ups), clean_up)
     try:
         yield
     finally:
@@ -174,6 +178,13 @@ def speak_to(stderr: int) -> int:
 def pending() -> bool:
     """Whether a signal has come."""
     return _state.count > 0
+
+
+def let_leave() -> None:
+    """Wait for the end of the process if `leave` is ending it: what fails meanwhile, fails because of that."""
+    if _state.leaving.locked():
+        # More than `leave` needs, so that the code and the one line are its own.
+        time.sleep(2 * CLEAN_SECONDS)
 
 
 def leave_after(seconds: float, line: str) -> None:

@@ -94,6 +94,7 @@ def main() -> None:
             # Ray's own handler of SIGTERM may have raised this; the thread of `signals` is about to end the process.
             time.sleep(signals.CLEAN_SECONDS)
         code = ending.code if isinstance(ending, SystemExit) else signals.STOPPED
+    signals.let_leave()
     signals.ignore()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -104,6 +105,7 @@ def _exit_code() -> int:
     try:
         app()
     except BatchinferError as error:
+        signals.let_leave()
         print(f"error: {error.message}", file=sys.stderr)
         if error.remedy:
             print(f"  -> {error.remedy}", file=sys.stderr)

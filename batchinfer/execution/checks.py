@@ -180,7 +180,7 @@ def shaping(spec: JobSpec) -> dict[str, Any]:
     for key in _FREE_KEYS:
         values.pop(key)
     # These keys say which files are read, and a resume reads the files of the manifest.
-    for key in ("incremental", "ignore", "on_bad_file"):
+    for key in ("incremental", "ignore", "on_bad_file", "on_bad_row"):
         values["input"].pop(key)
     if not values["input"]["cast"]:
         # Runs of earlier versions do not have the key.

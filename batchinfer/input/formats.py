@@ -18,8 +18,9 @@ from batchinfer.input.manifest import InputFile, Segment
 class Inspected:
     """What one file holds: its row groups, the schema of the needed columns, the names of all columns.
 
-    `int96`, `legacy` and `doubtful`: see `parquet_footer.Footer`. `held`: columns that were read with the footer.
-    `integers`: for a JSON column, whether an integer is beyond 2^53, and whether one is negative.
+    `int96`, `legacy` and `doubtful`: see `parquet_footer.Footer`. `held`: columns that were read at once. `integers`:
+    whether a column of JSON numbers has one beyond 2^53, and one below 0. `bad_rows`: how many rows cannot be read and
+    are set aside (under BAD_ROW), and how many of these lack each column.
     """
 
     file: InputFile
@@ -30,6 +31,7 @@ class Inspected:
     doubtful: tuple[str, ...] = ()
     held: Mapping[str, pa.Array] = field(default_factory=dict)
     integers: Mapping[str, tuple[bool, bool]] = field(default_factory=dict)
+    bad_rows: Mapping[str, int] = field(default_factory=dict)
 
 
 class Rows(Protocol):

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.errors import InputError
+from batchinfer.input.bad_rows import BAD_ROW
 from batchinfer.input.column_types import CASTS, JSON, PARSED, Misfit, common, may_lose
 from batchinfer.input.files import find_input, partition_schema, partition_values
 from batchinfer.input.formats import Inspected, first_line, fit
@@ -61,6 +62,8 @@ def build_manifest(
         if given.id_column is not None:
             _require_unique_ids(spec, with_rows, whole, partitions, pool)
         groups = None if given.group_by is None else _groups(spec, with_rows, whole, partitions, pool)
+    if any(one.bad_rows for one in found):
+        whole = whole.append(pa.field(BAD_ROW, pa.string()))
     files = [one.file for one in found]
     if choose is not None:
         empty = {file.entry.uri: file.entry.tag for file in files if not file.rows}
@@ -89,7 +92,7 @@ def _inspect(
 
     def look(entry: Entry) -> Inspected | InputError:
         try:
-            return inspect_jsonl(entry, columns, _casts(spec), spec.storage)
+            return inspect_jsonl(entry, columns, _casts(spec), spec.storage, _sets_aside(spec))
         except InputError as error:
             return error
 
@@ -154,6 +157,10 @@ def _only_in_paths(spec: JobSpec, partitions: pa.Schema, found: Sequence[Inspect
 
 def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind))
+
+
+def _sets_aside(spec: JobSpec) -> bool:
+    return spec.input.on_bad_row == "set_aside"
 
 
 def _casts(spec: JobSpec) -> dict[str, pa.DataType]:
@@ -316,7 +323,8 @@ def _require_unique_ids(
                 "write the column in every file, or leave input.id_column out: rows are then numbered",
             )
     require_id_kind(column, whole.field(column).type)
-    require_unique(column, lambda: _values(spec, found, whole.field(column), partitions, pool))
+    nulls = {one.file.entry.uri: one.bad_rows.get(column, 0) for one in found}
+    require_unique(column, lambda: _values(spec, found, whole.field(column), partitions, pool), nulls)
 
 
 def _groups(
@@ -339,7 +347,7 @@ def _values(
         elif field.name in one.names and spec.input.format == "parquet":
             stored = parquet_column(one.file.entry, field.name, spec.storage)
         elif field.name in one.names:
-            stored = jsonl_column(one.file.entry, field, spec.storage)
+            stored = jsonl_column(one.file.entry, field, spec.storage, _sets_aside(spec))
         elif field.name in partitions.names:
             value = pa.scalar(partition_values(spec.input.uri, uri)[field.name], pa.string())
             stored = [pa.repeat(value, one.file.rows)]

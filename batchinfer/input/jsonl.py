@@ -8,12 +8,14 @@ import io
 import itertools
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
 from batchinfer.errors import InputError
+from batchinfer.input.bad_rows import BAD_ROW, BadRow
 from batchinfer.input.column_types import JSON, PARSED, Misfit, common, fitted
 from batchinfer.input.formats import Inspected, first_line, reading
 from batchinfer.input.manifest import InputFile, RowGroup, Segment
@@ -45,15 +47,25 @@ _OTHER_FILES = (
 """Files that are not JSON lines: their first bytes, their format, and the remedy."""
 
 
-def inspect_jsonl(entry: Entry, columns: Sequence[str], casts: Mapping[str, pa.DataType], stores: Stores) -> Inspected:
-    """The file's stretches of lines, the types of `columns`, and every key seen; raises InputError."""
+def inspect_jsonl(
+    entry: Entry,
+    columns: Sequence[str],
+    casts: Mapping[str, pa.DataType],
+    stores: Stores,
+    set_aside: bool = False,
+) -> Inspected:
+    """The file's stretches of lines, the types of `columns`, and every key seen; raises InputError.
+
+    `set_aside`: rows that cannot be read are counted, by the columns that they lack, instead of refused.
+    """
     groups: list[RowGroup] = []
     found = {name: _Column(name, casts.get(name)) for name in columns}
     keys: set[str] = set()
+    lacking: Counter[str] = Counter()
     whole_rows = whole_size = 0
     with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as file:
         packed = _packing(file) is not None
-        for offset, size, numbers, rows in _line_groups(file, entry.uri):
+        for offset, size, numbers, rows in _line_groups(file, entry.uri, set_aside):
             if packed:
                 whole_rows, whole_size = whole_rows + len(rows), whole_size + size
             else:
@@ -61,21 +73,65 @@ def inspect_jsonl(entry: Entry, columns: Sequence[str], casts: Mapping[str, pa.D
             for row in rows:
                 keys.update(row)
             for name, column in found.items():
-                column.add([row.get(name) for row in rows], numbers, entry.uri)
+                if set_aside:
+                    column.add_most(rows, numbers, entry.uri)
+                else:
+                    column.add([row.get(name) for row in rows], numbers, entry.uri)
+            for row in rows:
+                if isinstance(row, BadRow):
+                    lacking.update(name for name in (BAD_ROW, *columns) if row.get(name) is None)
     if whole_rows:
         # Compressed bytes can only be read from the beginning, so the whole file is one row group for one reader.
         groups = [RowGroup(whole_rows, whole_size)]
     schema = pa.schema([column.field(entry.uri) for column in found.values()])
     integers = {name: (column.big, column.negative) for name, column in found.items()}
-    return Inspected(InputFile(entry, tuple(groups)), schema, frozenset(keys), integers=integers)
+    return Inspected(InputFile(entry, tuple(groups)), schema, frozenset(keys), integers=integers, bad_rows=lacking)
 
 
-def jsonl_column(entry: Entry, field: pa.Field, stores: Stores) -> Iterator[pa.Array]:
-    """One column of a file in the type of `field`, one array for each stretch of lines. Raises InputError."""
+def jsonl_column(entry: Entry, field: pa.Field, stores: Stores, set_aside: bool = False) -> Iterator[pa.Array]:
+    """One column of a file in the type of `field`, a stretch of lines at a time.
+
+    `set_aside`: a value that cannot be read is null.
+    """
     with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as file:
-        for _, _, _, rows in _line_groups(file, entry.uri):
+        for _, _, _, rows in _line_groups(file, entry.uri, set_aside):
             with reading(entry.uri):
-                yield values_as([row.get(field.name) for row in rows], field.type)
+                yield _column(rows, field, set_aside)
+
+
+def _column(rows: list[dict[str, Any]], field: pa.Field, set_aside: bool) -> pa.Array:
+    """The values of a column; with `set_aside` a row whose value does not fit becomes a BadRow without it."""
+    values = [row.get(field.name) for row in rows]
+    try:
+        return values_as(values, field.type)
+    except (pa.ArrowException, OverflowError, TypeError, UnicodeError):
+        if not set_aside:
+            raise
+    for place, value in enumerate(values):
+        problem = _problem(value, field.type)
+        if problem is not None:
+            rows[place] = BadRow.of(rows[place], field.name, problem)
+    return values_as([row.get(field.name) for row in rows], field.type)
+
+
+_TOO_BIG = "has more than 64 bits"
+
+
+def _problem(value: Any, kind: pa.DataType | None) -> str | None:
+    """Why the value cannot be read as `kind`, or as any type (None); None if it can."""
+    if value is None:
+        return None
+    try:
+        json_text(value).encode()
+        if kind is not None:
+            values_as([value], kind)
+    except UnicodeError:
+        return "holds half of a surrogate pair, which is no character"
+    except OverflowError:
+        return _TOO_BIG
+    except (pa.ArrowException, TypeError) as error:
+        return f"does not fit {kind}: {first_line(error)[:200]}"
+    return _TOO_BIG if kind is None and type(value) is int and not -(2**63) <= value < 2**64 else None
 
 
 def values_as(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
@@ -126,6 +182,20 @@ class _Column:
             self._kind = self._with(values)
         except (pa.ArrowException, OverflowError, UnicodeError, Misfit, TypeError) as error:
             raise self._misfit(values, numbers, uri, error) from None
+
+    def add_most(self, rows: list[dict[str, Any]], numbers: Sequence[int], uri: str) -> None:
+        """As `add`, but a row whose value no type holds, or not the one of `input.cast`, becomes a BadRow."""
+        before = self.big, self.negative
+        try:
+            self.add([row.get(self._name) for row in rows], numbers, uri)
+            return
+        except InputError:
+            self.big, self.negative = before
+        for place, row in enumerate(rows):
+            problem = _problem(row.get(self._name), self._cast)
+            if problem is not None:
+                rows[place] = BadRow.of(row, self._name, problem)
+        self.add([row.get(self._name) for row in rows], numbers, uri)
 
     def _with(self, values: list[Any]) -> pa.DataType:
         kinds = set(map(type, values))
@@ -195,7 +265,7 @@ class _Column:
             except (pa.ArrowException, OverflowError, Misfit, TypeError) as why:
                 told = f"does not fit the type {self._cast or before} of the lines before"
                 if isinstance(why, OverflowError) or (isinstance(value, int) and not -(2**63) <= value < 2**64):
-                    told = "has more than 64 bits"
+                    told = _TOO_BIG
                 elif self._cast is not None:
                     told = f"is not of the type that input.cast names: {first_line(why)}"
                 return InputError(
@@ -261,8 +331,13 @@ def _unpacking(uri: str) -> Iterator[None]:
         ) from None
 
 
-def _line_groups(file: BinaryIO, uri: str) -> Iterator[tuple[int, int, list[int], list[dict[str, Any]]]]:
-    """(offset, bytes, line numbers, rows) of each stretch of lines, in unpacked bytes. Blank lines are no rows."""
+def _line_groups(
+    file: BinaryIO, uri: str, set_aside: bool = False
+) -> Iterator[tuple[int, int, list[int], list[dict[str, Any]]]]:
+    """(offset, bytes, line numbers, rows) of each stretch of lines. Blank lines are no rows.
+
+    `set_aside`: a line that is no JSON object is a BadRow, unless the first line shows that the whole file is another.
+    """
     offset = at = 0
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
@@ -270,13 +345,23 @@ def _line_groups(file: BinaryIO, uri: str) -> Iterator[tuple[int, int, list[int]
         for number, line in enumerate(_unpacked(file), start=1):
             at += len(line)
             if line.strip():
-                rows.append(_parse(line, uri, number))
+                rows.append(_parsed(line, uri, number, set_aside))
                 numbers.append(number)
                 if len(rows) == LINES_PER_GROUP or at - offset > _GROUP_BYTES:
                     yield offset, at - offset, numbers, rows
                     offset, rows, numbers = at, [], []
         if rows:
             yield offset, at - offset, numbers, rows
+
+
+def _parsed(line: bytes, uri: str, number: int, set_aside: bool) -> dict[str, Any]:
+    try:
+        return _parse(line, uri, number)
+    except InputError as error:
+        another = number == 1 and (not line.lstrip().startswith(b'{"') or b"\r" in line.strip())
+        if another or not set_aside:
+            raise
+        return BadRow(error.message.removeprefix(f"{uri}:{number}: "))
 
 
 def _parse(line: bytes, uri: str, number: int | None) -> dict[str, Any]:
@@ -292,6 +377,15 @@ def _parse(line: bytes, uri: str, number: int | None) -> dict[str, Any]:
             remedy = "the file is an array of JSON: write an object a line, as jq -c '.[]' does"
         raise InputError(f"{place}: a line is a JSON object, not {type(row).__name__}", remedy)
     return row
+
+
+def _row(line: bytes, uri: str, set_aside: bool) -> dict[str, Any]:
+    try:
+        return _parse(line, uri, None)
+    except InputError as error:
+        if not set_aside:
+            raise
+        return BadRow(error.message.removeprefix(f"{uri}: "))
 
 
 def _diagnosis(line: bytes, number: int | None, error: Exception) -> tuple[str | None, str]:
@@ -342,12 +436,21 @@ class JsonlRows:
 
     def take(self, segment: Segment) -> pa.Table:
         kept = self._next_lines(segment) if self._packed else self._lines_between(segment)
-        rows = [_parse(line, self._uri, None) for line in kept]
+        set_aside = BAD_ROW in self._schema.names
+        rows = [_row(line, self._uri, set_aside) for line in kept]
         with reading(self._uri):
             if len(rows) != segment.rows:
                 raise StopIteration
-            columns = [values_as([row.get(field.name) for row in rows], field.type) for field in self._schema]
-            return pa.Table.from_arrays(columns, schema=self._schema)
+            columns = {field.name: _column(rows, field, set_aside) for field in self._schema if field.name != BAD_ROW}
+            if set_aside:
+                columns[BAD_ROW] = pa.array(
+                    [
+                        f"row {place} of {self._uri}: {row.problem}" if isinstance(row, BadRow) else None
+                        for place, row in enumerate(rows, start=segment.start)
+                    ],
+                    pa.string(),
+                )
+            return pa.Table.from_arrays([columns[name] for name in self._schema.names], schema=self._schema)
 
     def _lines_between(self, segment: Segment) -> list[bytes]:
         self._stream.seek(segment.offset)

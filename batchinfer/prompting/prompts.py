@@ -12,6 +12,7 @@ import pyarrow as pa
 from jinja2.exceptions import SecurityError
 
 from batchinfer.errors import RowError, SpecError
+from batchinfer.input.bad_rows import BAD_ROW
 from batchinfer.input.column_types import PARSED
 from batchinfer.jobspec import JobSpec, PromptSpec
 from batchinfer.jobspec.templates import Map, compile_template, printed
@@ -87,7 +88,15 @@ class PromptMaker:
         self._template = None if prompt.template is None else compile_template(prompt.template)
 
     def prompts(self, rows: pa.Table) -> list[Prompt | RowError]:
-        """For each row its prompt, or the error of that row."""
+        """One prompt, or the reason why there is none, for each of the rows."""
+        made = self._made(rows)
+        if BAD_ROW in rows.column_names:
+            for place, problem in enumerate(rows.column(BAD_ROW).to_pylist()):
+                if problem is not None:
+                    made[place] = RowError("input_invalid", _told(problem))
+        return made
+
+    def _made(self, rows: pa.Table) -> list[Prompt | RowError]:
         if self._template is None:
             one = self._from_messages if self._chat else self._from_text
             values = column_values(rows, self._columns[0])

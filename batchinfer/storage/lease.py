@@ -14,12 +14,16 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from batchinfer.errors import StorageError
+from batchinfer import signals
+from batchinfer.errors import OutputBusy, StorageError
 from batchinfer.events import tell
 from batchinfer.storage.base import foreign_lock, locked_output
 
 RENEWALS_A_LEASE = 4
 LEAVE_SECONDS = 10.0
+SIGNALLED_SECONDS = 3.0
+"""Seconds that a command which a signal ends waits for a renewal in flight. All clean-ups have 15 together; with more,
+a store that hangs would leave none for the processes of a local cluster."""
 
 WAITED_LEASES = 3.0
 WAITED_SECONDS_MORE = 30.0
@@ -71,12 +75,14 @@ class Lease:
         self._taken = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._at_a_signal = contextlib.ExitStack()
 
     def __enter__(self) -> Lease:
         self._tag = self._take()
         self._renewed_at = time.monotonic()
         _HELD.add(self._lease)
         self._thread.start()
+        self._at_a_signal.enter_context(signals.cleaning(lambda: self._release(SIGNALLED_SECONDS), after_others=True))
         return self
 
     def _take(self) -> str:
@@ -172,12 +178,23 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._at_a_signal.close()
         _HELD.discard(self._lease)
+        if kind is not None and issubclass(kind, StorageError):
+            self._stop.set()
+            self._thread.join(LEAVE_SECONDS)
+        else:
+            self._release(LEAVE_SECONDS)
+
+    def _release(self, seconds: float) -> None:
+        """Let the next holder in at once.
+
+        A store that fails, or hangs in a renewal, would only hold the end of the run up. Nothing is lost without a
+        release: the lease ends by itself, and on this machine its holder is seen to be gone.
+        """
         self._stop.set()
-        self._thread.join(LEAVE_SECONDS)
-        # No release if the store fails or hangs, which would delay the end of the run. The lease then ends by itself,
-        # and processes on this machine see that its holder is gone.
-        if self._taken or self._thread.is_alive() or (kind is not None and issubclass(kind, StorageError)):
+        self._thread.join(seconds)
+        if self._taken or self._thread.is_alive():
             return
         with contextlib.suppress(StorageError):
             self._replace(self._content(released=True), self._tag)
