@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -12,8 +11,6 @@ import time
 from pathlib import Path
 
 import boto3
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from ceph_gateway import CephGateway, missing_programs
 
@@ -91,7 +88,7 @@ def test_a_run_goes_through_an_outage_of_the_gateway_and_nothing_is_lost(ceph, o
     time.sleep(OUTAGE_SECONDS)
     assert running.poll() is None, running.communicate()
     ceph.mend()
-    out, err = running.communicate(timeout=300)
+    _, err = running.communicate(timeout=300)
     assert running.returncode == 0, err
     assert "store retried" in err
     assert_whole(owner, output)
@@ -124,7 +121,10 @@ def allow(ceph, principal: str, bucket: str, folder: str, actions: set[str]) -> 
     rule = {"Effect": "Allow", "Principal": {"AWS": [principal]}}
     inside = {"StringLike": {"s3:prefix": [f"{folder}/*", folder]}}
     statements = [
-        *([{**rule, "Action": sorted(listing), "Resource": [f"arn:aws:s3:::{bucket}"], "Condition": inside}] * bool(listing)),
+        *(
+            [{**rule, "Action": sorted(listing), "Resource": [f"arn:aws:s3:::{bucket}"], "Condition": inside}]
+            * bool(listing)
+        ),
         *([{**rule, "Action": sorted(others), "Resource": [f"arn:aws:s3:::{bucket}/{folder}/*"]}] * bool(others)),
     ]
     if statements:
