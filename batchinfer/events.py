@@ -110,6 +110,13 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
             "warning",
             "replica {replica_id} on {node} is lost: silent for {seconds} s, with shards {shards} in flight",
         ),
+        "journal not written": Event(
+            "The store did not take a replica's journal for `storage.*.retry_seconds`; shards in flight go on and the "
+            "replica tries again. If a shard is to begin meanwhile, the run ends with exit code 1.",
+            ("reason",),
+            "warning",
+            "replica {replica_id}: journal not written: {reason}",
+        ),
         "lock waited for": Event(
             "The lock of an output has a holder that may be dead.",
             ("uri", "holder", "seconds"),

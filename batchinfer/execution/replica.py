@@ -63,17 +63,17 @@ class Journal:
         self._in_flight: Counter[int] = Counter()
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._failure: StorageError | None = None
         self.write()
         self._thread = threading.Thread(target=self._beat, name="journal", daemon=True)
         self._thread.start()
 
     def _beat(self) -> None:
-        try:
-            while not self._stop.wait(JOURNAL_SECONDS):
+        while not self._stop.wait(JOURNAL_SECONDS):
+            try:
                 self.write()
-        except StorageError as error:
-            self._failure = error
+            except StorageError as error:
+                # The next record that is written has these seconds, too. Meanwhile no shard begins: `begin` raises.
+                events.tell("journal not written", reason=error.message)
 
     def ready(self) -> None:
         self._ready_at_us = self._meter.ready()
@@ -82,10 +82,8 @@ class Journal:
     def begin(self, shard_id: int) -> None:
         """Record that a shard is in flight: from now on a crash counts as an attempt at the shard.
 
-        Raises StorageError, also one that stopped the journal earlier, so that no seconds are lost silently.
+        Raises StorageError if the record cannot be written: a shard without one could be lost without its seconds.
         """
-        if self._failure is not None:
-            raise self._failure
         with self._lock:
             self._in_flight[shard_id] += 1
         self.write()

@@ -100,6 +100,8 @@ _LOOKS = 4 * FOOTERS_AT_ONCE
 def _unreadable(entry: Entry, error: InputError | BadFooter) -> InputError:
     if isinstance(error, InputError):
         return error
+    if error.remedy:
+        return InputError(f"{entry.uri}: {error}", error.remedy)
     return InputError(
         f"{entry.uri} is not a readable Parquet file: {error}",
         "it may be cut off or another format: write it again, move it away, or set input.on_bad_file: skip",

@@ -362,11 +362,13 @@ def _length(value: Any) -> int:
 
 def _with_text(name: str, value: Any) -> Any:
     """The value for the filters that make a text of it: `string`, `tojson` and `join`."""
+    if name == "tojson" and isinstance(value, jinja2.Undefined):
+        raise jinja2.UndefinedError("a value inside the row is null")
     if isinstance(value, str | jinja2.Undefined):
         return value
     if name == "string":
         return printed(value)
-    if name == "tojson" and isinstance(value, Map | list | dict):
+    if name == "tojson":
         with contextlib.suppress(TypeError):
             return _as_json(value)
     if name == "join" and isinstance(value, list | tuple):

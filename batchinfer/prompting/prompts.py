@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jinja2.exceptions import SecurityError
 
 from batchinfer.errors import RowError, SpecError
@@ -166,7 +167,7 @@ def column_values(rows: pa.Table, name: str) -> list[Any]:
     """The values of a column as prompts print them, and a RowError for each value that has no text.
 
     Bytes are read as UTF-8. Floats of 16 and 32 bits print with their shortest digits, such as 0.1. Bytes that are not
-    UTF-8 and dates after the year 9999 have no text.
+    UTF-8, dates after the year 9999 and the time 24:00 have no text.
     """
     column = rows.column(name)
     convert = _converter(column.type)
@@ -177,6 +178,8 @@ def column_values(rows: pa.Table, name: str) -> list[Any]:
     except Exception:
         # Arrow's exceptions depend on the column's type, from OverflowError to UnicodeDecodeError.
         values = [_python_value(value) for value in column]
+    if pa.types.is_time(column.type):
+        values = [_BEYOND_MIDNIGHT if late else value for late, value in zip(_late(column), values, strict=True)]
     if convert is None:
         return values
     return [value if value is None or isinstance(value, RowError) else _converted(convert, value) for value in values]
@@ -190,6 +193,17 @@ def _python_value(value: pa.Scalar) -> Any:
     except Exception as error:
         # Arrow's exceptions depend on the column's type; the error belongs to this row.
         return RowError("prompt_invalid", _told(f"the row holds a value that cannot be read: {error}"))
+
+
+_A_DAY = {"s": 86_400, "ms": 86_400 * 10**3, "us": 86_400 * 10**6, "ns": 86_400 * 10**9}
+_BEYOND_MIDNIGHT = RowError("prompt_invalid", "the row holds the time 24:00 or later, which is none of a day's")
+
+
+def _late(times: pa.ChunkedArray) -> list[bool | None]:
+    """Which times Arrow would give as those of the next day: Parquet may hold 24:00:00, and Python has 00:00:00."""
+    numbers = times.cast(pa.int32() if times.type.bit_width == 32 else pa.int64())
+    late: list[bool | None] = pc.greater_equal(numbers, _A_DAY[times.type.unit]).to_pylist()
+    return late
 
 
 _NOT_UTF8 = RowError("prompt_invalid", "the row holds text that is not UTF-8")
