@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 
 from batchinfer.errors import RowError
-from batchinfer.jobspec.templates import bounded_template
+from batchinfer.jobspec.sandbox import bounded_template
 from batchinfer.private_names import Release
 from batchinfer.prompting.prompts import Message
 

@@ -12,7 +12,7 @@ from batchinfer.engine import Completion
 from batchinfer.errors import REJECTED_CODES
 from batchinfer.execution.shard_block import Envelope
 from batchinfer.jobspec import EvaluateSpec, JobSpec
-from batchinfer.jobspec.templates import printed
+from batchinfer.jobspec.printed import printed
 from batchinfer.prompting.prompts import column_values
 
 

@@ -23,7 +23,7 @@ from batchinfer.input import read_shards
 from batchinfer.input.manifest import Manifest, Shard
 from batchinfer.input.shard_sizes import CHARACTERS_PER_TOKEN
 from batchinfer.jobspec import JobSpec
-from batchinfer.jobspec.templates import bounded_template
+from batchinfer.jobspec.sandbox import bounded_template
 from batchinfer.planner import Interval, PromptSample, Workload
 from batchinfer.prompting.answers import require_whole_choices
 from batchinfer.prompting.prompts import Prompt, PromptMaker

@@ -14,7 +14,8 @@ from jinja2.exceptions import SecurityError
 from batchinfer.errors import RowError, SpecError
 from batchinfer.input.column_types import PARSED
 from batchinfer.jobspec import JobSpec, PromptSpec
-from batchinfer.jobspec.templates import Map, compile_template, printed
+from batchinfer.jobspec.printed import Map, printed
+from batchinfer.jobspec.templates import compile_template
 
 Message = dict[str, Any]
 """A message of a chat: `role` and `content`, which are texts, and what else chat templates read (`MESSAGE_KEYS`)."""
