@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jinja2
 from jinja2 import meta, nodes
@@ -131,3 +131,8 @@ def compile_template(source: str) -> Template:
     except (RecursionError, SyntaxError, MemoryError):
         # Python compiles what Jinja2 makes of it, and has bounds of its own.
         raise ValueError("is nested too deeply for a Jinja2 template") from None
+
+
+def is_template(text: str | None) -> TypeGuard[str]:
+    """Whether a text that need not be a template is one."""
+    return text is not None and ("{{" in text or "{%" in text)
