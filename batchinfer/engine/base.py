@@ -29,6 +29,10 @@ class Completion:
     error: RowError | None = None
     logprobs: list[list[list[dict[str, Any]]]] | None = None
     embedding: npt.NDArray[np.float32] | None = None
+    truncated_tokens: int = 0
+    """By how many tokens the prompt was cut."""
+    seconds: float = 0.0
+    """How long the engine had the row."""
 
     @classmethod
     def failed(cls, error: RowError, input_tokens: int = 0) -> Completion:

@@ -50,12 +50,15 @@ class ScriptedEngine:
         while len(completions) < len(prompts):
             running = prompts[len(completions) : len(completions) + self._slots]
             begun(len(running))
+            began = time.monotonic()
             new = [self._complete(prompt) for prompt in running]
             if not self._lives_through(self._seconds(new, len(running) / len(prompts))):
                 missing = [None] * (len(prompts) - len(completions))
                 places = range(len(completions), len(completions) + len(running))
                 raise EngineDied("the engine's process is gone", [*completions, *missing], places)
             self.steps += 1
+            for completion in new:
+                completion.seconds = time.monotonic() - began
             completions += new
             finished(len(new))
         return completions

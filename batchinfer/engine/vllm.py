@@ -9,7 +9,7 @@ from typing import Any
 
 from batchinfer.engine import vllm_private
 from batchinfer.engine.base import Completion, EngineDied
-from batchinfer.engine.conversations import Conversations, Pieces
+from batchinfer.engine.conversations import EngineTokenizer, prompt_writer
 from batchinfer.engine.installed import not_importable
 from batchinfer.engine.pump import Pump, Request
 from batchinfer.errors import EngineError, RowError, SpecError, WrongRelease
@@ -20,6 +20,7 @@ from batchinfer.planner import Plan
 from batchinfer.planner.host import require_avx512
 from batchinfer.prompting.answers import require_whole_choices
 from batchinfer.prompting.prompts import Prompt
+from batchinfer.prompting.tokens import PromptTokens
 
 LINGER_SECONDS = 0.25
 """Seconds that an idle engine waits for further shards if rows share prefixes. Shorter misses shards that arrive
@@ -154,19 +155,21 @@ class VllmEngine:
         self._logprobs = spec.sampling.logprobs is not None
         self._tokenizer = engine.get_tokenizer()
         self._context: int = vllm_private.context_length(engine)
-        has_template = bool(getattr(self._tokenizer, "chat_template", None))
-        # An embedding is made of the plain text, unless the spec asks for the chat template.
-        self._chat = has_template and not self._embeds if spec.prompt.chat is None else spec.prompt.chat
-        if self._chat and not has_template:
+        has_template = bool(spec.prompt.chat_template or getattr(self._tokenizer, "chat_template", None))
+        # An embedding is of the text itself, unless the spec says otherwise.
+        chat = has_template and not self._embeds if spec.prompt.chat is None else spec.prompt.chat
+        if (chat or spec.prompt.needs_chat) and not has_template:
             raise EngineError(
                 f"{spec.model.source} has no chat template", "set prompt.chat: false, or take a chat model"
             )
         try:
             _require_accepted(spec, engine, self._params)
+            writer = prompt_writer(spec.prompt, self._tokenizer, chat)
+            # A chat template writes its own special tokens.
+            self._tokens = PromptTokens(spec, EngineTokenizer(self._tokenizer), writer, not chat, self._context)
         except SpecError:
             vllm_private.Core(engine).shutdown()
             raise
-        self._conversations = Conversations(self._tokenizer) if self._chat else None
         sharing = plan.workload is not None and plan.workload.shares_apart
         self._pump = Pump(engine, lora, LINGER_SECONDS if sharing else 0.0)
 
@@ -175,20 +178,24 @@ class VllmEngine:
     ) -> list[Completion]:
         completions: list[Completion | None] = [None] * len(prompts)
         requests, places = [], []
-        texts = [self._text(prompt) for prompt in prompts]
-        for i, (text, ids) in enumerate(zip(texts, self._token_ids(texts), strict=True)):
-            if isinstance(text, RowError):
-                completions[i] = Completion.failed(text)
-            elif len(ids) + (not self._embeds) > self._context:
+        made = self._tokens(prompts)
+        for i, prompt in enumerate(made):
+            if isinstance(prompt, RowError):
+                completions[i] = Completion.failed(prompt)
+            elif len(prompt.ids) + (not self._embeds) > self._context:
                 room = "fit into" if self._embeds else "leave room for an answer in"
-                message = f"{len(ids)} tokens do not {room} a context of {self._context}"
-                completions[i] = Completion.failed(RowError("prompt_too_long", message), len(ids))
+                message = f"{len(prompt.ids)} tokens do not {room} a context of {self._context}"
+                completions[i] = Completion.failed(RowError("prompt_too_long", message), len(prompt.ids))
             else:
-                requests.append(Request({"type": "token", "prompt_token_ids": ids}, self._params, "".join(text)))
+                ids = list(prompt.ids)
+                requests.append(Request({"type": "token", "prompt_token_ids": ids}, self._params, prompt.text))
                 places.append(i)
         batch = self._pump.run(requests, begun, finished)
-        for i, result in zip(places, batch.results, strict=True):
-            completions[i] = None if result is None else self._completion(result)
+        for i, result, seconds in zip(places, batch.results, batch.seconds, strict=True):
+            prompt = made[i]
+            if result is not None and not isinstance(prompt, RowError):
+                completions[i] = completion = self._completion(result)
+                completion.truncated_tokens, completion.seconds = prompt.truncated, seconds
         if None in completions:
             running = [places[i] for i in batch.running()]
             raise EngineDied(self._pump.death or "the engine gave no answer", completions, running)
@@ -197,22 +204,6 @@ class VllmEngine:
     @property
     def steps(self) -> int:
         return self._pump.steps
-
-    def _token_ids(self, texts: Sequence[Pieces | RowError]) -> list[list[int]]:
-        """The token ids of each prompt, empty for an error.
-
-        All prompts are tokenized in one call: a fast tokenizer then uses all cores and releases the GIL.
-        """
-        found: list[Pieces] = [() if isinstance(text, RowError) else text for text in texts]
-        pieces = [piece for text in found for piece in text]
-        # A chat template writes the special tokens itself.
-        ids = iter(self._tokenizer(pieces, add_special_tokens=not self._chat)["input_ids"] if pieces else [])
-        return [next(ids) if len(text) == 1 else [token for _ in text for token in next(ids)] for text in found]
-
-    def _text(self, prompt: Prompt) -> Pieces | RowError:
-        if self._conversations is None:
-            return (prompt.as_text(),)
-        return self._conversations.pieces(prompt.as_messages())
 
     def _completion(self, result: Any) -> Completion:
         if isinstance(result, Exception):

@@ -12,13 +12,13 @@ from typing import Any
 
 from batchinfer.catalog import engine_support, models
 from batchinfer.errors import InputError, ModelError, OutputError, SpecError, StoreRefused, UserError
-from batchinfer.execution.sample_prompts import require_room_for_choices
+from batchinfer.execution.sample_prompts import chat_template, require_room_for_choices
 from batchinfer.input import build_manifest, input_entries
 from batchinfer.input.files import fixed_part, is_glob
 from batchinfer.input.manifest import Fingerprint, Manifest, from_parquet
-from batchinfer.jobspec import JobSpec, ModelSpec, parse
+from batchinfer.jobspec import JobSpec, ModelSpec, PromptSpec
 from batchinfer.jobspec.cron import Tick
-from batchinfer.jobspec.schedule import current_time, resolve
+from batchinfer.jobspec.templates import is_template
 from batchinfer.model.checkpoint import require_adapter, require_draft, require_weights
 from batchinfer.model.download import is_remote
 from batchinfer.model.resolve import ModelFacts, model_facts, require_access
@@ -59,8 +59,31 @@ def absolute(spec: JobSpec) -> JobSpec:
             "model": _absolute_model(spec.model),
             "input": spec.input.model_copy(update={"uri": normal_uri(spec.input.uri)}),
             "output": spec.output.model_copy(update={"uri": normal_uri(spec.output.uri)}),
+            "prompt": _with_chat_template(spec.prompt),
         }
     )
+
+
+def _with_chat_template(prompt: PromptSpec) -> PromptSpec:
+    """The prompt with the text of its chat template, where the spec has the path of a file."""
+    path = prompt.chat_template
+    if path is None or is_template(path) or "\n" in path:
+        return prompt
+    try:
+        with open(local_path(path), encoding="utf-8") as file:
+            text = file.read()
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise SpecError(
+            f"prompt.chat_template: {path!r:.200} cannot be read: {reason}",
+            "give a Jinja2 template, or the path of a file with one, from where the command runs",
+        ) from None
+    if not is_template(text):
+        raise SpecError(
+            f"prompt.chat_template: the file {path!r:.200} holds no Jinja2 template",
+            "a chat template goes through `messages`, as in {% for message in messages %}",
+        )
+    return prompt.model_copy(update={"chat_template": text})
 
 
 def _absolute_model(model: ModelSpec) -> ModelSpec:
@@ -116,6 +139,8 @@ def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = N
     layout = Layout(spec.output.uri, spec.storage)
     require_own(layout, thorough=fresh)
     require_room_for_choices(spec, facts.folder)
+    # Compiles the spec's own template.
+    chat_template(facts.folder, spec.prompt)
     columns = needed_columns(spec)
     old = find_manifest(layout)
     committed = committed_shards(layout)
@@ -185,6 +210,10 @@ def shaping(spec: JobSpec) -> dict[str, Any]:
     if not values["input"]["cast"]:
         # Runs of earlier versions do not have the key.
         values["input"].pop("cast")
+    for key, default in (("too_long", "error"), ("allow_special_tokens", False)):
+        # As above: a key that is not set and one that is not there are the same.
+        if values["prompt"][key] == default:
+            values["prompt"].pop(key)
     values["engine"] = {key: values["engine"][key] for key in _SHAPING_ENGINE_KEYS}
     return values
 
@@ -326,8 +355,9 @@ def _require_model_folder(spec: JobSpec, path: str, names: Collection[str], read
     template = "chat_template.jinja" in names
     if "tokenizer_config.json" in names and not template:
         template = b'"chat_template"' in read("tokenizer_config.json")
-    if not template and (spec.prompt.chat or spec.prompt.messages_column is not None):
-        key = "prompt.messages_column" if spec.prompt.messages_column is not None else "prompt.chat"
+    key = spec.prompt.needs_chat or ("chat" if spec.prompt.chat else None)
+    if not template and key is not None and spec.prompt.chat_template is None:
+        key = f"prompt.{key}"
         raise ModelError(
             f"{key} needs a chat template, which {path} does not have", "use prompt.template or a chat model"
         )

@@ -195,7 +195,7 @@ class Replica:
             Completion.failed(prompt) if isinstance(prompt, RowError) else self._checked(next(answers))
             for prompt in prompts
         ]
-        results = result_table(self._job.spec, rows, envelope, completions)
+        results = result_table(self._job.spec, rows, envelope, completions, self._job.timed)
         record = self._record(envelope, rows, completions, results, started_at_us, outcome)
         return seal(results, envelope.model_copy(update={"record": record}))
 

@@ -4,6 +4,7 @@ from batchinfer.jobspec.job_keys import (
     AcceleratorName,
     EngineSpec,
     EvaluateSpec,
+    ExampleSpec,
     InputSpec,
     JobSpec,
     LimitsSpec,
@@ -14,6 +15,7 @@ from batchinfer.jobspec.job_keys import (
     SamplingSpec,
     ScriptedSpec,
     ShardsSpec,
+    TruncateSpec,
 )
 from batchinfer.jobspec.load import key_values, load, parse, to_yaml
 from batchinfer.jobspec.model_keys import SCRIPTED, LoraSpec, ModelSpec, SpeculativeSpec
@@ -25,6 +27,7 @@ __all__ = [
     "AcceleratorName",
     "EngineSpec",
     "EvaluateSpec",
+    "ExampleSpec",
     "IncrementalSpec",
     "InputSpec",
     "JobSpec",
@@ -41,6 +44,7 @@ __all__ = [
     "ShardsSpec",
     "SpeculativeSpec",
     "StoreSpec",
+    "TruncateSpec",
     "key_values",
     "load",
     "parse",

@@ -22,7 +22,7 @@ from batchinfer.jobspec.model_keys import SCRIPTED, ModelSpec
 from batchinfer.jobspec.regex import compile_regex
 from batchinfer.jobspec.schedule_keys import IncrementalSpec, PlaceWithVariables, ScheduleSpec
 from batchinfer.jobspec.store_keys import StoresSpec
-from batchinfer.jobspec.templates import compile_template
+from batchinfer.jobspec.templates import compile_template, is_template
 from batchinfer.jobspec.variables import has_variables
 
 AcceleratorName = Literal[
@@ -120,11 +120,33 @@ class InputSpec(Keys):
         return columns
 
 
+class ExampleSpec(Keys):
+    """One example of `prompt.examples`: a message of the user, and the answer that the model should give to it."""
+
+    user: str
+    """The user's message."""
+    assistant: str
+    """The answer."""
+
+
+class TruncateSpec(Keys):
+    """What `prompt.too_long: truncate` cuts."""
+
+    column: str | None = None
+    """The column whose text is cut; all other text of the prompt stays whole.
+
+    null: the column of `prompt.column`, or the only one that `prompt.template` names."""
+    side: Literal["right", "left", "middle"] = "right"
+    """Where text is taken away: `right` keeps the beginning, `left` the end, `middle` both.
+
+    What `middle` keeps is joined by ` ... `."""
+
+
 class PromptSpec(Keys):
     """How a row becomes a prompt. Exactly one of `template`, `column` and `messages_column` must be set."""
 
     system: str | None = None
-    """The system message of every row.
+    """The system message of every row; a text, or a template as `template` is.
 
     Without a chat template it stands before the prompt, with an empty line between. A conversation of
     `messages_column` keeps its own system message."""
@@ -138,11 +160,40 @@ class PromptSpec(Keys):
     messages_column: str | None = None
     """The column that holds the conversation: a list of `{role, content}`, or JSON text of one.
 
-    Needs a model with a chat template."""
+    A content is a text or a list of OpenAI's text parts. `tool_calls` and messages of the role `tool` need a model
+    whose chat template writes them. Needs a model with a chat template."""
+    examples: tuple[ExampleSpec, ...] | None = Field(default=None, min_length=1)
+    """Turns before the row's own, as in `[{user: It rains., assistant: weather}]`.
+
+    Needs a model with a chat template. Not with `messages_column`."""
+    prefill: str | None = Field(default=None, min_length=1)
+    """How every answer begins; the model goes on from there. A text, or a template as `template` is.
+
+    The output column holds what the model wrote after it, and `output.choices`, `json_schema` and `regex` are for that
+    alone. Needs a model with a chat template. End it without a blank: tokens begin with one."""
     chat: bool | None = None
     """Whether prompts go through the model's chat template.
 
     null: yes if the model has one and `task` is `generate`; otherwise the prompt is plain text."""
+    chat_template: str | None = Field(default=None, min_length=1)
+    """A chat template in place of the model's own: its text, or the path of a file.
+
+    The file is read where the command runs, and travels with the job."""
+    chat_template_kwargs: dict[Text, Any] | None = None
+    """Variables for the chat template, as in `{enable_thinking: false}`. One that it does not read has no effect."""
+    too_long: Literal["error", "truncate"] = "error"
+    """What becomes of a row whose prompt does not fit into the context.
+
+    `error`: it fails with `prompt_too_long`, if no room for one token of an answer is left. `truncate`: the column of
+    `truncate` is cut until prompt and `sampling.max_tokens` fit. The results then have the column
+    `truncated_tokens`: by how many tokens the prompt is shorter, 0 for a row that was not cut."""
+    truncate: TruncateSpec | None = None
+    """What `too_long: truncate` cuts. null: the only column of the prompt, at its end."""
+    allow_special_tokens: bool = False
+    """Whether control tokens in the text of a row, such as `<|im_start|>`, are read as such.
+
+    By default they are text, so that no row can speak as the system. What the spec itself writes (`template`, `system`,
+    `examples`, `prefill`) may hold control tokens in any case."""
 
     @field_validator("template")
     @classmethod
@@ -151,14 +202,65 @@ class PromptSpec(Keys):
             compile_template(template)
         return template
 
+    @field_validator("system", "prefill")
+    @classmethod
+    def _parses_if_template(cls, text: str | None) -> str | None:
+        if is_template(text):
+            compile_template(text)
+        return text
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _for_the_template(cls, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
+        taken = sorted({"messages", "add_generation_prompt", "continue_final_message"} & set(kwargs or ()))
+        if taken:
+            raise ValueError(f"holds {taken[0]!r}, which is set for each row: leave it out")
+        if kwargs is not None and not _is_json(kwargs):
+            raise ValueError("holds what JSON cannot say: put dates and keys that are numbers in quotes")
+        return kwargs
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         given = [name for name in ("template", "column", "messages_column") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"needs exactly one of template, column, messages_column; given: {given or 'none'}")
-        if self.messages_column is not None and self.chat is False:
-            raise ValueError("messages_column needs the model's chat template: leave chat out")
+        key = self.needs_chat
+        if key is not None and self.chat is False:
+            raise ValueError(f"{key} needs the model's chat template: leave chat out")
+        if self.examples is not None and self.messages_column is not None:
+            raise ValueError("examples go with template or column: put the turns into the conversations")
         return self
+
+    @model_validator(mode="after")
+    def _cuts_one_column(self) -> Self:
+        if self.too_long == "error":
+            if self.truncate is not None:
+                raise ValueError("truncate has no effect without too_long: truncate")
+            return self
+        if self.messages_column is not None:
+            raise ValueError("too_long: truncate goes with template or column: no message says which to cut")
+        columns = [self.column] if self.column is not None else compile_template(self.template or "").columns
+        named = self.truncate.column if self.truncate is not None else None
+        if named is not None and named not in columns:
+            raise ValueError(f"truncate.column names {named!r}, and the prompt is made of {', '.join(columns)}")
+        if named is None and len(columns) > 1:
+            raise ValueError(f"the prompt is made of {', '.join(columns)}: set truncate.column to the one to cut")
+        return self
+
+    @property
+    def needs_chat(self) -> str | None:
+        """The first key that has no meaning without a chat template."""
+        names = ("messages_column", "examples", "prefill", "chat_template", "chat_template_kwargs")
+        return next((name for name in names if getattr(self, name) is not None), None)
+
+    @property
+    def cut_column(self) -> str | None:
+        """The column that is cut where a prompt is too long; None if such a row fails."""
+        if self.too_long == "error":
+            return None
+        if self.truncate is not None and self.truncate.column is not None:
+            return self.truncate.column
+        return self.column or compile_template(self.template or "").columns[0]
 
 
 class SamplingSpec(Keys):
@@ -257,6 +359,13 @@ def _require_references(schema: dict[str, Any]) -> None:
                 raise ValueError(f"refers to {reference!r}, which is not in it: put it under $defs") from None
 
 
+def _is_json(value: Any) -> bool:
+    try:
+        return bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
 class OutputSpec(Keys):
     """Where the results go, and which shape an answer must have. At most one of `choices`, `json_schema` and `regex`
     may be set; decoding is constrained to it, and an answer that does not fit fails with `output_invalid`.
@@ -294,11 +403,7 @@ class OutputSpec(Keys):
     @classmethod
     def _valid_schema(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
         if schema is not None:
-            try:
-                same = json.loads(json.dumps(schema)) == schema
-            except (TypeError, ValueError, RecursionError):
-                same = False
-            if not same:
+            if not _is_json(schema):
                 raise ValueError("holds what JSON cannot say: put dates and keys that are numbers in quotes")
             if not isinstance(schema.get("$schema", ""), str):
                 raise ValueError("is not a valid JSON Schema: its $schema is not a text")
@@ -577,6 +682,7 @@ class JobSpec(Keys):
             self.output.column,
             *RESULT_COLUMNS,
             *(("logprobs",) if self.sampling.logprobs is not None else ()),
+            *(("truncated_tokens",) if self.prompt.too_long == "truncate" else ()),
         ):
             if name in taken:
                 raise ValueError(
@@ -585,6 +691,8 @@ class JobSpec(Keys):
                 )
         if self.sampling.logprobs is not None and self.output.column == "logprobs":
             raise ValueError("output.column 'logprobs' is the name of a result column: choose another")
+        if self.prompt.too_long == "truncate" and self.output.column == "truncated_tokens":
+            raise ValueError("output.column 'truncated_tokens' is the name of a result column: choose another")
         if self.input.id_column is None and ROW_NUMBER in self.input.columns:
             raise ValueError(f"input.columns holds {ROW_NUMBER!r}, the name of the generated id: set input.id_column")
         return self
@@ -615,10 +723,15 @@ class JobSpec(Keys):
             "evaluate": self.evaluate,
             "model.speculative": self.model.speculative,
             "model.source: scripted": self.model.source == SCRIPTED,
+            "prompt.prefill": self.prompt.prefill,
+            "prompt.examples": self.prompt.examples,
         }
         wrong = [key for key, value in given.items() if value]
         if self.task == "embed" and wrong:
             raise ValueError(f"task embed gives a vector, not a text: leave {wrong[0]} out")
+        key = self.prompt.needs_chat
+        if self.task == "embed" and key not in (None, "messages_column") and self.prompt.chat is None:
+            raise ValueError(f"task embed reads the plain text: leave prompt.{key} out, or set prompt.chat: true")
         return self
 
     @model_validator(mode="after")
