@@ -53,12 +53,9 @@ format: .venv/.ready-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# What is installed here, for constraints.txt. Both extras share the file: a build's local version (`+cpu`) stays out,
-# and so does apache-tvm-ffi, which the GPU build of vLLM pins to another release.
+# The installed releases of what the extras need, for constraints.txt.
 lock: .venv/.ready-dev
-	echo '# Made by `make lock`: the releases that the suite passed with.' > constraints.txt
-	$(BIN)/python -m pip list --format=freeze --exclude-editable --exclude pip --exclude batchinfer --exclude apache-tvm-ffi \
-		| sed 's/+.*//' >> constraints.txt
+	$(BIN)/python lock.py
 
 schemas: .venv/.ready
 	$(BIN)/python schemas/generate.py

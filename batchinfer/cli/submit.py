@@ -1,4 +1,4 @@
-"""Jobs on a cluster that runs elsewhere: submit, list, status, logs, stop."""
+"""The commands for jobs on another cluster: submit, list, status, logs, stop."""
 
 from __future__ import annotations
 
@@ -83,12 +83,12 @@ def submit(
 
 
 def _followed(client: JobClient, job_id: str, sink: TextIO) -> SubmittedJob:
-    """The job as it ended; what it prints goes to `sink` meanwhile."""
+    """Print the job's output to `sink` until the job ends. Returns the ended job."""
     try:
         return client.follow(job_id, lambda lines: print(lines, end="", flush=True, file=sink))
     except KeyboardInterrupt:
         print(f"{job_id} goes on: `batchinfer logs {job_id} --follow` looks again", file=sys.stderr)
-        # 128 + SIGINT, as of any command that Ctrl-C ends: what the job comes to is not known.
+        # 128 + SIGINT, as for any command that Ctrl-C ends, because the job's own exit code is not known yet.
         raise typer.Exit(130) from None
 
 
@@ -112,7 +112,7 @@ def status(
     address: Dashboard = LOCAL_DASHBOARD,
     as_json: AsJson = False,
 ) -> None:
-    """Say how a submitted job stands."""
+    """Print the state of a submitted job."""
     from batchinfer.deploy import ray_jobs
 
     if (job_id is None) != all_jobs:
@@ -135,7 +135,7 @@ def status(
 
 @app.command()
 def logs(job_id: JobId, follow: Follow = False, address: Dashboard = LOCAL_DASHBOARD) -> None:
-    """Print what a submitted job says: its progress and its report. With --follow, end with the job's exit code."""
+    """Print the log of a submitted job, with its progress and report. With --follow, end with the job's exit code."""
     from batchinfer.deploy import ray_jobs
 
     client = ray_jobs.connect(address)
@@ -146,7 +146,7 @@ def logs(job_id: JobId, follow: Follow = False, address: Dashboard = LOCAL_DASHB
 
 @app.command()
 def stop(job_id: JobId, wait: Wait = True, address: Dashboard = LOCAL_DASHBOARD, as_json: AsJson = False) -> None:
-    """Stop a submitted job: the shards in flight end, and submitting it again goes on from there."""
+    """Stop a submitted job after the shards in flight; submitting it again resumes the run."""
     from batchinfer.deploy import ray_jobs
 
     client = ray_jobs.connect(address)

@@ -1,8 +1,8 @@
-"""Conversations become tokens: through the model's chat template, with a limit, and with no control token from a row.
+"""Renders conversations with the model's chat template, with a limit on its work and no control tokens from rows.
 
-A chat template writes who speaks with control tokens such as `<|im_start|>`. A tokenizer reads these wherever they
-stand, so a row whose text holds them could speak as the system. Here they are text in a text: each is broken in two
-before the template sees it, and the parts become tokens apart from one another.
+A chat template marks roles by control tokens such as `<|im_start|>`. A tokenizer reads these anywhere in a text, so a
+row with such a text could speak as the system. Each control token in a row's text is therefore split in two before
+rendering, and the pieces of the prompt are tokenized separately.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ _COMPILE = "transformers.utils.chat_template_utils:_compile_jinja_template"
 _TOKENIZER = "transformers.tokenization_utils_base:PreTrainedTokenizerBase"
 
 _BREAKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
-"""Unicode's noncharacters: no text has a use for them."""
+"""Unicode's noncharacters, which mark the splits because texts do not use them."""
 
 _FEW_BEGINNINGS = 16
-"""So many searches for two characters are faster than one for all control tokens."""
+"""Up to so many searches for two characters are faster than one regular expression for all control tokens."""
 
 Pieces = tuple[str, ...]
-"""A prompt in pieces that become tokens apart from one another: one, unless a text of the row holds a control token."""
+"""A prompt in pieces that are tokenized separately: one piece, unless a text of the row holds a control token."""
 
 
 class Conversations:
-    """Renders conversations with the chat template of `tokenizer`. One serves any number of threads."""
+    """Renders conversations with the chat template of `tokenizer`. Safe to use from several threads."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         base = _TRANSFORMERS.name(_TOKENIZER)
-        # Mistral's and others' tokenizers of vLLM write their conversations without a Jinja2 template. The class of
-        # vLLM's pool only hands the call on.
+        # Some of vLLM's tokenizers, such as Mistral's, render conversations without a Jinja2 template. The class of
+        # vLLM's tokenizer pool only forwards the call.
         writers = [kind for kind in type(tokenizer).__mro__ if "apply_chat_template" in vars(kind)]
         plain = isinstance(tokenizer, base) and all(
             kind is base or kind.__name__.startswith("TokenizerPool") for kind in writers
@@ -54,14 +54,14 @@ class Conversations:
         self._beginnings = tuple(beginnings) if len(beginnings) <= _FEW_BEGINNINGS else None
 
     def pieces(self, messages: Sequence[Message]) -> Pieces | RowError:
-        """The prompt for the messages, or why there is none."""
+        """The prompt for the messages, or the error of the row."""
         try:
             if not any(self._holds_control(message["content"]) for message in messages):
                 return (self._render(messages),)
             return self._in_pieces(messages)
         except Exception as error:
-            # A chat template is a program: it refuses conversations that the model was not trained on, such as two
-            # turns of the user, and whatever else it raises is this row's error too.
+            # A chat template is a program and may raise anything: the error belongs to this row. Many templates
+            # refuse conversations that the model was not trained on, such as two turns of the user.
             told = f"the model's chat template refused the messages: {error or type(error).__name__}"
             return RowError("prompt_invalid", told[:500])
 
@@ -76,7 +76,7 @@ class Conversations:
         if self._template is None:
             text: str = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
             return text
-        # As transformers renders it.
+        # The same arguments as in transformers' `apply_chat_template`.
         special = self._tokenizer.special_tokens_map
         return self._template.render(
             messages=list(messages), tools=None, documents=None, add_generation_prompt=True, **special
@@ -93,19 +93,19 @@ class Conversations:
 
     def _broken(self, text: str, mark: str) -> str:
         assert self._controls is not None
-        # Again until none is left: what comes after a broken token may begin another one.
+        # Repeat until no token is left: the rest of a split token may begin another one.
         while self._controls.search(text):
             text = self._controls.sub(lambda found: f"{found[0][:1]}{mark}{found[0][1:]}", text)
         return text
 
 
 def control_tokens(tokenizer: Any) -> set[str]:
-    """The texts that the tokenizer reads as control tokens: special ones, and those written as `<|...|>`.
+    """The texts that the tokenizer reads as control tokens: special tokens, and tokens like `<|...|>`.
 
-    Not words that were only added to a vocabulary, such as `<table>` or `<think>`.
+    Words that were only added to the vocabulary, such as `<table>` or `<think>`, are not included.
     """
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     found = {token.content for token in added if token.special or re.fullmatch(r"<[|｜].*[|｜]>", token.content)}
     found |= {str(token) for token in getattr(tokenizer, "all_special_tokens", ())}
-    # A token of one character cannot be broken: it is not one that people take for text.
+    # A token of one character cannot be split.
     return {token for token in found if len(token) > 1}

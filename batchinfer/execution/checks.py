@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from batchinfer.catalog import engine_support, models
@@ -14,8 +16,9 @@ from batchinfer.execution.sample_prompts import require_room_for_choices
 from batchinfer.input import build_manifest, input_entries
 from batchinfer.input.files import fixed_part, is_glob
 from batchinfer.input.manifest import Fingerprint, Manifest, from_parquet
-from batchinfer.jobspec import JobSpec, ModelSpec
+from batchinfer.jobspec import JobSpec, ModelSpec, parse
 from batchinfer.jobspec.cron import Tick
+from batchinfer.jobspec.schedule import current_time, resolve
 from batchinfer.model.checkpoint import require_adapter, require_draft, require_weights
 from batchinfer.model.download import is_remote
 from batchinfer.model.resolve import ModelFacts, model_facts, require_access
@@ -85,6 +88,17 @@ def refusals_are_the_users() -> Iterator[None]:
         raise UserError(error.message, error.remedy) from error
 
 
+def check_at(spec: JobSpec, at: datetime | None = None, fresh: bool = False, access: bool = True) -> Checked:
+    """`check` of the spec as `resolved` for the time `at`, with an id for a new run."""
+    rendered, tick = resolved(spec, at)
+    return check(rendered, uuid.uuid4().hex[:12], fresh, tick, access)
+
+
+def resolved(spec: JobSpec, at: datetime | None) -> tuple[JobSpec, Tick | None]:
+    """The spec with its variables filled in for the time `at`; None is now, or the latest tick of a schedule."""
+    return resolve(spec, at or current_time(spec, datetime.now(UTC)))
+
+
 @refusals_are_the_users()
 def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = None, access: bool = True) -> Checked:
     """Check the model, the input and the output; raises UserError. Writes nothing.
@@ -144,6 +158,20 @@ def find_manifest(layout: Layout) -> Manifest | None:
         return None
     with reading(uri, "restore it, or choose another output.uri: it says which rows each result belongs to"):
         return from_parquet(layout.storage.read(uri))
+
+
+@refusals_are_the_users()
+def open_run(uri: str, overrides: Sequence[str] = ()) -> tuple[Layout, Manifest, JobSpec]:
+    """The run at `uri`, opened first with the environment's storage settings, then with those of the run's spec."""
+    layout = Layout(normal_uri(uri))
+    manifest = find_manifest(layout)
+    if manifest is None:
+        raise OutputError(f"there is no run at {uri}", "give the output.uri of a job that was run")
+    place = layout.spec
+    with reading(place, "move it away and run the job again: it is written anew"):
+        text = layout.storage.read(place).decode()
+    spec = absolute(parse(text, place, overrides))
+    return Layout(layout.root, spec.storage), manifest, spec
 
 
 def shaping(spec: JobSpec) -> dict[str, Any]:

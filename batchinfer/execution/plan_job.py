@@ -13,6 +13,7 @@ from batchinfer.execution.checks import Checked
 from batchinfer.execution.progress import Listener
 from batchinfer.execution.sample_prompts import survey
 from batchinfer.jobspec import JobSpec
+from batchinfer.model.resolve import ModelFacts
 from batchinfer.planner import (
     Cluster,
     Estimate,
@@ -72,16 +73,7 @@ def plan_job(checked: Checked, cluster: Cluster, listener: Listener | None = Non
     workload = surveyed if surveyed.rows and surveyed.input_tokens + surveyed.output_tokens.mid else None
 
     def planned(calibration: float | None) -> Plan:
-        made = make_plan(
-            spec,
-            cluster,
-            facts.name,
-            shape=facts.shape,
-            entry=facts.entry,
-            checkpoint_quantization=facts.quantization,
-            workload=workload,
-            calibration=calibration,
-        )
+        made = plan_of(spec, cluster, facts, workload, calibration)
         return made.model_copy(update={"sample": found.sample})
 
     plan = planned(None)
@@ -94,6 +86,26 @@ def plan_job(checked: Checked, cluster: Cluster, listener: Listener | None = Non
         return plan if calibration is None else planned(calibration)
     # The catalog has no speeds of CPU hosts, so only an earlier run can be the source.
     return plan.model_copy(update={"estimate": measured_estimate(same, plan, workload, spec)})
+
+
+def plan_of(
+    spec: JobSpec,
+    cluster: Cluster,
+    facts: ModelFacts,
+    workload: Workload | None = None,
+    calibration: float | None = None,
+) -> Plan:
+    """The plan for the facts of the spec's model. Raises UserError if no layout fits."""
+    return make_plan(
+        spec,
+        cluster,
+        facts.name,
+        shape=facts.shape,
+        entry=facts.entry,
+        checkpoint_quantization=facts.quantization,
+        workload=workload,
+        calibration=calibration,
+    )
 
 
 def earlier_reports(layout: Layout, listener: Listener | None = None) -> Iterator[Report]:

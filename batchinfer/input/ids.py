@@ -1,4 +1,4 @@
-"""Are the ids unique? Answered for any number of rows in little memory."""
+"""Checks that ids are unique. Memory does not grow with the number of rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from batchinfer.input.column_types import JSON, same_text
 _BUCKETS = 64
 
 _WRITTEN_AT_ONCE = 2**16
-"""Hashes gathered before they are written, half a megabyte: fewer cost a system call each, more cost memory."""
+"""Hashes collected before a write, half a megabyte. Fewer need more system calls, more need more memory."""
 
 
 def require_unique(
@@ -50,7 +50,7 @@ def require_unique(
 
 
 def _gathered(parts: Iterable[npt.NDArray[np.uint64]]) -> Iterator[npt.NDArray[np.uint64]]:
-    """The hashes in larger arrays: of each array 64 parts are written, which a small file is not worth."""
+    """The hashes in larger arrays: each array costs up to 64 writes, too many for the ids of one small file."""
     waiting: list[npt.NDArray[np.uint64]] = []
     held = 0
     for part in parts:
@@ -90,10 +90,10 @@ def _hashes(column: str, ids: pa.Array) -> npt.NDArray[np.uint64]:
 
 
 def require_id_kind(column: str, kind: pa.DataType) -> None:
-    """Raise InputError unless values of the type can be ids: texts, whole and other numbers, dates, times, UUIDs, and
-    bytes that are text.
+    """Raise InputError unless values of the type can be ids: texts, numbers, dates, times, UUIDs, and UTF-8 bytes.
 
-    True and false tell no rows apart, and no two lists or objects are compared.
+    Booleans are refused because two values cannot identify rows. Lists and objects are refused because they are not
+    compared.
     """
     kinds = pa.types
     value = kind.value_type if kinds.is_dictionary(kind) else kind

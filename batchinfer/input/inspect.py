@@ -1,4 +1,4 @@
-"""From an input URI to the manifest: look at every file, check the columns and the ids, find the groups, cut."""
+"""Builds the manifest from an input URI: inspects every file, checks columns and ids, finds groups, cuts shards."""
 
 from __future__ import annotations
 
@@ -22,14 +22,10 @@ from batchinfer.input.manifest import Fingerprint, InputFile, Manifest, Shard, c
 from batchinfer.input.parquet import inspect_parquet, parquet_column, require_arrow_reads, require_exact_times
 from batchinfer.input.shard_sizes import at_groups, shard_sizes, small_at_first
 from batchinfer.jobspec import JobSpec
-from batchinfer.storage import Entry
-
-_THREADS = 16
+from batchinfer.storage import REQUESTS_AHEAD, REQUESTS_AT_ONCE, Entry
 
 _READ_AT_ONCE = 2**22
-"""Files up to this many bytes are read whole, several ahead of time: more would hold memory that nobody bounds."""
-
-_AHEAD = 4 * _THREADS
+"""Bytes. Smaller files are read whole and ahead, about REQUESTS_AHEAD at a time; a larger limit needs more memory."""
 
 
 def build_manifest(
@@ -38,25 +34,27 @@ def build_manifest(
     fingerprint: Fingerprint,
     choose: Callable[[list[Entry]], list[Entry]] | None = None,
 ) -> Manifest:
-    """Cut the input of `spec`. `columns` maps each column that is needed to the spec key that needs it.
-    `choose` picks which of the input's files this run takes, none if need be; without it, all.
+    """Cut the input of `spec` into shards.
 
-    Raises InputError for a file that cannot be read, a column that does not exist, files that do not
-    fit together, values that would change on the way, and ids that are not unique.
+    `columns` maps each needed column to the spec key that names it. `choose` selects the files of this run, possibly
+    none; without `choose` the run reads all files.
+
+    Raises InputError for unreadable files, missing columns, types that do not fit together, values that a conversion
+    would change, and duplicate ids.
     """
     given = spec.input
     there = find_input(given.uri, given.format, spec.storage, choose is not None, given.ignore)
     entries = list(there.entries)
-    # Of all files, so that a partition column has one type in every run.
+    # Computed before `choose`, over all files, so that a partition column has the same type in every run.
     partitions = partition_schema(given.uri, [entry.uri for entry in entries])
     if choose is not None:
         entries = choose(entries)
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         found, skipped = _readable(spec, entries, _inspect(spec, entries, list(columns), pool))
         partitions = _only_in_paths(spec, partitions, found)
         whole = _whole_schema(spec, columns, found, partitions)
         have = {name for one in found for name in one.names} | set(partitions.names)
-        # Files without a row say nothing about JSON columns.
+        # The columns of JSON lines are known only from rows, so an input without rows is not refused.
         if any(one.file.rows for one in found) or (found and given.format == "parquet"):
             _require_columns(columns, have)
         with_rows = [one for one in found if one.file.rows]
@@ -86,7 +84,7 @@ def build_manifest(
 def _inspect(
     spec: JobSpec, entries: Sequence[Entry], columns: Sequence[str], pool: ThreadPoolExecutor
 ) -> Iterator[Inspected | InputError]:
-    """What each file holds of `columns`, or why it cannot be read."""
+    """For each file, what it holds of `columns`, or the error if it cannot be read."""
     if spec.input.format == "parquet":
         kept = [name for name in (spec.input.id_column, spec.input.group_by) if name is not None]
         yield from inspect_parquet(entries, columns, kept, spec.storage, pool)
@@ -104,8 +102,11 @@ def _inspect(
 def _readable(
     spec: JobSpec, entries: Sequence[Entry], looked: Iterable[Inspected | InputError]
 ) -> tuple[list[Inspected], list[tuple[str, str]]]:
-    """The files that can be read, and (URI, reason) of those that are skipped. Raises InputError for the first bad
-    file unless `input.on_bad_file` says to skip."""
+    """The readable files, and (URI, reason) of each skipped file.
+
+    Raises InputError for the first bad file unless `input.on_bad_file` is `skip`. Also raises it if no file of a job
+    that is not incremental can be read.
+    """
     found: list[Inspected] = []
     bad: dict[str, str] = {}
     first: InputError | None = None
@@ -119,7 +120,7 @@ def _readable(
         bad[entry.uri] = str(one)
     incremental = spec.input.incremental
     if incremental is not None and incremental.by == "partition":
-        # A partition is run as a whole: with one bad file it is left to a later run.
+        # A partition is read as a whole: one bad file leaves the whole partition to a later run.
         worst = {_partition(spec, uri): uri for uri in bad}
         for one in found:
             uri = one.file.entry.uri
@@ -136,7 +137,7 @@ def _partition(spec: JobSpec, uri: str) -> tuple[tuple[str, str | None], ...]:
 
 
 def _only_in_paths(spec: JobSpec, partitions: pa.Schema, found: Sequence[Inspected]) -> pa.Schema:
-    """The partitions that some file does not have as a column of its own: what a file says of itself wins."""
+    """The partitions that at least one file lacks as a column. A file's column overrides its folder's name."""
     kept = []
     for field in partitions:
         own = [one for one in found if field.name in one.names and one.file.rows]
@@ -169,8 +170,11 @@ def _casts(spec: JobSpec) -> dict[str, pa.DataType]:
 def _whole_schema(
     spec: JobSpec, columns: Mapping[str, str], found: Sequence[Inspected], partitions: pa.Schema
 ) -> pa.Schema:
-    """The columns with the types that they have in the whole input. A file without rows has no say in them; a column
-    that a file lacks is null there, or its partition."""
+    """The needed columns with their types in the whole input.
+
+    Files without rows do not influence the types, unless no file has rows. A column that a file lacks is null for its
+    rows, or the value of its partition.
+    """
     said = [one for one in found if one.file.rows] or found
     casts = _casts(spec)
     unknown = sorted(casts.keys() - columns.keys())
@@ -196,7 +200,7 @@ def _whole_type(spec: JobSpec, name: str, said: Sequence[Inspected], partitions:
     kind: pa.DataType = pa.null()
     seen: dict[int, Inspected] = {}
     for one in said:
-        # Files of one schema share the object.
+        # Files with equal schemas share one schema object, so each schema is merged once.
         key = id(one.schema) if name in one.names or name not in partitions.names else -1
         if key in seen:
             continue
@@ -210,7 +214,7 @@ def _whole_type(spec: JobSpec, name: str, said: Sequence[Inspected], partitions:
 
 
 def _stored_type(one: Inspected, name: str, partitions: pa.Schema) -> pa.DataType:
-    # The schema of a file of JSON lines has every column, with no type for one that no line has.
+    # The schema of JSON lines has every needed column; a column that no line has is of type null.
     if name in one.schema.names and (name in one.names or name not in partitions.names):
         return one.schema.field(name).type
     return partitions.field(name).type if name in partitions.names else pa.null()
@@ -219,7 +223,7 @@ def _stored_type(one: Inspected, name: str, partitions: pa.Schema) -> pa.DataTyp
 def _clash(
     name: str, stored: pa.DataType, one: Inspected, seen: Sequence[Inspected], partitions: pa.Schema, why: str
 ) -> InputError:
-    """The error for the two files whose types of a column do not fit."""
+    """The error for two files whose types of the column `name` do not fit together."""
     other = seen[0]
     for before in seen:
         try:
@@ -236,8 +240,10 @@ def _clash(
 
 
 def _require_same_values(spec: JobSpec, found: Sequence[Inspected], whole: pa.Schema, pool: ThreadPoolExecutor) -> None:
-    """Raise InputError for a value that cannot become the column's common type, or would be another: it is found now,
-    not when the run has started."""
+    """Raise InputError for a value that the column's common type cannot hold without change.
+
+    The check runs before the run starts, so that the error does not stop a paid run.
+    """
     if spec.input.format != "parquet":
         return
     doubts: dict[int, list[str]] = {}
@@ -282,8 +288,10 @@ def _require_columns(columns: Mapping[str, str], have: set[str]) -> None:
 
 
 def _require_storable(schema: pa.Schema, passed: Sequence[str]) -> None:
-    """JSON lines may come to types that Arrow cannot send, such as a hundred lists in each other, or that
-    Parquet cannot hold, such as an object without a key."""
+    """Raise InputError for a type that Arrow cannot send or, for a passed-through column, that Parquet cannot store.
+
+    JSON lines can produce such types: a hundred nested lists, or an object without keys.
+    """
     for field in schema:
         try:
             one = pa.table([pa.nulls(1, field.type)], schema=pa.schema([field]))
@@ -330,7 +338,7 @@ def _groups(
 def _values(
     spec: JobSpec, found: Sequence[Inspected], field: pa.Field, partitions: pa.Schema, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[str, pa.Array]]:
-    """(file, values) of a column in its common type, in input order; small files are read ahead of time."""
+    """(file, values) of a column in its common type, in input order. Small files are read ahead by the pool."""
 
     def chunks(one: Inspected) -> Iterator[pa.Array]:
         uri = one.file.entry.uri
@@ -361,7 +369,7 @@ def _values(
     for one in found:
         small = one.file.entry.size <= _READ_AT_ONCE and field.name not in one.held
         waiting.append((one, pool.submit(whole, one) if small else None))
-        if len(waiting) > _AHEAD:
+        if len(waiting) > REQUESTS_AHEAD:
             yield from first()
     while waiting:
         yield from first()

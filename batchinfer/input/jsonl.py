@@ -1,4 +1,4 @@
-"""JSON lines, plain or compressed: what a file holds, single columns of it, and its rows front to back."""
+"""JSON lines, plain or compressed: what a file holds, single columns of it, and its rows in order."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from batchinfer.input.manifest import InputFile, RowGroup, Segment
 from batchinfer.storage import Entry, Stores, storage_for
 
 LINES_PER_GROUP = 64
-"""JSON lines have no row groups: an offset is noted every so many lines."""
+"""Rows of a stretch of lines, whose offset is recorded because JSON lines have no row groups. With longer stretches
+readers skip more lines; with shorter ones the cutting of shards needs more memory."""
 
 _GROUP_BYTES = 2**25
-"""Lines are gathered up to this much: a row may be 10 MB."""
+"""Bytes (32 MiB) after which a stretch of lines ends early: with rows of 10 MB, 64 of them would fill the memory."""
 
 _DEEPEST = 60
-"""Lists and objects in each other that Arrow still sends between processes. Deeper ones are kept as JSON text."""
+"""Levels of nested lists and objects that Arrow can send between processes. Deeper values are kept as JSON text."""
 
 _EXACT = 2**53
-"""The largest whole number up to which a double holds every one."""
+"""A double holds every integer up to this one exactly."""
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
@@ -43,7 +44,7 @@ _OTHER_FILES = (
     (b"\xff\xfe", "UTF-16", "write it as UTF-8: iconv -f UTF-16 -t UTF-8"),
     (b"\xfe\xff", "UTF-16", "write it as UTF-8: iconv -f UTF-16 -t UTF-8"),
 )
-"""How files begin that are no JSON lines, what they are, and what to do."""
+"""Files that are not JSON lines: their first bytes, their format, and the remedy."""
 
 
 def inspect_jsonl(
@@ -80,7 +81,7 @@ def inspect_jsonl(
                 if isinstance(row, BadRow):
                     lacking.update(name for name in (BAD_ROW, *columns) if row.get(name) is None)
     if whole_rows:
-        # There is no way into the middle of compressed bytes: one reader takes the file from its beginning.
+        # Compressed bytes can only be read from the beginning, so the whole file is one row group for one reader.
         groups = [RowGroup(whole_rows, whole_size)]
     schema = pa.schema([column.field(entry.uri) for column in found.values()])
     integers = {name: (column.big, column.negative) for name, column in found.items()}
@@ -134,7 +135,7 @@ def _problem(value: Any, kind: pa.DataType | None) -> str | None:
 
 
 def values_as(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Values of JSON in the type `kind`; raises an error of Arrow where one does not fit."""
+    """Values of JSON in the type `kind`; raises exceptions of several types if one does not fit."""
     if kind == JSON:
         texts = [None if value is None else json_text(value) for value in values]
         return pa.ExtensionArray.from_storage(JSON, pa.array(texts, pa.string()))
@@ -147,15 +148,15 @@ def values_as(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 
 def json_text(value: Any) -> str:
-    """The value as JSON that a person can read."""
+    """The value as JSON text, without escapes for letters that are not ASCII."""
     return json.dumps(value, ensure_ascii=False)
 
 
 class _Column:
-    """The type of a column, learned from one stretch of lines after the other.
+    """Infers the type of a column from stretches of lines.
 
-    A column of objects with the same keys is a struct. One whose objects differ in their keys, or that mixes objects,
-    lists and plain values, is JSON text: a struct would give a row the keys of its neighbours.
+    A column whose objects all have the same keys is a struct. A column whose objects differ in keys, or that mixes
+    objects, lists and plain values, is JSON text: a struct would add keys of other rows.
     """
 
     def __init__(self, name: str, cast_to: pa.DataType | None) -> None:
@@ -166,14 +167,14 @@ class _Column:
         self._keys: dict[tuple[str, ...], frozenset[str]] = {}
 
     def field(self, uri: str) -> pa.Field:
-        """The column's type, in the end. Raises InputError for numbers that no type holds."""
+        """The inferred field. Raises InputError for numbers that no single type holds."""
         if self._cast is not None:
             return pa.field(self._name, self._cast)
         require_exact(uri, self._name, self._kind, self.big, self.negative)
         return pa.field(self._name, self._kind, metadata=PARSED if self._kind == JSON else None)
 
     def add(self, values: list[Any], numbers: Sequence[int], uri: str) -> None:
-        """Learn from values; `numbers` are their lines. Raises InputError."""
+        """Extend the type by `values`; `numbers` are their line numbers. Raises InputError."""
         try:
             if self._cast is not None:
                 values_as(values, self._cast)
@@ -244,7 +245,7 @@ class _Column:
         return not inner or self._same_keys(inner, (*path, "[]"))
 
     def _misfit(self, values: list[Any], numbers: Sequence[int], uri: str, error: Exception) -> InputError:
-        """The error for the line whose value does not fit those before."""
+        """The error for the first line whose value does not fit the lines before it."""
         before = self._kind
         for value, number in zip(values, numbers, strict=True):
             if value is None:
@@ -279,12 +280,12 @@ class _Column:
 
 
 def whole_numbers(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """Numbers of 64 bits with and without a sign: which of the two holds them all is known in the end."""
+    """uint64 if one type is int64 and the other uint64: `require_exact` refuses negative numbers later."""
     return pa.uint64() if {one, other} == {pa.int64(), pa.uint64()} else None
 
 
 def require_exact(uri: str, name: str, kind: pa.DataType, big: bool, negative: bool) -> None:
-    """Raise InputError where whole numbers of a JSON column do not fit the type `kind` that the column has in all."""
+    """Raise InputError if integers of a JSON column do not fit `kind`, the column's type in the whole input."""
     if (pa.types.is_floating(kind) and big) or (kind == pa.uint64() and negative):
         held = "whole numbers beyond 2^53" if pa.types.is_floating(kind) else "numbers below 0"
         other = "fractions" if pa.types.is_floating(kind) else "numbers beyond 2^63"
@@ -295,7 +296,7 @@ def require_exact(uri: str, name: str, kind: pa.DataType, big: bool, negative: b
 
 
 def _holds(kind: pa.DataType, depth: int = 0) -> bool:
-    """Can Parquet hold the type, and Arrow send it? No object without keys, and not too deep."""
+    """Can Parquet store the type, and Arrow send it? Not if an object has no keys or the type is nested too deeply."""
     if depth > _DEEPEST or (pa.types.is_struct(kind) and not kind.num_fields):
         return False
     if not pa.types.is_nested(kind):
@@ -304,7 +305,7 @@ def _holds(kind: pa.DataType, depth: int = 0) -> bool:
 
 
 def _packing(file: BinaryIO) -> str | None:
-    """How the bytes are compressed, by their beginning, whatever the file is called."""
+    """The compression, by the first bytes of the file; its name may be wrong."""
     begins = file.read(4)
     file.seek(0)
     return "gzip" if begins.startswith(_GZIP) else "zstd" if begins == _ZSTD else None
@@ -388,7 +389,7 @@ def _row(line: bytes, uri: str, set_aside: bool) -> dict[str, Any]:
 
 
 def _diagnosis(line: bytes, number: int | None, error: Exception) -> tuple[str | None, str]:
-    """What a line is that is no JSON, None where it cannot be told, and what to do about it."""
+    """Why a line is not JSON, None if unknown; and the remedy."""
     text = line.strip()
     if number == 1:
         for begins, what, remedy in _OTHER_FILES:
@@ -423,7 +424,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class JsonlRows:
-    """Reads the lines of each segment: by their bytes in a plain file, from the beginning on in a compressed one."""
+    """Reads the rows of each segment. A plain file is read at the segment's bytes, a compressed one sequentially."""
 
     def __init__(self, entry: Entry, schema: pa.Schema, stores: Stores) -> None:
         self._uri = entry.uri

@@ -1,4 +1,4 @@
-"""The job spec: YAML text goes in, a validated `JobSpec` comes out, with its templates, variables and ticks."""
+"""The job spec: parses YAML into a validated `JobSpec`, with its templates, variables and ticks."""
 
 from batchinfer.jobspec.job_keys import (
     AcceleratorName,

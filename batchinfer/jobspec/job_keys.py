@@ -1,7 +1,7 @@
 """The keys of a job spec, with their types, ranges and defaults.
 
-Every model is frozen and refuses unknown keys. `spec/load.py` turns what pydantic says into messages
-for a person; `schemas/job-spec.schema.json` is generated from here.
+Every model is frozen and refuses unknown keys. `jobspec/load.py` turns the errors of pydantic into messages for a
+person. `schemas/job-spec.schema.json` is generated from these models.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ RESULT_COLUMNS = (
     "error_code",
     "error_message",
 )
-"""The columns that every result file has, beside the id, the passed-through columns and the output."""
+"""The columns of every result file besides the id, the passed-through columns and the output."""
 
 ROW_NUMBER = "row_number"
-"""The id column of a job that names none: the row's place in the input, from 0."""
+"""The id column of a job without `input.id_column`: the row's position in the input, from 0."""
 
 
 def _text_only(value: Any) -> Any:
-    """YAML reads `no`, `1.10` and `2026-01-01` as other types; a choice must be told apart from them."""
+    """Refuse values that are no text: YAML reads `no`, `1.10` and `2026-01-01` as other types."""
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is read by YAML as {type(value).__name__}, not as text: put it in quotes")
     return value
@@ -177,7 +177,7 @@ class SamplingSpec(Keys):
 
     Above 1 the output column is a list, and `temperature` must be above 0."""
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
-    """How random the choice of a token is; 0 always takes the most likely one.
+    """How random the choice of a token is; 0 always picks the most likely one.
 
     vLLM's own default is 1. At 0, `top_p`, `top_k` and `min_p` have no effect."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
@@ -243,7 +243,7 @@ class SamplingSpec(Keys):
 
 
 def _require_references(schema: dict[str, Any]) -> None:
-    """Every `$ref` must lie in the schema itself: nothing is fetched while a job runs."""
+    """Raise ValueError for a `$ref` that points out of the schema: nothing is fetched while a job runs."""
     inside = Registry().with_resource("", DRAFT202012.create_resource(schema)).resolver()
     waiting: list[Any] = [schema]
     while waiting:
@@ -358,7 +358,7 @@ class ScriptedSpec(Keys):
 
 
 class EngineSpec(Keys):
-    """vLLM's engine arguments by vLLM's names. null leaves the choice to the plan, or to vLLM where the plan makes
+    """vLLM's engine arguments by vLLM's names. null leaves the choice to the plan, or to vLLM if the plan makes
     none.
     """
 
@@ -370,7 +370,7 @@ class EngineSpec(Keys):
     gpu_memory_utilization: float | None = Field(default=None, gt=0.0, le=1.0)
     """The share of a GPU's memory that the engine may use, weights and KV cache together.
 
-    null: 0.9 where the plan knows the model's dimensions, otherwise vLLM's default. On a CPU it is the share of the
+    null: 0.9 if the plan knows the model's dimensions, otherwise vLLM's default. On a CPU it is the share of the
     machine's memory; null there: see `kv_cache_memory_bytes`."""
     max_num_seqs: int | None = Field(default=None, ge=1)
     """The most rows that one engine runs at a time.
@@ -488,8 +488,8 @@ class LimitsSpec(Keys):
     max_runtime_hours: float | None = Field(default=None, ge=0)
     """Hours that this command may run; a command that resumes the run has as many again.
 
-    A shard starts only if it would end in time, based on finished shards; then as for `max_cost_usd`. For the plan it
-    is the deadline: the cheapest layout that meets it is chosen. null: no limit."""
+    A shard starts only if it would end in time, based on finished shards; the command ends as for `max_cost_usd`. For
+    the plan it is the deadline: the cheapest layout that meets it is chosen. null: no limit."""
     max_error_rate: float = Field(default=0.05, ge=0.0, le=1.0)
     """The share of failed rows, 0 to 1, above which a finished run ends with exit code 3."""
     max_engine_restarts: int = Field(default=20, ge=0)
@@ -499,7 +499,7 @@ class LimitsSpec(Keys):
     engine_timeout_seconds: float = Field(default=600.0, gt=0)
     """Seconds without a step of the engine, while it has rows, after which it is killed and restarted."""
     load_timeout_seconds: float = Field(default=3600.0, gt=0)
-    """Seconds that an engine may take to load, with the download of its model, before it counts as one that failed."""
+    """Seconds that an engine may take to load, with the download of its model, before the load counts as failed."""
     max_lost_workers: int = Field(default=100, ge=0)
     """How often each replica may be lost with its process or machine before the run ends with exit code 1."""
 
@@ -562,12 +562,12 @@ class JobSpec(Keys):
 
     @property
     def id_column(self) -> str:
-        """The name of the result's first column."""
+        """The name of the first column of the results."""
         return self.input.id_column or ROW_NUMBER
 
     @property
     def repeats(self) -> bool:
-        """Does the job run more than once, each time into a folder of its own?"""
+        """Does the job run repeatedly, each run in its own folder?"""
         return self.schedule is not None or self.input.incremental is not None
 
     @model_validator(mode="after")
@@ -596,7 +596,7 @@ class JobSpec(Keys):
 
     @model_validator(mode="after")
     def _speculation_samples_plainly(self) -> Self:
-        """vLLM refuses each request with one of these when it speculates."""
+        """Refuse sampling that vLLM refuses for each request under speculative decoding."""
         sampling = self.sampling
         given = {"min_tokens": sampling.min_tokens > 0, "min_p": sampling.min_p > 0, "logit_bias": sampling.logit_bias}
         for name, value in given.items():
@@ -606,7 +606,7 @@ class JobSpec(Keys):
 
     @model_validator(mode="after")
     def _embeds_plainly(self) -> Self:
-        """What only makes sense of a text is a mistake beside `task: embed`."""
+        """Refuse keys that apply only to `task: generate`."""
         given = {
             "sampling": self.sampling != SamplingSpec(),
             "output.choices": self.output.choices,

@@ -1,8 +1,7 @@
-"""The template language of prompts: Jinja2 in its sandbox, strict about nulls, with a bound for each row.
+"""The template language of prompts: Jinja2 in its sandbox, strict about nulls, with a limit on the work of each row.
 
-The sandbox keeps a template from Python. What is added here keeps a row from its worker: a value of
-the data that is used as a width, a count or the end of a loop must not take the memory or the hours of all
-rows. A row that goes beyond `MAX_WORK` is a row with an error.
+The sandbox protects Python from a template. The limit protects the worker from a row: a value of the data may be a
+width, a count or the end of a loop, and must not use up memory or time. A row beyond `MAX_WORK` fails.
 """
 
 from __future__ import annotations
@@ -26,8 +25,9 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_WORK = 2**26
-"""What one row may take: a character that an operator, a filter or the whole makes counts 1, a turn of
-a loop 64, a call 1024. That is 64 Mi characters, about a million turns, or 65,536 calls."""
+"""The work of one row, in characters: 1 for each character that an operator, a filter or the template makes, 64 for a
+turn of a loop, 1024 for a call. So 64 Mi characters, a million turns, or 65,536 calls. Lower fails large rows; higher
+lets a row block its worker longer."""
 
 _TURN = 64
 _CALL = 1024
@@ -37,11 +37,11 @@ _OF_LISTS = {
     "list", "map", "max", "min", "random", "reject", "rejectattr", "reverse", "select", "selectattr", "slice", "sort",
     "sum", "unique",
 }  # fmt: skip
-"""Filters that take a list as it is. To any other a list is its text, which may be many times as long."""
+"""Filters that read a list as a list. Any other filter makes a text of it, which may be many times as long."""
 
 _COPY_LISTS = {"batch", "dictsort", "groupby", "list", "reverse", "slice", "sort", "unique"}
 _ITEM = 8
-"""What an item of a list counts: it takes some 50 bytes, a text of one character among them."""
+"""The work of one item of a list, which needs some 50 bytes. Lower would let lists use up memory."""
 
 _NUMBERS_ARE_SIZES = {"center", "batch", "slice", "truncate"}
 _SIZES_OF_METHODS = {"center", "ljust", "rjust", "zfill"}
@@ -49,7 +49,7 @@ _HUGE_FIELD = re.compile(r"[%{][^a-zA-Z%}]*(\*|\d{8,})")
 
 
 class Missing(jinja2.Undefined):
-    """A null of the row: false in a test, filled by `default`, an error when it is used as a value."""
+    """A null of the row: false in a test, replaced by `default`, an error if used as a value."""
 
     def __str__(self) -> str:
         self._fail_with_undefined_error()
@@ -62,24 +62,24 @@ def _null() -> Missing:
 
 
 class Allowance:
-    """What one thread's row may still take. Raises SecurityError beyond MAX_WORK."""
+    """Counts the work of the row that each thread renders. Raises SecurityError beyond MAX_WORK."""
 
     def __init__(self) -> None:
         self._spent = threading.local()
 
     def begin_row(self) -> None:
-        """Give this thread's next row its whole allowance."""
+        """Reset the count for this thread's next row."""
         self._spent.work = 0
 
     def spend(self, work: int) -> None:
-        """Count what the row is about to take."""
+        """Count work before it is done."""
         self._spent.work = getattr(self._spent, "work", 0) + work
         if self._spent.work > MAX_WORK:
             raise SecurityError(f"it makes more than {MAX_WORK:,} characters, or too many turns and calls, for one row")
 
 
 class Map(list[tuple[Any, Any]]):
-    """A map of the data: a list of its pairs whose values are also found by their keys, and printed as an object."""
+    """A map of the data: a list of pairs that can also be indexed by key, and that prints as a JSON object."""
 
     def __getitem__(self, key: Any) -> Any:
         if not isinstance(key, str):
@@ -87,12 +87,12 @@ class Map(list[tuple[Any, Any]]):
         return dict(self)[key]
 
     def items(self) -> list[tuple[Any, Any]]:
-        """The pairs, as of an object."""
+        """The pairs, as of a dict."""
         return list(self)
 
 
 def printed(value: Any) -> str:
-    """The text of a value of the data: never Python's picture of it, which reads `True`, `None` and `['a']`."""
+    """The text of a value of the data: JSON for lists and objects, never Python's `True`, `None` or `['a']`."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -110,7 +110,7 @@ def printed(value: Any) -> str:
 
 
 def _as_json(value: Any) -> Any:
-    """The value as `json` takes it; raises TypeError for what is no data."""
+    """The value converted for `json.dumps`; raises TypeError for a type that is no data."""
     if isinstance(value, Map):
         return {printed(key): _as_json(inner) for key, inner in value}
     if isinstance(value, dict):
@@ -134,13 +134,13 @@ def _duration(value: timedelta) -> str:
 
 
 class Environment(ImmutableSandboxedEnvironment):
-    """Compiles templates. Use through `compile_template`; one serves any number of threads."""
+    """Compiles templates; use `compile_template` instead. Safe to use from several threads."""
 
     intercepted_binops = frozenset({"*", "**", "%", "+"})
 
     def __init__(self) -> None:
         super().__init__(undefined=Missing, finalize=self._data, autoescape=False, keep_trailing_newline=True)
-        # It gives other text each time, and as much of it as it is told.
+        # `lipsum` makes random text, so a repeated run would have other prompts, and the text has no limit.
         del self.globals["lipsum"]
         self._allowance = Allowance()
         self.begin_row, self.spend = self._allowance.begin_row, self._allowance.spend
@@ -151,7 +151,8 @@ class Environment(ImmutableSandboxedEnvironment):
         self.concat = self._joined  # type: ignore[method-assign] # where compiled templates look for it
 
     def _data(self, value: Any) -> Any:
-        """What is printed: data, paid for. Never a null, which would read `None`, nor a function of the language."""
+        """The printed text of a value, after its work is counted. Refuses nulls, which would print as `None`, and
+        functions of the language."""
         if value is None:
             raise jinja2.UndefinedError("a value inside the row is null")
         if isinstance(value, str | jinja2.Undefined):
@@ -169,7 +170,7 @@ class Environment(ImmutableSandboxedEnvironment):
         return self._joined([str(_null() if value is None else self._data(value)) for value in values])
 
     def _turns(self, values: Any) -> Any:
-        """What a loop goes over, paid for in advance: there is no way to leave a loop early."""
+        """The values of a loop. All turns are counted in advance, because a template cannot leave a loop early."""
         if not hasattr(values, "__len__") or isinstance(values, jinja2.Undefined):
             values = list(values)
         self.spend(_TURN * len(values))
@@ -198,7 +199,7 @@ class Environment(ImmutableSandboxedEnvironment):
         return value
 
     def _pay_for_method(self, text: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """Pay for what a method of a text will make; its arguments, of which an iterator is a list now."""
+        """Count the work of a text's method before the call. Returns its arguments, with iterators as lists."""
         given = [*args, *kwargs.values()]
         if name == "join":
             args = tuple(list(arg) if not isinstance(arg, str | list | tuple) else arg for arg in args)
@@ -256,10 +257,10 @@ class Environment(ImmutableSandboxedEnvironment):
         return counted
 
     def _guarded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The filter, refusing a null value and a huge width, and paying for what it makes before it is made."""
+        """The filter, which refuses nulls and huge widths, and counts its work before the call."""
         first = 1 if hasattr(function, "jinja_pass_arg") else 0
 
-        # Jinja2's own marks (which argument a filter wants passed, that it has an asynchronous twin) go along.
+        # `wraps` copies Jinja2's attributes: the argument that a filter wants passed, and its asynchronous variant.
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> Any:
             value, rest = args[first], args[first + 1 :]
@@ -276,7 +277,7 @@ class Environment(ImmutableSandboxedEnvironment):
         return guarded
 
     def _pay_for_filter(self, name: str, value: Any, rest: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Pay for what a filter will make; its value, of which an iterator is a list where it must be counted."""
+        """Count the work of a filter before the call. Returns its value, as a list if an iterator must be counted."""
         given = {**dict(zip(_PARAMETERS.get(name, ()), rest, strict=False)), **kwargs}
         if name in _COPY_LISTS:
             value = _listed(value)
@@ -318,28 +319,31 @@ _PARAMETERS = {
     "indent": ("width",), "join": ("d", "attribute"), "replace": ("old", "new"), "tojson": ("indent",),
     "urlize": ("trim_url_limit", "nofollow", "target", "rel"), "wordwrap": ("width", "", "wrapstring"),
 }  # fmt: skip
-"""The names of filters' parameters, in their order."""
+"""The parameters of filters by position."""
 
 
 def _listed(value: Any) -> Any:
-    """An iterator as a list, which can be counted; whatever else as it is."""
+    """An iterator as a list, whose items can be counted; any other value unchanged."""
     return list(value) if hasattr(value, "__next__") else value
 
 
 def _known(value: Any) -> Any:
-    """The value, of which a null counts nothing: it is an error where it is used."""
+    """The value, or an empty text for a null: a null makes no text, and is refused later."""
     return "" if value is None or isinstance(value, jinja2.Undefined) else value
 
 
 def _length(value: Any) -> int:
-    """How long its text is, without making it. Raises UndefinedError for what is no data, also within lists."""
+    """The length of a value's text, estimated without making the text.
+
+    Raises UndefinedError for a value that is no data, also inside lists.
+    """
     known: dict[int, int] = {}
 
     def length(value: Any) -> int:
         if isinstance(value, str):
             return len(value)
         if isinstance(value, dict | list | tuple | set | frozenset):
-            # Lists of lists of one list take little memory, but their text takes all there is.
+            # A list that occurs many times in others needs little memory, but its text may not fit in memory.
             if id(value) not in known:
                 items = [*value, *value.values()] if isinstance(value, dict) else value
                 known[id(value)] = 2 + sum(4 + length(item) for item in items)
@@ -357,7 +361,7 @@ def _length(value: Any) -> int:
 
 
 def _with_text(name: str, value: Any) -> Any:
-    """The value as a filter takes it that makes text of it."""
+    """The value for the filters that make a text of it: `string`, `tojson` and `join`."""
     if isinstance(value, str | jinja2.Undefined):
         return value
     if name == "string":
@@ -376,7 +380,7 @@ def _require_sizes_in(text: str) -> None:
 
 
 class Template:
-    """A compiled template; the same one may be used by several threads at a time."""
+    """A compiled template, safe to use from several threads. `columns`: the columns that it reads."""
 
     def __init__(self, source: str) -> None:
         self._environment = Environment()
@@ -389,10 +393,10 @@ class Template:
         self._template = self._environment.from_string(tree)
 
     def fill(self, columns: Mapping[str, Sequence[Any]], rows: int) -> list[str | None]:
-        """The rows of a template that is nothing but text and names of columns, without the language's machinery.
+        """The rendered rows of a template that consists of text and columns only, without Jinja2.
 
-        That is most templates, and a tenth of the time. None is a row for `renderer`: each one of any other
-        template, and those whose values are not all texts or are too long.
+        Most templates do, and this takes a tenth of the time. None marks a row for `renderer`: every row of another
+        template, and rows whose values are not all texts or are too long.
         """
         if not self._pieces:
             return [None] * rows
@@ -410,10 +414,10 @@ class Template:
         return made
 
     def renderer(self) -> Callable[[Mapping[str, Any]], str]:
-        """Renders rows, one after the other; raises whatever the template raises on a row.
+        """A function that renders one row; it raises whatever the template raises. Not for several threads.
 
-        `jinja2.Template.render` makes a context and copies the globals for every row, which takes ten
-        times as long as filling in the template: here one context serves all rows of a shard.
+        `jinja2.Template.render` makes a context and copies the globals for each row, which takes ten times as long as
+        the rendering. This function uses one context for all rows of a shard.
         """
         shared = dict(self._template.globals)
         context = self._template.new_context(shared, shared=True)
@@ -426,7 +430,7 @@ class Template:
             for alias, column in aliases:
                 if column in given:
                     context.parent[alias] = given[column]
-            # What the template set for the row before.
+            # Variables that the template set for the previous row.
             context.vars.clear()
             context.exported_vars.clear()
             return self._environment._joined(self._template.root_render_func(context))
@@ -435,15 +439,15 @@ class Template:
 
 
 class _Printed(NamedTuple):
-    """The place of a column in a template of nothing but texts and columns."""
+    """A column that a template of texts and columns prints."""
 
     column: str
 
 
 def _name_columns_of_row(tree: nodes.Template) -> dict[str, str]:
-    """Have `row["any name"]` mean the column of that name; gives the variables put there, and their columns.
+    """Replace `row["any name"]` by a variable; returns the columns by these variables.
 
-    `row` is a variable like any other where the template sets it, and a column where it is used in another way.
+    Nothing is replaced if the template sets `row` itself. Any other use of `row` means the column `row`.
     """
     uses = [node for node in tree.find_all(nodes.Name) if node.name == "row"]
     if any(node.ctx != "load" for node in uses):
@@ -469,8 +473,10 @@ def _name_columns_of_row(tree: nodes.Template) -> dict[str, str]:
 
 
 def _pieces(tree: nodes.Template, columns: Mapping[str, str]) -> list[str | _Printed] | None:
-    """The texts and columns that the template prints in turn; None if there is more to it. `columns` maps the
-    template's variables to columns."""
+    """The texts and columns that the template prints, in order; None if the template has anything else.
+
+    `columns` maps the template's variables to columns.
+    """
     found: list[str | _Printed] = []
     for statement in tree.body:
         if not isinstance(statement, nodes.Output):
@@ -486,7 +492,7 @@ def _pieces(tree: nodes.Template, columns: Mapping[str, str]) -> list[str | _Pri
 
 
 def _count_in(tree: nodes.Node) -> None:
-    """Have the loops and the `~` of the template go through the environment, as all else does."""
+    """Route the template's loops and its `~` through filters that count their work."""
     for loop in tree.find_all(nodes.For):
         loop.iter = nodes.Filter(loop.iter, "counted turns", [], [], None, None, lineno=loop.lineno)
     for parent in tree.find_all(nodes.Node):
@@ -505,20 +511,20 @@ def _joined(node: Any) -> Any:
 
 
 def compile_template(source: str) -> Template:
-    """Raises ValueError, in words, for what is no template."""
+    """The compiled template. Raises ValueError, with a message for a person, for an invalid template."""
     try:
         return Template(source)
     except jinja2.TemplateSyntaxError as error:
         raise ValueError(f"is not a valid Jinja2 template: {error.message} (its line {error.lineno})") from None
     except (RecursionError, SyntaxError, MemoryError):
-        # Python compiles what Jinja2 makes of it, and has bounds of its own.
+        # Python compiles the code that Jinja2 generates, and limits how deeply it may be nested.
         raise ValueError("is nested too deeply for a Jinja2 template") from None
 
 
 def bounded_template(environment: jinja2.Environment, source: str) -> jinja2.Template:
-    """The template `source` of a model, compiled by `environment`, with the bound of `MAX_WORK` on each rendering.
+    """A model's chat template `source`, compiled by `environment`, with the limit `MAX_WORK` on each rendering.
 
-    Changes the environment, which must be this template's own. A rendering beyond the bound raises SecurityError.
+    Changes `environment`, which no other template may use. A rendering beyond the limit raises SecurityError.
     """
     allowance = Allowance()
 

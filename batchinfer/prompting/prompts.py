@@ -1,4 +1,4 @@
-"""A row becomes a prompt."""
+"""Makes prompts of rows."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from batchinfer.jobspec import JobSpec, PromptSpec
 from batchinfer.jobspec.templates import Map, compile_template, printed
 
 Message = dict[str, Any]
-"""A message of a chat: `role` and `content`, which are texts, and what else chat templates read (`MESSAGE_KEYS`)."""
+"""A message of a chat: the texts `role` and `content`, and the other keys that chat templates read (`MESSAGE_KEYS`)."""
 
 MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
-"""The keys of a message that are handed to the chat template. Others are the user's own notes."""
+"""The keys of a message that the chat template receives. Others are the user's notes."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-"""Who may speak in a conversation. A chat template writes a role beside its control tokens, unseen."""
+"""The roles of a conversation. Another role is refused: a chat template writes it unchecked beside control tokens."""
 
 
 class Prompt(NamedTuple):
-    """What one row asks: the user's `text` under an optional `system`, or whole `messages`.
+    """The prompt of one row: the user's `text` with an optional `system` message, or whole `messages`.
 
-    The engine knows whether the model has a chat template, and turns the prompt into tokens.
+    Only the engine knows whether the model has a chat template, so the engine makes the tokens.
     """
 
     text: str = ""
@@ -79,7 +79,7 @@ def _prompt_columns(prompt: PromptSpec) -> list[tuple[str, str]]:
 
 
 class PromptMaker:
-    """Makes the prompts of a shard."""
+    """Makes the prompts of the rows of a shard."""
 
     def __init__(self, prompt: PromptSpec) -> None:
         self._system = prompt.system
@@ -123,7 +123,7 @@ class PromptMaker:
         except SecurityError as error:
             return RowError("template_error", _told(f"the template did what the sandbox forbids: {error}"))
         except Exception as error:
-            # A template is the user's program: whatever it raises on this row is this row's error.
+            # A template is the user's program and may raise anything: the error belongs to this row.
             return RowError("template_error", _told(f"{type(error).__name__}: {error}"))
         return self._from_text(text)
 
@@ -157,16 +157,16 @@ class PromptMaker:
         if not all(_is_unicode(printed(m)) for m in value):
             return RowError("prompt_invalid", "the messages hold half of a surrogate pair, which is no character")
         system = [{"role": "system", "content": self._system}] if self._system and value[0]["role"] != "system" else []
-        # Rows of a table have every key of the column's type: what is null was not written.
+        # Every message in a column of structs has all keys of the struct; a null key was not written.
         kept = ({k: m[k] for k in MESSAGE_KEYS if m.get(k) is not None} for m in value)
         return Prompt(messages=(*system, *kept))
 
 
 def column_values(rows: pa.Table, name: str) -> list[Any]:
-    """The values of a column as a prompt has them, and a RowError for each that has no text.
+    """The values of a column as prompts print them, and a RowError for each value that has no text.
 
-    Bytes are read as UTF-8, a float of 32 bits as the number that it was written as. No text have bytes that are not
-    UTF-8, and dates beyond the year 9999.
+    Bytes are read as UTF-8. Floats of 16 and 32 bits print with their shortest digits, such as 0.1. Bytes that are not
+    UTF-8 and dates after the year 9999 have no text.
     """
     column = rows.column(name)
     convert = _converter(column.type)
@@ -175,7 +175,7 @@ def column_values(rows: pa.Table, name: str) -> list[Any]:
     try:
         values: list[Any] = column.to_pylist()
     except Exception:
-        # What Arrow raises depends on the type, from OverflowError to UnicodeDecodeError.
+        # Arrow's exceptions depend on the column's type, from OverflowError to UnicodeDecodeError.
         values = [_python_value(value) for value in column]
     if convert is None:
         return values
@@ -188,7 +188,7 @@ def _python_value(value: pa.Scalar) -> Any:
     except UnicodeDecodeError:
         return _NOT_UTF8
     except Exception as error:
-        # As above, of one value: it is this row's error.
+        # Arrow's exceptions depend on the column's type; the error belongs to this row.
         return RowError("prompt_invalid", _told(f"the row holds a value that cannot be read: {error}"))
 
 
@@ -203,7 +203,7 @@ def _converted(convert: Callable[[Any], Any], value: Any) -> Any:
 
 
 def _converter(kind: pa.DataType) -> Callable[[Any], Any] | None:
-    """What makes of a Python value that is not null what a prompt has; None where both are the same."""
+    """Converts a Python value that is not null to the value of a prompt; None if no conversion is needed."""
     kinds = pa.types
     if kinds.is_dictionary(kind):
         return _converter(kind.value_type)
@@ -229,7 +229,7 @@ def _inner(convert: Callable[[Any], Any] | None, value: Any) -> Any:
 
 
 def _is_unicode(text: str) -> bool:
-    """Half of a surrogate pair is the one thing that a text in Python holds and no other text can."""
+    """Whether the text can be encoded: a Python text may hold half of a surrogate pair, which UTF-8 cannot."""
     if text.isascii():
         return True
     try:
@@ -240,7 +240,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _told(message: str) -> str:
-    """A message that fits a column of texts."""
+    """The message with surrogates escaped and at most 500 characters, for a column of texts."""
     return message.encode(errors="backslashreplace").decode()[:500]
 
 
