@@ -16,8 +16,9 @@ from batchinfer.execution.sample_prompts import chat_template, require_room_for_
 from batchinfer.input import build_manifest, input_entries
 from batchinfer.input.files import fixed_part, is_glob
 from batchinfer.input.manifest import Fingerprint, Manifest, from_parquet
-from batchinfer.jobspec import JobSpec, ModelSpec, PromptSpec
+from batchinfer.jobspec import JobSpec, ModelSpec, PromptSpec, parse
 from batchinfer.jobspec.cron import Tick
+from batchinfer.jobspec.schedule import current_time, resolve
 from batchinfer.jobspec.templates import is_template
 from batchinfer.model.checkpoint import require_adapter, require_draft, require_weights
 from batchinfer.model.download import is_remote

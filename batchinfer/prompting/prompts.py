@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 from jinja2.exceptions import SecurityError
 
 from batchinfer.errors import RowError, SpecError
-from batchinfer.input.bad_rows import BAD_ROW
 from batchinfer.input.column_types import PARSED
 from batchinfer.jobspec import JobSpec, PromptSpec
 from batchinfer.jobspec.printed import Map, printed
