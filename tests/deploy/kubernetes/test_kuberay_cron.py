@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 from itertools import takewhile
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from robfig_cron import NoCronError, parse
 
