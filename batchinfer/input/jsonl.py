@@ -7,6 +7,8 @@ import gzip
 import io
 import itertools
 import json
+import math
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -368,6 +370,8 @@ def _parse(line: bytes, uri: str, number: int | None) -> dict[str, Any]:
     place = f"{uri}:{number}" if number else uri
     try:
         row = json.loads(line, object_pairs_hook=_object, parse_constant=_no_constant)
+        if _MAYBE_HUGE.search(line):
+            json.loads(line, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         what, remedy = _diagnosis(line, number, error)
         raise InputError(f"{place}: not a line of JSON: {what or first_line(error)[:300]}", remedy) from None
@@ -409,6 +413,17 @@ def _diagnosis(line: bytes, number: int | None, error: Exception) -> tuple[str |
     if text.endswith(b","):
         return "a comma stands after the object", "drop the commas between the lines: sed 's/,$//'"
     return None, "each line is one JSON object; mend or drop it"
+
+
+_MAYBE_HUGE = re.compile(rb"[eE]\+?\d{3}|\d{309}")
+"""Only a number with one of these can exceed a double, 1.8e308, of which Python makes infinity without an error. Most
+lines have neither, so they are parsed once."""
+
+
+def _finite(number: str) -> float:
+    if math.isinf(float(number)):
+        raise ValueError(f"{number:.40} is beyond the numbers that a double holds, 1.8e308")
+    return float(number)
 
 
 def _no_constant(name: str) -> None:

@@ -267,9 +267,11 @@ def _converter(kind: pa.DataType) -> Callable[[Any], Any] | None:
         return _converter(kind.value_type)
     if kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_fixed_size_binary(kind):
         return bytes.decode
-    if kinds.is_float32(kind) or kinds.is_float16(kind):
-        narrow = np.float32 if kinds.is_float32(kind) else np.float16
-        return lambda value: float(str(narrow(value)))
+    if kinds.is_float32(kind):
+        return lambda value: float(str(np.float32(value)))
+    if kinds.is_float16(kind):
+        # The shortest digits of 16 bits round whole numbers: 65504 would be 65500.
+        return lambda value: value if value.is_integer() else float(str(np.float16(value)))
     if kinds.is_struct(kind):
         fields = {field.name: convert for field in kind if (convert := _converter(field.type)) is not None}
         return (lambda value: {k: _inner(fields.get(k), v) for k, v in value.items()}) if fields else None

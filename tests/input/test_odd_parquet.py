@@ -234,6 +234,11 @@ FIT = [
     (pa.array([-1], pa.int8()), pa.array([2**32 - 1], pa.uint32()), [-1, 2**32 - 1]),
     (pa.array([2**53]), pa.array([0.5]), [2.0**53, 0.5]),
     (pa.array([0], pa.timestamp("ms")), pa.array([NOON], pa.timestamp("us")), [datetime.datetime(1970, 1, 1), NOON]),
+    (
+        pa.array([NOON], pa.timestamp("us", "UTC")),
+        pa.array([NOON], pa.timestamp("ms", "+00:00")),
+        [NOON.replace(tzinfo=datetime.UTC)] * 2,
+    ),
     (pa.array([[1, 2]], pa.list_(pa.int8(), 2)), pa.array([[3]]), [[1, 2], [3]]),
     (pa.array([{"a": 1}]), pa.array([{"a": 2.5}]), [{"a": 1.0}, {"a": 2.5}]),
 ]
@@ -310,6 +315,8 @@ def test_a_cast_of_a_column_that_nobody_reads_is_refused(tmp_path):
     ("value", "text"),
     [
         (pa.array([1.1], pa.float32()), "1.1"),
+        (pa.array([1.1], pa.float16()), "1.1"),
+        (pa.array([65504, 3.14], pa.float16())[:1], "65504.0"),
         (pa.array([1.1]), "1.1"),
         (pa.array([True]), "true"),
         (pa.array([["a", None]]), '["a", null]'),
