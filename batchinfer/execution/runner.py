@@ -38,13 +38,14 @@ from batchinfer.execution.progress import Listener
 from batchinfer.execution.ray_pipeline import Work
 from batchinfer.execution.replica_events import ReplicaEvents
 from batchinfer.execution.reports import account_for, conclude, read_plan
+from batchinfer.execution.retried_rows import advice_before_retry
 from batchinfer.execution.stop_and_budget import Stopper, Tally, Watch
 from batchinfer.input.manifest import Manifest, to_parquet
 from batchinfer.jobspec import JobSpec, key_values, to_yaml
 from batchinfer.planner import Plan, shards_in_flight
 from batchinfer.planner.plan import DEFAULT_SLOTS
 from batchinfer.rundir.commit import committed_shards
-from batchinfer.rundir.failed_rows import failed_rows, note_retry
+from batchinfer.rundir.failed_rows import failed_codes, failed_rows, note_retry
 from batchinfer.rundir.journals import read_journals
 from batchinfer.rundir.ownership import SPEC_MARK, STOP_MARK, clear, overwrite, remove, remove_leftovers, require_own
 from batchinfer.rundir.paths import Layout
@@ -120,7 +121,8 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
 
     `overrides`: KEY=VALUE texts for this retry alone; see `_RETRY_KEYS`. Raises UserError.
     """
-    for key, _ in key_values("--set", overrides, "sampling.max_tokens=64"):
+    changed = [key for key, _ in key_values("--set", overrides, "sampling.max_tokens=64")]
+    for key in changed:
         if not key.startswith(_RETRY_KEYS) or key in _RETRY_EXCEPT:
             raise UserError(
                 f"--set {key}: a retry cannot change that, since the rows that did not fail keep their results",
@@ -134,6 +136,9 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
     if not positions:
         listener.event("nothing to do", rows_failed=0)
         return conclude(layout, spec, manifest)
+    told = advice_before_retry(spec, failed_codes(layout), changed)
+    if told is not None:
+        listener.event("hint", text=told)
     checked = Checked(spec, facts, layout, manifest, frozenset(committed_shards(layout)), resumed=True)
     with ray_pipeline.announced(cluster, listener):
         plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
