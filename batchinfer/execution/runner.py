@@ -85,6 +85,8 @@ def run(
     pending = [shard for shard in manifest.shards if shard.shard_id not in checked.committed]
     if not pending and checked.resumed:
         listener.event("nothing to do", shards=len(manifest.shards))
+        if layout.storage.stat(layout.spec) is None:
+            _write_spec(layout, checked.spec)
         return conclude(layout, checked.spec, manifest)
     with ray_pipeline.announced(cluster, listener):
         plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
@@ -188,11 +190,15 @@ def _write_run_files(layout: Layout, checked: Checked, plan: Plan) -> None:
     if before is not None:
         # The report compares the run with the estimate made when the run began.
         plan = plan.model_copy(update={"first_estimate": before.first_estimate or before.estimate})
-    mark = SPEC_MARK + b"; a resume reads the spec that it is given, not this file.\n"
-    overwrite(layout, layout.spec, mark + to_yaml(checked.spec).encode())
+    _write_spec(layout, checked.spec)
     overwrite(layout, layout.plan, plan.model_dump_json(indent=2).encode())
     if not checked.resumed:
         layout.storage.create(layout.manifest, to_parquet(checked.manifest))
+
+
+def _write_spec(layout: Layout, spec: JobSpec) -> None:
+    mark = SPEC_MARK + b"; a resume reads the spec that it is given, not this file.\n"
+    overwrite(layout, layout.spec, mark + to_yaml(spec).encode())
 
 
 def _execute(job: Job, manifest: Manifest, work: Work, listener: Listener, require_held: Callable[[], None]) -> None:
