@@ -56,7 +56,7 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
         "stopping": Event(
             "A signal or a budget stops the run; shards in flight end first.", ("reason", "hint"), "warning"
         ),
-        "hint": Event("What would help the plan.", ("text",)),
+        "hint": Event("What would help the plan, or which rows a retry cannot help.", ("text",)),
         "replica started": Event("A replica begins to load its engine.", ("node",)),
         "engine ready": Event(
             "An engine is loaded.", ("seconds",), line="replica {replica_id}: engine loaded in {seconds} s"

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.accounting.report import Report
-from batchinfer.execution import ray_pipeline, runner
+from batchinfer.execution import preview, ray_pipeline, runner
 from batchinfer.execution.progress import Progress
 from batchinfer.jobspec import JobSpec
 
@@ -134,7 +134,7 @@ def measure(folder: Path, seed: int, model: str) -> Pair:
         )
 
     first = runner.run(spec("trial"), Quiet())
-    plan = runner.plan(spec("all"), Quiet())
+    plan = preview.plan(spec("all"), Quiet())
     made = runner.run(spec("all"), Quiet())
     if plan.estimate is None:
         raise RuntimeError("a trial was run, and the plan has no estimate")

@@ -194,6 +194,10 @@ def open_run(uri: str, overrides: Sequence[str] = ()) -> tuple[Layout, Manifest,
     if manifest is None:
         raise OutputError(f"there is no run at {uri}", "give the output.uri of a job that was run")
     place = layout.spec
+    if layout.storage.stat(place) is None:
+        raise OutputError(
+            f"{place} is gone, which says how the run was made", "restore it, or run the job again: it is written anew"
+        )
     with reading(place, "move it away and run the job again: it is written anew"):
         text = layout.storage.read(place).decode()
     spec = absolute(parse(text, place, overrides))

@@ -38,13 +38,14 @@ from batchinfer.execution.progress import Listener
 from batchinfer.execution.ray_pipeline import Work
 from batchinfer.execution.replica_events import ReplicaEvents
 from batchinfer.execution.reports import account_for, conclude, read_plan
+from batchinfer.execution.retried_rows import advice_before_retry
 from batchinfer.execution.stop_and_budget import Stopper, Tally, Watch
 from batchinfer.input.manifest import Manifest, to_parquet
 from batchinfer.jobspec import JobSpec, key_values, to_yaml
 from batchinfer.planner import Plan, shards_in_flight
 from batchinfer.planner.plan import DEFAULT_SLOTS
 from batchinfer.rundir.commit import committed_shards
-from batchinfer.rundir.failed_rows import failed_rows, note_retry
+from batchinfer.rundir.failed_rows import failed_codes, failed_rows, note_retry
 from batchinfer.rundir.journals import read_journals
 from batchinfer.rundir.ownership import SPEC_MARK, STOP_MARK, clear, overwrite, remove, remove_leftovers, require_own
 from batchinfer.rundir.paths import Layout
@@ -84,6 +85,8 @@ def run(
     pending = [shard for shard in manifest.shards if shard.shard_id not in checked.committed]
     if not pending and checked.resumed:
         listener.event("nothing to do", shards=len(manifest.shards))
+        if layout.storage.stat(layout.spec) is None:
+            _write_spec(layout, checked.spec)
         return conclude(layout, checked.spec, manifest)
     with ray_pipeline.announced(cluster, listener):
         plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
@@ -120,7 +123,8 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
 
     `overrides`: KEY=VALUE texts for this retry alone; see `_RETRY_KEYS`. Raises UserError.
     """
-    for key, _ in key_values("--set", overrides, "sampling.max_tokens=64"):
+    changed = [key for key, _ in key_values("--set", overrides, "sampling.max_tokens=64")]
+    for key in changed:
         if not key.startswith(_RETRY_KEYS) or key in _RETRY_EXCEPT:
             raise UserError(
                 f"--set {key}: a retry cannot change that, since the rows that did not fail keep their results",
@@ -134,6 +138,9 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
     if not positions:
         listener.event("nothing to do", rows_failed=0)
         return conclude(layout, spec, manifest)
+    told = advice_before_retry(spec, failed_codes(layout), changed)
+    if told is not None:
+        listener.event("hint", text=told)
     checked = Checked(spec, facts, layout, manifest, frozenset(committed_shards(layout)), resumed=True)
     with ray_pipeline.announced(cluster, listener):
         plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
@@ -183,11 +190,15 @@ def _write_run_files(layout: Layout, checked: Checked, plan: Plan) -> None:
     if before is not None:
         # The report compares the run with the estimate made when the run began.
         plan = plan.model_copy(update={"first_estimate": before.first_estimate or before.estimate})
-    mark = SPEC_MARK + b"; a resume reads the spec that it is given, not this file.\n"
-    overwrite(layout, layout.spec, mark + to_yaml(checked.spec).encode())
+    _write_spec(layout, checked.spec)
     overwrite(layout, layout.plan, plan.model_dump_json(indent=2).encode())
     if not checked.resumed:
         layout.storage.create(layout.manifest, to_parquet(checked.manifest))
+
+
+def _write_spec(layout: Layout, spec: JobSpec) -> None:
+    mark = SPEC_MARK + b"; a resume reads the spec that it is given, not this file.\n"
+    overwrite(layout, layout.spec, mark + to_yaml(spec).encode())
 
 
 def _execute(job: Job, manifest: Manifest, work: Work, listener: Listener, require_held: Callable[[], None]) -> None:
