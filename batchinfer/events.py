@@ -56,6 +56,8 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
         "stopping": Event(
             "A signal or a budget stops the run; shards in flight end first.", ("reason", "hint"), "warning"
         ),
+        "trial used": Event("A trial of this job says how fast and how long its rows are.", ("rows", "report")),
+        "trial ignored": Event("The last trial ran with another spec.", ("report", "reason")),
         "hint": Event("What would help the plan, or which rows a retry cannot help.", ("text",)),
         "replica started": Event("A replica begins to load its engine.", ("node",)),
         "engine ready": Event(

@@ -115,7 +115,12 @@ def refusals_are_the_users() -> Iterator[None]:
 def check_at(spec: JobSpec, at: datetime | None = None, fresh: bool = False, access: bool = True) -> Checked:
     """`check` of the spec as `resolved` for the time `at`, with an id for a new run."""
     rendered, tick = resolved(spec, at)
-    return check(rendered, uuid.uuid4().hex[:12], fresh, tick, access)
+    return check(rendered, new_run_id(), fresh, tick, access)
+
+
+def new_run_id() -> str:
+    """An id that no other run has."""
+    return uuid.uuid4().hex[:12]
 
 
 def resolved(spec: JobSpec, at: datetime | None) -> tuple[JobSpec, Tick | None]:
@@ -124,12 +129,19 @@ def resolved(spec: JobSpec, at: datetime | None) -> tuple[JobSpec, Tick | None]:
 
 
 @refusals_are_the_users()
-def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = None, access: bool = True) -> Checked:
+def check(
+    spec: JobSpec,
+    run_id: str,
+    fresh: bool = False,
+    tick: Tick | None = None,
+    access: bool = True,
+    trial: bool = False,
+) -> Checked:
     """Check the model, the input and the output; raises UserError. Writes nothing.
 
     `run_id` is the id of a new run; a resumed run keeps its own id. `fresh` ignores what an earlier run of
     batchinfer left in the output. `spec` has its variables filled in for `tick`; None is a job that runs once.
-    `access`: see `require_model`.
+    `access`: see `require_model`. `trial`: the output is that of a trial, which replaces an earlier one of any job.
     """
     for uri in (spec.input.uri, spec.output.uri):
         storage_for(uri, spec.storage)
@@ -138,13 +150,13 @@ def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = N
     spec = absolute(spec)
     require_lasting(spec)
     layout = Layout(spec.output.uri, spec.storage)
-    require_own(layout, thorough=fresh)
+    require_own(layout, thorough=fresh or trial)
     require_room_for_choices(spec, facts.folder)
     # Compiles the spec's own template.
     chat_template(facts.folder, spec.prompt)
     columns = needed_columns(spec)
-    old = find_manifest(layout)
-    committed = committed_shards(layout)
+    old = None if trial else find_manifest(layout)
+    committed = set() if trial else committed_shards(layout)
     if old is None and committed:
         raise OutputError(
             f"{layout.root} holds results without {MANIFEST[1:]}, which says what they are",
@@ -235,7 +247,7 @@ def require_same_spec(manifest: Manifest, spec: JobSpec, layout: Layout) -> None
 
 def changes_of_spec(manifest: Manifest, spec: JobSpec) -> list[str]:
     """One line for each key that shapes results and differs from the spec that the run began with."""
-    before, now = _flat(manifest.fingerprint.spec), _flat(shaping(spec))
+    before, now = flat(manifest.fingerprint.spec), flat(shaping(spec))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     return [f"{key}: {before.get(key)!r:.80} then, {now.get(key)!r:.80} now" for key in changed]
 
@@ -259,12 +271,13 @@ def require_same_input(manifest: Manifest, spec: JobSpec) -> None:
         )
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a spec by their keys, as in `prompt.template`."""
     if isinstance(value, Mapping) and value:
         return {
             k: v
             for key, inner in value.items()
-            for k, v in _flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
+            for k, v in flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
         }
     return {prefix: value}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from batchinfer.accounting.report import Report
 from batchinfer.catalog import QUANTIZATIONS, ModelShape, accelerators
@@ -12,6 +12,7 @@ from batchinfer.errors import StorageError
 from batchinfer.execution.checks import Checked
 from batchinfer.execution.progress import Listener
 from batchinfer.execution.sample_prompts import survey
+from batchinfer.execution.trial import trial_layouts, trial_report
 from batchinfer.jobspec import JobSpec
 from batchinfer.model.resolve import ModelFacts
 from batchinfer.planner import (
@@ -65,7 +66,8 @@ def plan_job(checked: Checked, cluster: Cluster, listener: Listener | None = Non
     Raises UserError if no layout fits the job.
     """
     spec, facts = checked.spec, checked.facts
-    earlier = list(earlier_reports(checked.layout, listener))
+    tried = [(layout, report) for layout in trial_layouts(spec) for report in _reports([layout], listener)]
+    earlier = [*earlier_reports(checked.layout, listener), *trial_report(spec, tried, listener)]
     context = facts.shape.context if facts.shape is not None else None
     found = survey(spec, checked.manifest, facts.folder, output_tokens(earlier, spec, facts.name), context)
     surveyed = found.workload
@@ -85,7 +87,7 @@ def plan_job(checked: Checked, cluster: Cluster, listener: Listener | None = Non
         calibration = calibration_from(_readings(same, facts.shape, spec), *of)
         return plan if calibration is None else planned(calibration)
     # The catalog has no speeds of CPU hosts, so only an earlier run can be the source.
-    return plan.model_copy(update={"estimate": measured_estimate(same, plan, workload, spec)})
+    return plan.model_copy(update={"estimate": measured_estimate(same, plan, workload, spec), "workload": workload})
 
 
 def plan_of(
@@ -121,8 +123,13 @@ def earlier_reports(layout: Layout, listener: Listener | None = None) -> Iterato
     if parent != "s3:/":
         with contextlib.suppress(StorageError):
             roots = [join(parent, name.rstrip("/")) for name in storage.names(parent)]
-    for root in roots:
-        beside = Layout(root, layout.stores)
+    yield from _reports([Layout(root, layout.stores) for root in roots], listener)
+
+
+def _reports(layouts: Iterable[Layout], listener: Listener | None) -> Iterator[Report]:
+    """The reports of these runs that can be used."""
+    for beside in layouts:
+        storage = beside.storage
         try:
             entry = storage.stat(beside.report)
             if entry is None:

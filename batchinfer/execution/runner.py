@@ -1,10 +1,11 @@
-"""The flow of one run, from the checks to the report: run (and resume), retry."""
+"""The flow of one run, from the checks to the report: run (and resume), try, retry."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from batchinfer import signals
@@ -23,13 +24,17 @@ from batchinfer.execution.checks import (
     Checked,
     absolute,
     changes_of_spec,
+    check,
     check_at,
     find_manifest,
+    new_run_id,
     open_run,
     refusals_are_the_users,
+    require_apart,
     require_model,
     require_same_input,
     resolved,
+    shaping,
 )
 from batchinfer.execution.job import Job
 from batchinfer.execution.metrics import Metrics, labels_of
@@ -40,7 +45,9 @@ from batchinfer.execution.replica_events import ReplicaEvents
 from batchinfer.execution.reports import account_for, conclude, read_plan
 from batchinfer.execution.retried_rows import advice_before_retry
 from batchinfer.execution.stop_and_budget import Stopper, Tally, Watch
-from batchinfer.input.manifest import Manifest, to_parquet
+from batchinfer.execution.trial import Trial, require_rows, trial_layout, tried_rows
+from batchinfer.input.few_rows import few_rows, positions_of, spread_rows
+from batchinfer.input.manifest import Fingerprint, Manifest, to_parquet
 from batchinfer.jobspec import JobSpec, key_values, to_yaml
 from batchinfer.planner import Plan, shards_in_flight
 from batchinfer.planner.plan import DEFAULT_SLOTS
@@ -105,6 +112,62 @@ def run(
             job = _job(checked.spec, plan, layout, manifest)
             _execute(job, manifest, Work(pending), listener, require_held)
             return conclude(layout, checked.spec, manifest)
+
+
+def try_rows(
+    spec: JobSpec,
+    listener: Listener,
+    rows: int,
+    ids: Sequence[str] = (),
+    cluster: str | None = None,
+    at: datetime | None = None,
+) -> Trial:
+    """Run `rows` rows of the job, or those with these ids, through all of it; the run itself is left alone.
+
+    Raises what `run` raises, and UserError for an id that no row has.
+    """
+    rendered, tick = resolved(spec, at)
+    whole = absolute(rendered)
+    require_apart(whole)
+    with refusals_are_the_users():
+        layout = trial_layout(whole, here=cluster is None)
+        apart = whole.model_copy(update={"output": whole.output.model_copy(update={"uri": layout.root})})
+        found = check(apart, new_run_id(), tick=tick, trial=True)
+        require_rows(found.manifest)
+        positions = positions_of(found.spec, found.manifest, ids) if ids else spread_rows(found.manifest.rows, rows)
+    # No run of the job: it takes no file and no tick of it.
+    fingerprint = Fingerprint(run_id=found.manifest.fingerprint.run_id, spec=shaping(found.spec))
+    few = replace(found, manifest=few_rows(found.manifest, positions, fingerprint), choice=None, layout=layout)
+    job = replace(found, spec=whole, layout=Layout(whole.output.uri, whole.storage))
+    with ray_pipeline.announced(cluster, listener):
+        described = ray_pipeline.describe_cluster()
+        # One replica: more would load the model to wait.
+        plan = plan_job(job, described).model_copy(
+            update={"min_replicas": 1, "max_replicas": 1, "estimate": None, "first_estimate": None}
+        )
+        with layout.storage.lock(layout.lock) as require_held:
+            _begin(few, plan)
+            listener.event(
+                "started",
+                run_id=fingerprint.run_id,
+                output=layout.root,
+                rows=few.manifest.rows,
+                shards=len(few.manifest.shards),
+                committed=0,
+                accelerator=plan.accelerator,
+                replicas=plan.max_replicas,
+            )
+            timed = replace(_job(few.spec, plan, layout, few.manifest), timed=True)
+            _execute(timed, few.manifest, Work(few.manifest.shards), listener, require_held)
+            made = conclude(layout, few.spec, few.manifest)
+        return Trial(
+            rows=tried_rows(few, plan, positions),
+            report=made,
+            plan=plan_job(job, described, listener),
+            rows_in_input=found.manifest.rows,
+            chosen="by their ids" if ids else "evenly spread over the input",
+            output=layout.root,
+        )
 
 
 @refusals_are_the_users()
