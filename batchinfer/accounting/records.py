@@ -79,6 +79,8 @@ class ShardRecord(_Record):
     meter: MeterReading
     labels: dict[str, str] = {}
     rejected_tokens: NonNegativeInt = 0
+    reasoning_tokens: NonNegativeInt = 0
+    """Tokens of the thinking, a part of `output_tokens`."""
     dtype: str = "auto"
 
     @property
@@ -163,6 +165,7 @@ ACCOUNTING_SCHEMA = pa.schema(
         ("labels", pa.string()),
         ("rejected_tokens", pa.int64()),
         ("dtype", pa.string()),
+        ("reasoning_tokens", pa.int64()),
     ]
 )
 

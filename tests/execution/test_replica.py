@@ -34,7 +34,7 @@ def test_a_clock_that_is_set_while_a_replica_runs_moves_none_of_its_seconds(monk
 @pytest.mark.parametrize(("reason", "cut"), [("length", True), ("stop", False)])
 def test_an_answer_that_max_tokens_cut_says_so(reason, cut):
     spec = make_spec(output={"uri": "/out", "choices": ["concurrency"]}, sampling={"max_tokens": 3})
-    replica = SimpleNamespace(_check=OutputCheck(spec.output), _job=SimpleNamespace(spec=spec))
+    replica = SimpleNamespace(_check=OutputCheck(spec.output, 3), _job=SimpleNamespace(spec=spec))
     checked = Replica._checked(replica, Completion(["concur"], [reason], 5, 0, 3))
     assert checked.error is not None
     assert checked.error.code == "output_invalid"
