@@ -200,8 +200,11 @@ class Thinking:
             # RuntimeError, ValueError or KeyError, by the parser: all say that it is not made for this tokenizer.
             raise ValueError(str(error) or type(error).__name__) from error
         self._lock = threading.Lock()
+        self._tokenizer = tokenizer
         end = self._parser.reasoning_end_str
-        self.has_marks = bool(end and self._parser.reasoning_start_str)
+        if getattr(self._parser, "reasoning_end_token_ids", None) == frozenset():
+            # Such a parser would take every answer for thinking that never ends.
+            raise ValueError(f"the tokenizer has no {end}")
         self._start = tuple(self._ids(tokenizer, self._parser.reasoning_start_str))
         self._end = tuple(self._ids(tokenizer, end))
 
@@ -222,6 +225,8 @@ class Thinking:
                 thought, answer = self._parser.extract_reasoning(text, None)
             except NotImplementedError:
                 thought, answer = _of_channels(text)
+                left = len(self._tokenizer.encode(answer, add_special_tokens=False)) if answer else 0
+                return thought, answer, max(0, len(ids) - left)
             over = bool(answer) or self._parser.is_reasoning_end(ids)
             if not over:
                 return thought, None, len(ids)
