@@ -42,6 +42,8 @@ def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at:
     from batchinfer.execution import preview
     from batchinfer.jobspec import load
     from batchinfer.jobspec.constraints import advice
+    from batchinfer.model.thinking import thinking_line
+    from batchinfer.prompting.typed import type_lines
     from batchinfer.reporting import sample_lines
 
     loaded = load(spec, overrides or [])
@@ -58,6 +60,11 @@ def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at:
     told = advice(loaded.output, loaded.sampling)
     if told is not None:
         print(told)
+    for line in type_lines(loaded.output):
+        print(line)
+    thinking = thinking_line(checked.spec, checked.facts.folder)
+    if thinking is not None:
+        print(thinking)
     for line in sample_lines(preview.forecast(checked), checked.spec.limits.max_error_rate):
         print(line)
     print("not checked here: whether the cluster has the devices and the memory; `batchinfer plan` says")

@@ -14,12 +14,15 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 
-from batchinfer.engine.base import Completion, EngineDied
+from batchinfer.engine.base import Completion, EngineDied, set_apart
 from batchinfer.errors import RowError
 from batchinfer.jobspec import JobSpec
 from batchinfer.prompting.prompts import Prompt
 
 TOKEN_CHARACTERS = 4
+_THINK_END = "</think>"
+"""Ends the thinking of a scripted answer, whatever the parser's name."""
+
 PROCESS_NAME = "scripted-engine"
 """The last argument of the engine's process, by which `benchmarks/chaos.py` finds it."""
 
@@ -32,6 +35,7 @@ class ScriptedEngine:
         self._answer = script.answer
         self._has_faults = any(mark is not None for mark in (script.kill_on, script.hang_on, script.reject_on))
         self._choices = spec.output.choices
+        self._thinks = spec.reasoning is not None and spec.reasoning.parser != "none"
         self._n = spec.sampling.n
         self._max_characters = spec.sampling.max_tokens * TOKEN_CHARACTERS
         self._context = (spec.engine.max_model_len or 2**31) * TOKEN_CHARACTERS
@@ -90,7 +94,12 @@ class ScriptedEngine:
         if len(answer) > self._max_characters:
             answer, reason = answer[: self._max_characters], "length"
         n = self._n
-        return Completion([answer] * n, [reason] * n, tokens, 0, -(-len(answer) // TOKEN_CHARACTERS) * n)
+        made = Completion([answer] * n, [reason] * n, tokens, 0, -(-len(answer) // TOKEN_CHARACTERS) * n)
+        if not self._thinks:
+            return made
+        before, ended, after = answer.partition(_THINK_END)
+        length = -(-len(before + ended) // TOKEN_CHARACTERS)
+        return set_apart(made, [before.removeprefix("<think>")] * n, [after if ended else None] * n, length * n)
 
     def _meets_fault(self, text: str) -> bool:
         """Kill or hang the engine if the script says so for this text. Returns whether the row is refused."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from batchinfer.engine import vllm_private
-from batchinfer.engine.base import Completion, EngineDied
+from batchinfer.engine.base import Completion, EngineDied, set_apart
 from batchinfer.engine.conversations import EngineTokenizer, prompt_writer
 from batchinfer.engine.installed import not_importable
 from batchinfer.engine.pump import Pump, Request
@@ -16,19 +16,27 @@ from batchinfer.errors import EngineError, RowError, SpecError, WrongRelease
 from batchinfer.jobspec import JobSpec, SamplingSpec
 from batchinfer.jobspec.regex import compile_regex
 from batchinfer.model.checkpoint import SAFE_FORMAT, Adapter, local_adapter
+from batchinfer.model.resolve import model_facts
+from batchinfer.model.thinking import reasoning_parser
 from batchinfer.planner import Plan
 from batchinfer.planner.host import require_avx512
 from batchinfer.prompting.answers import require_whole_choices
 from batchinfer.prompting.prompts import Prompt
 from batchinfer.prompting.tokens import PromptTokens
+from batchinfer.storage import local_path
 
 LINGER_SECONDS = 0.25
 """Seconds that an idle engine waits for further shards if rows share prefixes. Shorter misses shards that arrive
 together, longer leaves the engine idle."""
 
 
-def engine_arguments(spec: JobSpec, plan: Plan, adapter: Adapter | None = None) -> dict[str, Any]:
-    """The keyword arguments for vLLM's EngineArgs. Keys of the spec override the plan; vLLM chooses the rest."""
+def engine_arguments(
+    spec: JobSpec, plan: Plan, adapter: Adapter | None = None, thinking: str | None = None
+) -> dict[str, Any]:
+    """The keyword arguments for vLLM's EngineArgs. Keys of the spec override the plan; vLLM chooses the rest.
+
+    `thinking`: the name of vLLM's reasoning parser.
+    """
     arguments: dict[str, Any] = {
         "model": plan.checkpoint or spec.model.source,
         "tokenizer": spec.engine.tokenizer,
@@ -65,8 +73,12 @@ def engine_arguments(spec: JobSpec, plan: Plan, adapter: Adapter | None = None) 
     if spec.model.speculative is not None:
         arguments["speculative_config"] = spec.model.speculative.model_dump(exclude_none=True)
     if spec.output.json_schema is not None:
-        # Some models write white space between the parts of JSON until max_tokens is reached.
-        arguments["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
+        # For the whole engine: vLLM 0.32 has the same field for a request, which does nothing with xgrammar.
+        compact = spec.output.compact_json
+        arguments["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": compact}
+    if thinking is not None:
+        # The grammar of an answer begins after the thinking, and vLLM can end the thinking.
+        arguments["reasoning_parser"] = thinking
     arguments.update(spec.engine.model_dump(exclude={"scripted"}, exclude_none=True))
     return {name: value for name, value in arguments.items() if value is not None}
 
@@ -79,6 +91,9 @@ def _quantization(plan: Plan) -> str | None:
 def sampling_arguments(sampling: SamplingSpec) -> dict[str, Any]:
     """The keyword arguments for vLLM's SamplingParams, without the structured outputs."""
     arguments = sampling.model_dump(exclude_none=True)
+    if sampling.ignore_eos:
+        # Whoever measures speed wants max_tokens tokens, whatever they are.
+        arguments.pop("repetition_detection", None)
     for name in ("stop", "stop_token_ids", "allowed_token_ids", "bad_words"):
         if isinstance(arguments.get(name), tuple):
             arguments[name] = list(arguments[name])
@@ -87,10 +102,15 @@ def sampling_arguments(sampling: SamplingSpec) -> dict[str, Any]:
     return arguments
 
 
-def _request_parameters(spec: JobSpec) -> Any:
+def _request_parameters(spec: JobSpec, thinking: str | None) -> Any:
     """vLLM's parameters for every request of the job."""
     from vllm.pooling_params import PoolingParams
-    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+    from vllm.sampling_params import (
+        RepetitionDetectionParams,
+        RequestOutputKind,
+        SamplingParams,
+        StructuredOutputsParams,
+    )
 
     if spec.task == "embed":
         return PoolingParams(task="embed")
@@ -102,8 +122,15 @@ def _request_parameters(spec: JobSpec) -> Any:
         structured = StructuredOutputsParams(json=output.json_schema)
     elif output.regex is not None:
         structured = StructuredOutputsParams(regex=compile_regex(output.regex).grammar)
+    arguments = sampling_arguments(spec.sampling)
+    if "repetition_detection" in arguments:
+        arguments["repetition_detection"] = RepetitionDetectionParams(**arguments["repetition_detection"])
+    if thinking is not None:
+        # The marks around the thinking may be special tokens. Those of the answer are taken out later.
+        arguments["skip_special_tokens"] = False
+        arguments["thinking_token_budget"] = spec.reasoning.max_tokens if spec.reasoning is not None else None
     return SamplingParams(
-        **sampling_arguments(spec.sampling),
+        **arguments,
         structured_outputs=structured,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
@@ -124,17 +151,23 @@ class VllmEngine:
 
         _require_kernels(spec, plan)
         self._embeds = spec.task == "embed"
-        self._params = _request_parameters(spec)
+        thinking = reasoning_parser(spec, _tokenizer_folder(spec, plan))
+        self._params = _request_parameters(spec, thinking)
         self._fetched = tempfile.TemporaryDirectory(prefix="batchinfer-adapter-")
         adapter = (
             local_adapter(spec.model.lora, self._fetched.name, spec.storage) if spec.model.lora is not None else None
         )
         lora = LoRARequest(lora_name="adapter", lora_int_id=1, lora_path=adapter.folder) if adapter else None
-        arguments = engine_arguments(spec, plan, adapter)
+        arguments = engine_arguments(spec, plan, adapter, thinking)
         # On a CPU vLLM starts the worker in another process, to set its threads by the environment. This environment
         # is set already, and another process would import vLLM for 12 seconds, so the worker shares the engine's.
         if spec.output.json_schema is not None:
-            arguments["structured_outputs_config"]["backend"] = vllm_private.json_backend(spec.output.json_schema)
+            structured = arguments["structured_outputs_config"]
+            structured["backend"] = vllm_private.json_backend(spec.output.json_schema)
+            # xgrammar writes no key that the schema does not name, guidance does: a typed answer has no column for it.
+            structured["disable_additional_properties"] = (
+                structured["backend"] == "guidance" and spec.output.kind is not None
+            )
         here = plan.accelerator == "cpu" and "distributed_executor_backend" not in arguments
         if fork:
             vllm_private.fork_engines()
@@ -154,6 +187,9 @@ class VllmEngine:
             ) from error
         self._logprobs = spec.sampling.logprobs is not None
         self._tokenizer = engine.get_tokenizer()
+        # A choice or a text that matches an expression may begin or end with an empty line.
+        self._verbatim = spec.output.choices is not None or spec.output.regex is not None
+        self._special = [token for token in self._tokenizer.all_special_tokens if spec.sampling.skip_special_tokens]
         self._context: int = vllm_private.context_length(engine)
         has_template = bool(spec.prompt.chat_template or getattr(self._tokenizer, "chat_template", None))
         # An embedding is of the text itself, unless the spec says otherwise.
@@ -163,6 +199,7 @@ class VllmEngine:
                 f"{spec.model.source} has no chat template", "set prompt.chat: false, or take a chat model"
             )
         try:
+            self._thinking = None if thinking is None else _thinking(spec, thinking, engine)
             _require_accepted(spec, engine, self._params)
             writer = prompt_writer(spec.prompt, self._tokenizer, chat)
             # A chat template writes its own special tokens.
@@ -213,7 +250,7 @@ class VllmEngine:
             vector = result.outputs.data.float().flatten().numpy()
             return Completion([], ["stop"], tokens, cached, 0, embedding=vector)
         outputs = sorted(result.outputs, key=lambda output: output.index)
-        return Completion(
+        made = Completion(
             texts=[output.text for output in outputs],
             finish_reasons=[str(output.finish_reason) for output in outputs],
             input_tokens=len(result.prompt_token_ids),
@@ -221,10 +258,54 @@ class VllmEngine:
             output_tokens=sum(len(output.token_ids) for output in outputs),
             logprobs=[_logprobs(output) for output in outputs] if self._logprobs else None,
         )
+        return made if self._thinking is None else self._without_thinking(made, self._thinking, result, outputs)
+
+    def _without_thinking(
+        self, made: Completion, thinking: vllm_private.Thinking, result: Any, outputs: Sequence[Any]
+    ) -> Completion:
+        """The completion with the thinking taken out of its texts."""
+        split: list[tuple[str | None, str | None, int]]
+        if thinking.is_over(result.prompt_token_ids):
+            split = [(None, output.text, 0) for output in outputs]
+        else:
+            split = [thinking.split(output.text, output.token_ids) for output in outputs]
+        answers = [None if answer is None else self._plain(answer) for _, answer, _ in split]
+        return set_apart(made, [thought and self._plain(thought) for thought, _, _ in split], answers,
+                         sum(tokens for *_, tokens in split))  # fmt: skip
+
+    def _plain(self, text: str) -> str:
+        """The text without special tokens, unless the spec keeps them, and without the empty lines around it."""
+        for token in self._special:
+            text = text.replace(token, "") if token in text else text
+        return text if self._verbatim else text.strip("\n")
 
     def close(self) -> None:
         self._pump.close()
         self._fetched.cleanup()
+
+
+def _tokenizer_folder(spec: JobSpec, plan: Plan) -> str | None:
+    """The folder with the model's chat template, if it lies on this machine."""
+    source = local_path(spec.engine.tokenizer or plan.checkpoint or spec.model.source)
+    return source if os.path.isdir(source) else model_facts(spec.model, spec.storage).folder
+
+
+def _thinking(spec: JobSpec, name: str, engine: Any) -> vllm_private.Thinking:
+    """vLLM's parser. Raises SpecError if it is not made for this model."""
+    try:
+        found = vllm_private.Thinking(name, engine.get_tokenizer())
+    except ValueError as error:
+        raise SpecError(
+            f"reasoning.parser {name} is not made for {spec.model.source}: {error}",
+            "name the parser of this model, or say none",
+        ) from error
+    if (
+        spec.reasoning is not None
+        and spec.reasoning.max_tokens is not None
+        and not vllm_private.has_thinking_budget(engine)
+    ):
+        raise SpecError(f"vLLM cannot end the thinking of parser {name}", "leave reasoning.max_tokens out")
+    return found
 
 
 def _require_accepted(spec: JobSpec, engine: Any, params: Any) -> None:

@@ -11,18 +11,20 @@ from datetime import UTC, datetime
 from typing import Any
 
 from batchinfer.catalog import engine_support, models
+from batchinfer.engine.grammars import require_grammar
 from batchinfer.errors import InputError, ModelError, OutputError, SpecError, StoreRefused, UserError
 from batchinfer.execution.sample_prompts import chat_template, require_room_for_choices
 from batchinfer.input import build_manifest, input_entries
 from batchinfer.input.files import fixed_part, is_glob
 from batchinfer.input.manifest import Fingerprint, Manifest, from_parquet
-from batchinfer.jobspec import JobSpec, ModelSpec, PromptSpec, parse
+from batchinfer.jobspec import SCRIPTED, JobSpec, ModelSpec, PromptSpec, parse
 from batchinfer.jobspec.cron import Tick
 from batchinfer.jobspec.schedule import current_time, resolve
 from batchinfer.jobspec.templates import is_template
 from batchinfer.model.checkpoint import require_adapter, require_draft, require_weights
 from batchinfer.model.download import is_remote
 from batchinfer.model.resolve import ModelFacts, model_facts, require_access
+from batchinfer.model.thinking import reasoning_parser
 from batchinfer.planner.plan import require_consistent, source_of
 from batchinfer.prompting.prompts import needed_columns
 from batchinfer.rundir.commit import committed_shards
@@ -154,6 +156,11 @@ def check(
     require_room_for_choices(spec, facts.folder)
     # Compiles the spec's own template.
     chat_template(facts.folder, spec.prompt)
+    if spec.model.source != SCRIPTED:
+        require_grammar(spec.output, facts.folder)
+        if not is_remote(facts.location):
+            # A model in a store has its chat template there: the replica looks, once it has the model.
+            reasoning_parser(spec, facts.folder)
     columns = needed_columns(spec)
     old = None if trial else find_manifest(layout)
     committed = set() if trial else committed_shards(layout)
@@ -224,6 +231,8 @@ def shaping(spec: JobSpec) -> dict[str, Any]:
     # These keys say which files are read, and a resume reads the files of the manifest.
     for key in ("incremental", "ignore", "on_bad_file", "on_bad_row"):
         values["input"].pop(key)
+    # The schema of the class is there, and says what the answers are.
+    values["output"].pop("model")
     if not values["input"]["cast"]:
         # Runs of earlier versions do not have the key.
         values["input"].pop("cast")
@@ -248,8 +257,21 @@ def require_same_spec(manifest: Manifest, spec: JobSpec, layout: Layout) -> None
 def changes_of_spec(manifest: Manifest, spec: JobSpec) -> list[str]:
     """One line for each key that shapes results and differs from the spec that the run began with."""
     before, now = flat(manifest.fingerprint.spec), flat(shaping(spec))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    written = flat(spec.model_dump(mode="json", exclude_unset=True))
+    changed = [
+        key
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and (_has(before, key) or _has(written, key))
+    ]
     return [f"{key}: {before.get(key)!r:.80} then, {now.get(key)!r:.80} now" for key in changed]
+
+
+def _has(flat: Mapping[str, Any], key: str) -> bool:
+    """Whether the key, one of its parents or one of its parts is there. A run of an earlier version lacks the keys that
+    came later, and a default does not keep such a run from being resumed."""
+    parts = key.split(".")
+    above = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+    return any(flat.get(one, {}) != {} for one in above) or any(one.startswith(f"{key}.") for one in flat)
 
 
 def require_same_input(manifest: Manifest, spec: JobSpec) -> None:

@@ -218,6 +218,8 @@ class Replica:
             problem = next((answer.problem for answer in answers if answer.problem is not None), None)
             if problem is not None:
                 completion.error = RowError("output_invalid", problem)
+            elif self._job.spec.output.kind is not None:
+                completion.values = [answer.value for answer in answers]
         return completion
 
     def _record(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,9 +15,10 @@ from batchinfer.accounting.records import ShardRecord
 from batchinfer.accounting.report import Accuracy, Report, make_report, overall_accuracy
 from batchinfer.errors import Stopped, TooManyFailedRows, UserError
 from batchinfer.execution.checks import absolute, open_run
-from batchinfer.execution.result_rows import compared
+from batchinfer.execution.result_rows import compared, part_of
 from batchinfer.input.manifest import Manifest
 from batchinfer.jobspec import EvaluateSpec, JobSpec, parse
+from batchinfer.jobspec.printed import printed
 from batchinfer.planner import Plan
 from batchinfer.rundir.commit import committed_shards, read_accounting, read_records, repair
 from batchinfer.rundir.failed_rows import noted_retry
@@ -76,11 +79,10 @@ def _accuracy_of_results(layout: Layout, spec: JobSpec, wanted: EvaluateSpec) ->
         with layout.storage.open(uri) as file, reading(uri, "move it away and run the job again: it is made anew"):
             have = pq.ParquetFile(file)
             _require_passed_through(spec, named, have.schema_arrow.names)
-            table = have.read(columns=list({*named, spec.output.column, "error_code"}))
-        outcomes = zip(
-            table.column("error_code").to_pylist(), table.column(spec.output.column).to_pylist(), strict=True
-        )
-        answers = [_first_answer(answer) if code is None else None for code, answer in outcomes]
+            column = wanted.part if spec.output.as_ == "columns" and wanted.part else spec.output.column
+            table = have.read(columns=list({*named, column, "error_code"}))
+        outcomes = zip(table.column("error_code").to_pylist(), table.column(column).to_pylist(), strict=True)
+        answers = [_to_compare(answer, spec, wanted) if code is None else None for code, answer in outcomes]
         for group, (good, of) in compared(wanted, table, answers).items():
             right[group] += good
             found[group] += of
@@ -94,6 +96,16 @@ def _require_passed_through(spec: JobSpec, named: Sequence[str], have: Sequence[
             f"the results have no column {missing[0]!r} to compare with",
             f"name one that the job passed through (input.columns): {', '.join(spec.input.columns) or 'there is none'}",
         )
+
+
+def _to_compare(answer: Any, spec: JobSpec, wanted: EvaluateSpec) -> str | None:
+    """What is compared of a value of the results: text, one part of JSON text, of a struct, or a column of its own."""
+    if wanted.part is None:
+        return _first_answer(answer)
+    if spec.output.as_ == "columns":
+        return None if answer is None else printed(answer)
+    whole = _first_answer(answer) if spec.output.as_ == "json" else answer
+    return part_of(json.loads(whole) if isinstance(whole, str) else whole, wanted.part)
 
 
 def _first_answer(answer: str | list[str] | None) -> str | None:
