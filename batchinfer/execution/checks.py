@@ -154,9 +154,11 @@ def shaping(spec: JobSpec) -> dict[str, Any]:
     # These keys say which files are read, and a resume reads the files of the manifest.
     for key in ("incremental", "ignore", "on_bad_file"):
         values["input"].pop(key)
-    if not values["input"]["cast"]:
-        # Runs of earlier versions do not have the key.
-        values["input"].pop("cast")
+    # Runs of earlier versions do not have these keys.
+    given = spec.input.model_dump(mode="json", exclude_defaults=True)
+    for key in ("cast", "csv", "where", "limit", "sample"):
+        if key not in given:
+            values["input"].pop(key)
     values["engine"] = {key: values["engine"][key] for key in _SHAPING_ENGINE_KEYS}
     return values
 

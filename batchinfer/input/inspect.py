@@ -1,34 +1,30 @@
-"""From an input URI to the manifest: look at every file, check the columns and the ids, find the groups, cut."""
+"""From an input URI to the manifest: look at every file, check the columns, select rows, check the ids, cut."""
 
 from __future__ import annotations
 
 import difflib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.errors import InputError
 from batchinfer.input.column_types import CASTS, JSON, PARSED, Misfit, common, may_lose
+from batchinfer.input.csv import inspect_csv
 from batchinfer.input.files import find_input, partition_schema, partition_values
 from batchinfer.input.formats import Inspected, first_line, fit
 from batchinfer.input.groups import Groups, find_groups
 from batchinfer.input.ids import require_id_kind, require_unique
-from batchinfer.input.jsonl import inspect_jsonl, jsonl_column, require_exact, whole_numbers
+from batchinfer.input.jsonl import inspect_jsonl, require_exact, whole_numbers
 from batchinfer.input.manifest import Fingerprint, InputFile, Manifest, Shard, cut
 from batchinfer.input.parquet import inspect_parquet, parquet_column, require_arrow_reads, require_exact_times
+from batchinfer.input.row_bits import RowBits
+from batchinfer.input.scan import THREADS, Scan
+from batchinfer.input.select_rows import select_rows
 from batchinfer.input.shard_sizes import at_groups, shard_sizes, small_at_first
-from batchinfer.jobspec import JobSpec
+from batchinfer.jobspec import InputSpec, JobSpec
 from batchinfer.storage import Entry
-
-_THREADS = 16
-
-_READ_AT_ONCE = 2**22
-"""Files up to this many bytes are read whole, several ahead of time: more would hold memory that nobody bounds."""
-
-_AHEAD = 4 * _THREADS
 
 
 def build_manifest(
@@ -50,7 +46,7 @@ def build_manifest(
     partitions = partition_schema(given.uri, [entry.uri for entry in entries])
     if choose is not None:
         entries = choose(entries)
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         found, skipped = _readable(spec, entries, _inspect(spec, entries, list(columns), pool))
         partitions = _only_in_paths(spec, partitions, found)
         whole = _whole_schema(spec, columns, found, partitions)
@@ -60,37 +56,55 @@ def build_manifest(
             _require_columns(columns, have)
         with_rows = [one for one in found if one.file.rows]
         _require_same_values(spec, with_rows, whole, pool)
+        scan = Scan(spec, partitions, pool)
+        selected = select_rows(given, scan, with_rows, whole)
         if given.id_column is not None:
-            _require_unique_ids(spec, with_rows, whole, partitions, pool)
-        groups = None if given.group_by is None else _groups(spec, with_rows, whole, partitions, pool)
-    files = [one.file for one in found]
+            _require_unique_ids(given.id_column, scan, with_rows, whole, partitions, selected)
+        groups = None
+        if given.group_by is not None:
+            groups = find_groups(given.group_by, scan.column(with_rows, whole.field(given.group_by), selected))
+    files = [one.file for one in with_rows]
+    total_rows = sum(file.rows for file in files)
+    unselected = [file.entry for i, file in enumerate(files) if selected is not None and not selected[i].count]
+    empty = [one.file.entry for one in found if not one.file.rows]
     if choose is not None:
-        empty = {file.entry.uri: file.entry.tag for file in files if not file.rows}
-        fingerprint = fingerprint.model_copy(update={"empty": empty})
-    _require_storable(whole, given.columns)
+        fingerprint = fingerprint.model_copy(update={"empty": {entry.uri: entry.tag for entry in empty}})
+    schema = pa.schema([field for field in whole if columns[field.name] != "input.where"])
+    _require_storable(schema, given.columns)
     return Manifest(
-        shards=tuple(_cut(spec, files, groups)),
-        schema=whole,
-        partitions=tuple(name for name in columns if name in partitions.names),
-        empty_files=tuple(file.entry.uri for file in files if not file.rows),
+        shards=tuple(_cut(spec, files, groups, selected)),
+        schema=schema,
+        partitions=tuple(field.name for field in schema if field.name in partitions.names),
+        empty_files=tuple(entry.uri for entry in empty),
         fingerprint=fingerprint,
         skipped=tuple(skipped),
-        hint=groups.scattered(str(given.group_by)) if groups is not None else None,
+        total_rows=None if selected is None else total_rows,
+        unselected=tuple(unselected),
+        hint=_hint(given, groups, selected),
         left_out=there.left_out,
     )
+
+
+def _hint(given: InputSpec, groups: Groups | None, selected: Sequence[RowBits] | None) -> str | None:
+    """What the cutting has to say to a person."""
+    if selected and not any(bits.count for bits in selected):
+        return f"input.where selects no row: {given.where}"
+    return None if groups is None else groups.scattered(str(given.group_by))
 
 
 def _inspect(
     spec: JobSpec, entries: Sequence[Entry], columns: Sequence[str], pool: ThreadPoolExecutor
 ) -> Iterator[Inspected | InputError]:
     """What each file holds of `columns`, or why it cannot be read."""
+    kept = [name for name in (spec.input.id_column, spec.input.group_by) if name is not None]
     if spec.input.format == "parquet":
-        kept = [name for name in (spec.input.id_column, spec.input.group_by) if name is not None]
         yield from inspect_parquet(entries, columns, kept, spec.storage, pool)
         return
 
     def look(entry: Entry) -> Inspected | InputError:
         try:
+            if spec.input.format == "csv":
+                return inspect_csv(entry, columns, _casts(spec), kept, spec.input.csv, spec.storage)
             return inspect_jsonl(entry, columns, _casts(spec), spec.storage)
         except InputError as error:
             return error
@@ -252,13 +266,17 @@ def _require_same_values(spec: JobSpec, found: Sequence[Inspected], whole: pa.Sc
         pass
 
 
-def _cut(spec: JobSpec, files: Sequence[InputFile], groups: Groups | None) -> list[Shard]:
-    rows = sum(file.rows for file in files)
-    size = sum(group.size for file in files for group in file.groups)
+def _cut(
+    spec: JobSpec, files: Sequence[InputFile], groups: Groups | None, selected: Sequence[RowBits] | None
+) -> list[Shard]:
+    there = sum(file.rows for file in files)
+    rows = there if selected is None else sum(bits.count for bits in selected)
+    size = sum(group.size for file in files for group in file.groups) * rows // max(1, there)
     sizes = shard_sizes(rows, size, spec.shards.rows, spec.sampling.max_tokens, spec.resources.replicas)
     if spec.limits.max_cost_usd is not None and spec.shards.rows == "auto":
         sizes = small_at_first(sizes)
-    return cut(files, sizes, spec.shards.max_bytes, None if groups is None else at_groups(groups.begins, rows))
+    settle = None if groups is None else at_groups(groups.begins, rows)
+    return cut(files, sizes, spec.shards.max_bytes, settle, selected)
 
 
 def _require_columns(columns: Mapping[str, str], have: set[str]) -> None:
@@ -294,9 +312,14 @@ def _require_storable(schema: pa.Schema, passed: Sequence[str]) -> None:
 
 
 def _require_unique_ids(
-    spec: JobSpec, found: Sequence[Inspected], whole: pa.Schema, partitions: pa.Schema, pool: ThreadPoolExecutor
+    column: str,
+    scan: Scan,
+    found: Sequence[Inspected],
+    whole: pa.Schema,
+    partitions: pa.Schema,
+    selected: Sequence[RowBits] | None,
 ) -> None:
-    column = str(spec.input.id_column)
+    """Of the rows that run: the others are in no result."""
     if column in partitions.names:
         raise InputError(
             f"id column {column!r} is a partition: all rows of a file share it", "choose another id column"
@@ -308,52 +331,9 @@ def _require_unique_ids(
                 "write the column in every file, or leave input.id_column out: rows are then numbered",
             )
     require_id_kind(column, whole.field(column).type)
-    require_unique(column, lambda: _values(spec, found, whole.field(column), partitions, pool))
-
-
-def _groups(
-    spec: JobSpec, found: Sequence[Inspected], whole: pa.Schema, partitions: pa.Schema, pool: ThreadPoolExecutor
-) -> Groups:
-    """The groups of `input.group_by`."""
-    column = str(spec.input.group_by)
-    return find_groups(column, _values(spec, found, whole.field(column), partitions, pool))
-
-
-def _values(
-    spec: JobSpec, found: Sequence[Inspected], field: pa.Field, partitions: pa.Schema, pool: ThreadPoolExecutor
-) -> Iterator[tuple[str, pa.Array]]:
-    """(file, values) of a column in its common type, in input order; small files are read ahead of time."""
-
-    def chunks(one: Inspected) -> Iterator[pa.Array]:
-        uri = one.file.entry.uri
-        if field.name in one.held:
-            stored: Iterable[pa.Array] = one.held[field.name].chunks
-        elif field.name in one.names and spec.input.format == "parquet":
-            stored = parquet_column(one.file.entry, field.name, spec.storage)
-        elif field.name in one.names:
-            stored = jsonl_column(one.file.entry, field, spec.storage)
-        elif field.name in partitions.names:
-            value = pa.scalar(partition_values(spec.input.uri, uri)[field.name], pa.string())
-            stored = [pa.repeat(value, one.file.rows)]
-        else:
-            stored = [pa.nulls(one.file.rows, field.type)]
-        for values in stored:
-            yield fit(values, field, uri)
-
-    def whole(one: Inspected) -> list[pa.Array]:
-        return list(chunks(one))
-
-    waiting: deque[tuple[Inspected, Future[list[pa.Array]] | None]] = deque()
-
-    def first() -> Iterator[tuple[str, pa.Array]]:
-        one, future = waiting.popleft()
-        for values in chunks(one) if future is None else future.result():
-            yield one.file.entry.uri, values
-
-    for one in found:
-        small = one.file.entry.size <= _READ_AT_ONCE and field.name not in one.held
-        waiting.append((one, pool.submit(whole, one) if small else None))
-        if len(waiting) > _AHEAD:
-            yield from first()
-    while waiting:
-        yield from first()
+    bits = {} if selected is None else {one.file.entry.uri: b for one, b in zip(found, selected, strict=True)}
+    require_unique(
+        column,
+        lambda: scan.column(found, whole.field(column), selected),
+        lambda uri, number: bits[uri].nth(number) if bits else number,
+    )

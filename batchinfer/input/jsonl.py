@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import io
+import codecs
 import itertools
 import json
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -17,6 +14,7 @@ from batchinfer.errors import InputError
 from batchinfer.input.column_types import JSON, PARSED, Misfit, common, fitted
 from batchinfer.input.formats import Inspected, first_line, reading
 from batchinfer.input.manifest import InputFile, RowGroup, Segment
+from batchinfer.input.packed import LONGEST_ROW, another_format, packing, unpacked, unpacking
 from batchinfer.storage import Entry, Stores, storage_for
 
 LINES_PER_GROUP = 64
@@ -31,18 +29,6 @@ _DEEPEST = 60
 _EXACT = 2**53
 """The largest whole number up to which a double holds every one."""
 
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-
-_OTHER_FILES = (
-    (b"PAR1", "a Parquet file", "set input.format: parquet"),
-    (b"BZh", "compressed with bzip2", "unpack it with bunzip2, or pack it with gzip or zstd"),
-    (b"\xfd7zXZ", "compressed with xz", "unpack it with unxz, or pack it with gzip or zstd"),
-    (b"PK\x03\x04", "a zip archive", "unpack it, or pack each file with gzip or zstd"),
-    (b"\xff\xfe", "UTF-16", "write it as UTF-8: iconv -f UTF-16 -t UTF-8"),
-    (b"\xfe\xff", "UTF-16", "write it as UTF-8: iconv -f UTF-16 -t UTF-8"),
-)
-"""How files begin that are no JSON lines, what they are, and what to do."""
-
 
 def inspect_jsonl(entry: Entry, columns: Sequence[str], casts: Mapping[str, pa.DataType], stores: Stores) -> Inspected:
     """The file's stretches of lines, the types of `columns`, and every key seen; raises InputError."""
@@ -51,7 +37,7 @@ def inspect_jsonl(entry: Entry, columns: Sequence[str], casts: Mapping[str, pa.D
     keys: set[str] = set()
     whole_rows = whole_size = 0
     with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as file:
-        packed = _packing(file) is not None
+        packed = packing(file) is not None
         for offset, size, numbers, rows in _line_groups(file, entry.uri):
             if packed:
                 whole_rows, whole_size = whole_rows + len(rows), whole_size + size
@@ -69,12 +55,17 @@ def inspect_jsonl(entry: Entry, columns: Sequence[str], casts: Mapping[str, pa.D
     return Inspected(InputFile(entry, tuple(groups)), schema, frozenset(keys), integers=integers)
 
 
-def jsonl_column(entry: Entry, field: pa.Field, stores: Stores) -> Iterator[pa.Array]:
-    """One column of a file in the type of `field`, a stretch of lines at a time."""
+def jsonl_columns(entry: Entry, schema: pa.Schema, stores: Stores) -> Iterator[pa.Table]:
+    """Columns of a file in the types of `schema`, a stretch of lines at a time."""
     with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as file:
         for _, _, _, rows in _line_groups(file, entry.uri):
             with reading(entry.uri):
-                yield values_as([row.get(field.name) for row in rows], field.type)
+                yield _table(rows, schema)
+
+
+def _table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    columns = [values_as([row.get(field.name) for row in rows], field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def values_as(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
@@ -233,31 +224,18 @@ def _holds(kind: pa.DataType, depth: int = 0) -> bool:
     return all(_holds(kind.field(i).type, depth + 1) for i in range(kind.num_fields))
 
 
-def _packing(file: BinaryIO) -> str | None:
-    """How the bytes are compressed, by their beginning, whatever the file is called."""
-    begins = file.read(4)
-    file.seek(0)
-    return "gzip" if begins.startswith(_GZIP) else "zstd" if begins == _ZSTD else None
-
-
-def _unpacked(file: BinaryIO) -> BinaryIO:
-    packing = _packing(file)
-    if packing == "gzip":
-        return cast("BinaryIO", gzip.GzipFile(fileobj=file))
-    if packing == "zstd":
-        return cast("BinaryIO", io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")))
-    return file
-
-
-@contextlib.contextmanager
-def _unpacking(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, zlib.error, OSError) as error:
-        raise InputError(
-            f"{uri} cannot be unpacked: {first_line(error)}",
-            "it is cut off or damaged: write it again, move it away, or set input.on_bad_file: skip",
-        ) from None
+def _lines(file: BinaryIO, uri: str, first: int = 1) -> Iterator[bytes]:
+    """The lines of a file, of which the next one is number `first`. Raises InputError for one without an end."""
+    for number in itertools.count(first):
+        line = file.readline(LONGEST_ROW)
+        if not line:
+            return
+        if len(line) == LONGEST_ROW and not line.endswith(b"\n"):
+            raise InputError(
+                f"{uri}:{number}: a line is longer than {LONGEST_ROW:,} bytes",
+                "write one JSON object a line, as jq -c . does",
+            )
+        yield line
 
 
 def _line_groups(file: BinaryIO, uri: str) -> Iterator[tuple[int, int, list[int], list[dict[str, Any]]]]:
@@ -265,8 +243,8 @@ def _line_groups(file: BinaryIO, uri: str) -> Iterator[tuple[int, int, list[int]
     offset = at = 0
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
-    with _unpacking(uri):
-        for number, line in enumerate(_unpacked(file), start=1):
+    with unpacking(uri):
+        for number, line in enumerate(_lines(unpacked(file), uri), start=1):
             at += len(line)
             if line.strip():
                 rows.append(_parse(line, uri, number))
@@ -297,9 +275,11 @@ def _diagnosis(line: bytes, number: int | None, error: Exception) -> tuple[str |
     """What a line is that is no JSON, None where it cannot be told, and what to do about it."""
     text = line.strip()
     if number == 1:
-        for begins, what, remedy in _OTHER_FILES:
-            if line.startswith(begins):
-                return f"the file is {what}", remedy
+        other = another_format(line)
+        if other is not None:
+            return f"the file is {other[0]}", other[1]
+        if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return "the file is UTF-16", "write it as UTF-8: iconv -f UTF-16 -t UTF-8"
         if text.startswith(b"["):
             return "the file is an array of JSON", "write an object a line, as jq -c '.[]' does"
         if text == b"{":
@@ -329,40 +309,41 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class JsonlRows:
-    """Reads the lines of each segment: by their bytes in a plain file, from the beginning on in a compressed one."""
+    """Reads the lines of each segment: from their offset on in a plain file, from the beginning on in a packed one.
+
+    Only the lines of selected rows are parsed, and no more than these are held.
+    """
 
     def __init__(self, entry: Entry, schema: pa.Schema, stores: Stores) -> None:
         self._uri = entry.uri
         self._stream = storage_for(entry.uri, stores).open(entry.uri, entry.tag)
         self._schema = schema
-        self._packed = _packing(self._stream) is not None
+        self._packed = packing(self._stream) is not None
         self._lines: Iterator[bytes] = iter(())
         self._at: int | None = None
 
     def take(self, segment: Segment) -> pa.Table:
-        kept = self._next_lines(segment) if self._packed else self._lines_between(segment)
+        with unpacking(self._uri):
+            self._go_to(segment)
+            mask = segment.mask
+            lines = itertools.islice(self._lines, segment.span)
+            kept = list(lines if mask is None else itertools.compress(lines, mask))
+        self._at = segment.start + segment.span
         rows = [_parse(line, self._uri, None) for line in kept]
         with reading(self._uri):
             if len(rows) != segment.rows:
                 raise StopIteration
-            columns = [values_as([row.get(field.name) for row in rows], field.type) for field in self._schema]
-            return pa.Table.from_arrays(columns, schema=self._schema)
+            return _table(rows, self._schema)
 
-    def _lines_between(self, segment: Segment) -> list[bytes]:
-        self._stream.seek(segment.offset)
-        lines = io.BytesIO(self._stream.read(segment.end - segment.offset))
-        return [line for line in lines if line.strip()][segment.skip : segment.skip + segment.rows]
-
-    def _next_lines(self, segment: Segment) -> list[bytes]:
-        with _unpacking(self._uri):
-            if self._at is None or segment.start < self._at:
-                self._stream.seek(0)
-                self._lines = (line for line in _unpacked(self._stream) if line.strip())
-                self._at = 0
-            skipped = segment.start - self._at
-            kept = list(itertools.islice(self._lines, skipped, skipped + segment.rows))
-        self._at = segment.start + segment.rows
-        return kept
+    def _go_to(self, segment: Segment) -> None:
+        """Let the next line be that of the segment's first row."""
+        if self._at is None or (segment.start < self._at if self._packed else segment.start != self._at):
+            self._stream.seek(0 if self._packed else segment.offset)
+            self._at = 0 if self._packed else segment.start - segment.skip
+            source = unpacked(self._stream) if self._packed else self._stream
+            self._lines = (line for line in _lines(source, self._uri) if line.strip())
+        for _ in itertools.islice(self._lines, segment.start - self._at):
+            pass
 
     def close(self) -> None:
         self._stream.close()

@@ -2,6 +2,7 @@
 
 from batchinfer.jobspec.job_keys import (
     AcceleratorName,
+    CsvSpec,
     EngineSpec,
     EvaluateSpec,
     InputSpec,
@@ -11,6 +12,7 @@ from batchinfer.jobspec.job_keys import (
     PromptSpec,
     ReplicaRange,
     ResourcesSpec,
+    SampleSpec,
     SamplingSpec,
     ScriptedSpec,
     ShardsSpec,
@@ -23,6 +25,7 @@ from batchinfer.jobspec.store_keys import StoreSpec
 __all__ = [
     "SCRIPTED",
     "AcceleratorName",
+    "CsvSpec",
     "EngineSpec",
     "EvaluateSpec",
     "IncrementalSpec",
@@ -35,6 +38,7 @@ __all__ = [
     "PromptSpec",
     "ReplicaRange",
     "ResourcesSpec",
+    "SampleSpec",
     "SamplingSpec",
     "ScheduleSpec",
     "ScriptedSpec",

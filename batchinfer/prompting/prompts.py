@@ -15,6 +15,7 @@ from batchinfer.errors import RowError, SpecError
 from batchinfer.input.column_types import PARSED
 from batchinfer.jobspec import JobSpec, PromptSpec
 from batchinfer.jobspec.templates import Map, compile_template, printed
+from batchinfer.jobspec.where import where_columns
 
 Message = dict[str, Any]
 """A message of a chat: `role` and `content`, which are texts, and what else chat templates read (`MESSAGE_KEYS`)."""
@@ -63,6 +64,9 @@ def needed_columns(spec: JobSpec) -> dict[str, str]:
         needed.setdefault(spec.evaluate.expected, "evaluate.expected")
         if spec.evaluate.by is not None:
             needed.setdefault(spec.evaluate.by, "evaluate.by")
+    # Last, so that the key tells which columns nothing but the selection reads.
+    for name in () if spec.input.where is None else where_columns(spec.input.where):
+        needed.setdefault(name, "input.where")
     return needed
 
 
