@@ -84,7 +84,9 @@ def measure(folder: str, file_format: str, keys: str) -> None:
         for _, table in read_shards(group, manifest.schema, (), folder, file_format, {}, spec.input.csv):
             rows += table.num_rows
     read = time.monotonic() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Of this program alone: `ru_maxrss` begins with what the process was before.
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     print(
         f"|{keys}|{manifest.rows_of_all}|{len(manifest.shards)}|{cut:.1f}|{read:.1f}|{used:.1f}|{peak:.0f}|{written:,}|"

@@ -28,9 +28,6 @@ _BLOCK_BYTES = 2**20
 """Rows are parsed so much at a time, and a shard may begin at each block. Smaller blocks cost a call to Arrow each; of
 larger ones more is parsed twice where a shard begins in the middle."""
 
-_HELD_BYTES = 2**23
-"""Bytes of the ids of one file that are kept from the first look, so that the file is not unpacked once more."""
-
 _UTF8_BOM = codecs.BOM_UTF8
 
 _NAMELESS = "\0"
@@ -54,14 +51,14 @@ def inspect_csv(
     columns: Sequence[str],
     casts: Mapping[str, pa.DataType],
     kept: Sequence[str],
+    room: Callable[[int], bool],
     csv: CsvSpec,
     stores: Stores,
 ) -> Inspected:
-    """The file's blocks, the types of `columns` and the names of all; raises InputError. Columns in `kept` are held of
-    files that are small."""
+    """The file's blocks, the types of `columns` and the names of all; raises InputError. Columns in `kept` are held, so
+    that the file is not unpacked once more, if there is `room` for so many bytes."""
     groups: list[RowGroup] = []
-    held: list[pa.Table] = []
-    held_bytes = 0
+    held: list[pa.Table] | None = [] if kept else None
     with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as stream:
         file = _Text(entry.uri, stream, csv)
         names = file.names
@@ -73,16 +70,18 @@ def inspect_csv(
                     _require_castable(file, block, table, name, casts[name])
             if table.num_rows:
                 groups.append(RowGroup(table.num_rows, len(block.data), block.offset))
-            if held_bytes <= _HELD_BYTES:
+            if held is not None:
                 part = table.select([name for name in kept if name in needed])
-                held.append(part)
-                held_bytes += part.nbytes
+                if room(part.nbytes):
+                    held.append(part)
+                else:
+                    held = None
         seekable = file.seekable
     if groups and not seekable:
         # There is no way into the middle of compressed bytes: one reader takes the file from its beginning.
         groups = [RowGroup(sum(group.rows for group in groups), sum(group.size for group in groups))]
     found: dict[str, pa.ChunkedArray] = {}
-    if held and held_bytes <= _HELD_BYTES:
+    if held:
         whole = pa.concat_tables(held)
         found = {name: whole.column(name) for name in whole.column_names}
     schema = pa.schema([(name, pa.string()) for name in needed])

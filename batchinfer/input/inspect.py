@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,6 +26,10 @@ from batchinfer.input.select_rows import select_rows
 from batchinfer.input.shard_sizes import at_groups, shard_sizes, small_at_first
 from batchinfer.jobspec import InputSpec, JobSpec
 from batchinfer.storage import Entry
+
+_MOST_HELD = 2**27
+"""Bytes of the ids of CSV files that are kept from the first look. More is read once more: memory must not grow with
+the rows."""
 
 
 def build_manifest(
@@ -101,15 +106,31 @@ def _inspect(
         yield from inspect_parquet(entries, columns, kept, spec.storage, pool)
         return
 
+    room = _Room(_MOST_HELD)
+
     def look(entry: Entry) -> Inspected | InputError:
         try:
             if spec.input.format == "csv":
-                return inspect_csv(entry, columns, _casts(spec), kept, spec.input.csv, spec.storage)
+                return inspect_csv(entry, columns, _casts(spec), kept, room.take, spec.input.csv, spec.storage)
             return inspect_jsonl(entry, columns, _casts(spec), spec.storage)
         except InputError as error:
             return error
 
     yield from pool.map(look, entries)
+
+
+class _Room:
+    """So many bytes, for several threads to take from."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> bool:
+        with self._lock:
+            fits = size <= self._left
+            self._left -= size if fits else 0
+            return fits
 
 
 def _readable(

@@ -14,7 +14,7 @@ import pyarrow as pa
 from batchinfer.errors import InputError
 from batchinfer.input.formats import first_line
 
-LONGEST_ROW = 2**27
+LONGEST_ROW = 2**26
 """Bytes of the longest row. A file of a few kilobytes may unpack to gigabytes without the end of a line: without a
 limit it would fill the memory."""
 

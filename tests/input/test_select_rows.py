@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from batchinfer.errors import InputError, OutputError
 from batchinfer.execution.checks import require_same_spec, shaping
 from batchinfer.input import build_manifest
-from batchinfer.input.manifest import Manifest, cut, from_parquet, to_parquet
+from batchinfer.input.manifest import Manifest, claimed_files, cut, from_parquet, to_parquet
 from batchinfer.input.row_bits import BitsWriter, RowBits, limited, sampled
 from batchinfer.prompting.prompts import needed_columns
 from batchinfer.rundir.paths import Layout
@@ -97,6 +97,8 @@ def test_files_without_a_selected_row_belong_to_the_input_of_the_run(folder):
     assert [entry.uri for entry in manifest.unselected] == [str(folder / "2.parquet")]
     assert set(manifest.files) == {str(folder / f"{i}.parquet") for i in (1, 2, 3)}
     assert manifest.empty_files == ()
+    # So a later run of an incremental job does not read them again.
+    assert set(claimed_files(to_parquet(manifest)).files) == set(manifest.files)
 
 
 def test_a_selection_of_no_row_says_so(folder):
