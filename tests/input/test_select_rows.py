@@ -113,7 +113,7 @@ def test_a_selection_of_no_row_says_so(folder):
     [
         ("lnag = 'de'", "input.where names the column 'lnag', which the input does not have; did you mean 'lang'?", ""),
         ("lang", "input.where is varchar, neither true nor false", "compare it"),
-        ("body > 3", "line 1, character 1", "cast them in SQL"),
+        ("body > 3", "line 1, character ", "cast them in SQL"),
         ("CAST(body AS INT) > 1", "fails on row 1 of ", "TRY_CAST"),
         ("id < 150 OR CAST(lang AS INT) > 1", "fails on row 0 of ", "TRY_CAST"),
         ("sum(id) > 3", "an aggregate", "columns of a row"),
