@@ -70,6 +70,9 @@ def selected(expression: str) -> str:
 @functools.lru_cache(maxsize=64)
 def where_columns(expression: str) -> tuple[str, ...]:
     """The columns that an expression reads; raises ValueError for what is no expression over the columns of a row."""
+    if "{{" in expression:
+        # As text in quotes it would select no row, and nobody would know why.
+        raise ValueError("holds {{ }}, and only URIs have variables: name the folder of a run's rows in input.uri")
     with sandbox() as connection:
         text = f"SELECT (\n{expression}\n)"
         try:

@@ -44,6 +44,7 @@ def test_the_columns_of_an_expression_are_known_without_data(expression, columns
         ("day = CURRENT_DATE", "calls current_date"),
         ("age(day) > INTERVAL 1 DAY", "calls age"),
         ("1 = 1", "names no column"),
+        ("day = '{{ run.date }}'", "only URIs have variables"),
     ],
 )
 def test_what_is_no_condition_on_a_row_is_refused_with_the_spec(expression, words):
