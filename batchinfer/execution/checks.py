@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from batchinfer.catalog import engine_support, models
 from batchinfer.errors import InputError, ModelError, OutputError, SpecError, StoreRefused, UserError
-from batchinfer.execution.sample_prompts import require_room_for_choices
+from batchinfer.execution.sample_prompts import chat_template, require_room_for_choices
 from batchinfer.input import build_manifest, input_entries
 from batchinfer.input.files import fixed_part, is_glob
 from batchinfer.input.manifest import Fingerprint, Manifest, from_parquet
-from batchinfer.jobspec import JobSpec, ModelSpec
+from batchinfer.jobspec import JobSpec, ModelSpec, PromptSpec, parse
 from batchinfer.jobspec.cron import Tick
+from batchinfer.jobspec.schedule import current_time, resolve
+from batchinfer.jobspec.templates import is_template
 from batchinfer.model.checkpoint import require_adapter, require_draft, require_weights
 from batchinfer.model.download import is_remote
 from batchinfer.model.resolve import ModelFacts, model_facts, require_access
@@ -56,8 +60,31 @@ def absolute(spec: JobSpec) -> JobSpec:
             "model": _absolute_model(spec.model),
             "input": spec.input.model_copy(update={"uri": normal_uri(spec.input.uri)}),
             "output": spec.output.model_copy(update={"uri": normal_uri(spec.output.uri)}),
+            "prompt": _with_chat_template(spec.prompt),
         }
     )
+
+
+def _with_chat_template(prompt: PromptSpec) -> PromptSpec:
+    """The prompt with the text of its chat template, where the spec has the path of a file."""
+    path = prompt.chat_template
+    if path is None or is_template(path) or "\n" in path:
+        return prompt
+    try:
+        with open(local_path(path), encoding="utf-8") as file:
+            text = file.read()
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise SpecError(
+            f"prompt.chat_template: {path!r:.200} cannot be read: {reason}",
+            "give a Jinja2 template, or the path of a file with one, from where the command runs",
+        ) from None
+    if not is_template(text):
+        raise SpecError(
+            f"prompt.chat_template: the file {path!r:.200} holds no Jinja2 template",
+            "a chat template goes through `messages`, as in {% for message in messages %}",
+        )
+    return prompt.model_copy(update={"chat_template": text})
 
 
 def _absolute_model(model: ModelSpec) -> ModelSpec:
@@ -85,6 +112,17 @@ def refusals_are_the_users() -> Iterator[None]:
         raise UserError(error.message, error.remedy) from error
 
 
+def check_at(spec: JobSpec, at: datetime | None = None, fresh: bool = False, access: bool = True) -> Checked:
+    """`check` of the spec as `resolved` for the time `at`, with an id for a new run."""
+    rendered, tick = resolved(spec, at)
+    return check(rendered, uuid.uuid4().hex[:12], fresh, tick, access)
+
+
+def resolved(spec: JobSpec, at: datetime | None) -> tuple[JobSpec, Tick | None]:
+    """The spec with its variables filled in for the time `at`; None is now, or the latest tick of a schedule."""
+    return resolve(spec, at or current_time(spec, datetime.now(UTC)))
+
+
 @refusals_are_the_users()
 def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = None, access: bool = True) -> Checked:
     """Check the model, the input and the output; raises UserError. Writes nothing.
@@ -102,6 +140,8 @@ def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = N
     layout = Layout(spec.output.uri, spec.storage)
     require_own(layout, thorough=fresh)
     require_room_for_choices(spec, facts.folder)
+    # Compiles the spec's own template.
+    chat_template(facts.folder, spec.prompt)
     columns = needed_columns(spec)
     old = find_manifest(layout)
     committed = committed_shards(layout)
@@ -146,19 +186,36 @@ def find_manifest(layout: Layout) -> Manifest | None:
         return from_parquet(layout.storage.read(uri))
 
 
+@refusals_are_the_users()
+def open_run(uri: str, overrides: Sequence[str] = ()) -> tuple[Layout, Manifest, JobSpec]:
+    """The run at `uri`, opened first with the environment's storage settings, then with those of the run's spec."""
+    layout = Layout(normal_uri(uri))
+    manifest = find_manifest(layout)
+    if manifest is None:
+        raise OutputError(f"there is no run at {uri}", "give the output.uri of a job that was run")
+    place = layout.spec
+    with reading(place, "move it away and run the job again: it is written anew"):
+        text = layout.storage.read(place).decode()
+    spec = absolute(parse(text, place, overrides))
+    return Layout(layout.root, spec.storage), manifest, spec
+
+
 def shaping(spec: JobSpec) -> dict[str, Any]:
     """The part of the spec that shapes the results: what a resume may not change."""
     values = spec.model_dump(mode="json")
     for key in _FREE_KEYS:
         values.pop(key)
     # These keys say which files are read, and a resume reads the files of the manifest.
-    for key in ("incremental", "ignore", "on_bad_file"):
+    for key in ("incremental", "ignore", "on_bad_file", "on_bad_row"):
         values["input"].pop(key)
-    # Runs of earlier versions do not have these keys.
+    # A key that is not set, and one that a run of an earlier version did not have, are the same.
     given = spec.input.model_dump(mode="json", exclude_defaults=True)
     for key in ("cast", "csv", "where", "limit", "sample"):
         if key not in given:
             values["input"].pop(key)
+    for key, default in (("too_long", "error"), ("allow_special_tokens", False)):
+        if values["prompt"][key] == default:
+            values["prompt"].pop(key)
     values["engine"] = {key: values["engine"][key] for key in _SHAPING_ENGINE_KEYS}
     return values
 
@@ -300,8 +357,9 @@ def _require_model_folder(spec: JobSpec, path: str, names: Collection[str], read
     template = "chat_template.jinja" in names
     if "tokenizer_config.json" in names and not template:
         template = b'"chat_template"' in read("tokenizer_config.json")
-    if not template and (spec.prompt.chat or spec.prompt.messages_column is not None):
-        key = "prompt.messages_column" if spec.prompt.messages_column is not None else "prompt.chat"
+    key = spec.prompt.needs_chat or ("chat" if spec.prompt.chat else None)
+    if not template and key is not None and spec.prompt.chat_template is None:
+        key = f"prompt.{key}"
         raise ModelError(
             f"{key} needs a chat template, which {path} does not have", "use prompt.template or a chat model"
         )

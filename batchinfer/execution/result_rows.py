@@ -12,16 +12,21 @@ from batchinfer.engine import Completion
 from batchinfer.errors import REJECTED_CODES
 from batchinfer.execution.shard_block import Envelope
 from batchinfer.jobspec import EvaluateSpec, JobSpec
-from batchinfer.jobspec.templates import printed
+from batchinfer.jobspec.printed import printed
 from batchinfer.prompting.prompts import column_values
 
+SECONDS = "row_seconds"
+"""The column of a trial's results with the seconds that the engine had each row."""
 
-def result_table(spec: JobSpec, rows: pa.Table, envelope: Envelope, completions: Sequence[Completion]) -> pa.Table:
+
+def result_table(
+    spec: JobSpec, rows: pa.Table, envelope: Envelope, completions: Sequence[Completion], timed: bool = False
+) -> pa.Table:
     """The rows of the result file: id, passed-through columns, output, and the row's outcome.
 
     With n > 1 the output, the finish reason and the logprobs are lists of n. An embedding is a list of
     float32. A row that failed before the engine has a null output. An answer of the wrong shape is kept beside
-    its error.
+    its error. `timed` adds the column SECONDS.
     """
     columns: dict[str, pa.Array | pa.ChunkedArray] = {}
     if spec.input.id_column is None:
@@ -51,6 +56,10 @@ def result_table(spec: JobSpec, rows: pa.Table, envelope: Envelope, completions:
         columns["logprobs"] = pa.array(
             [c.logprobs[first] if c.logprobs else None for c in completions], _logprobs_type(many)
         )
+    if spec.prompt.cut_column is not None:
+        columns["truncated_tokens"] = pa.array([c.truncated_tokens for c in completions], pa.int32())
+    if timed:
+        columns[SECONDS] = pa.array([c.seconds for c in completions], pa.float64())
     return pa.table(columns)
 
 

@@ -1,4 +1,4 @@
-"""From an input URI to the manifest: look at every file, check the columns, select rows, check the ids, cut."""
+"""Builds the manifest from an input URI: inspects every file, checks columns, selects rows, checks ids, cuts shards."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.errors import InputError
+from batchinfer.input.bad_rows import BAD_ROW
 from batchinfer.input.column_types import CASTS, JSON, PARSED, Misfit, common, may_lose
 from batchinfer.input.csv import inspect_csv
 from batchinfer.input.files import find_input, partition_schema, partition_values
@@ -21,15 +22,15 @@ from batchinfer.input.jsonl import inspect_jsonl, require_exact, whole_numbers
 from batchinfer.input.manifest import Fingerprint, InputFile, Manifest, Shard, cut
 from batchinfer.input.parquet import inspect_parquet, parquet_column, require_arrow_reads, require_exact_times
 from batchinfer.input.row_bits import RowBits
-from batchinfer.input.scan import THREADS, Scan
+from batchinfer.input.scan import Scan
 from batchinfer.input.select_rows import select_rows
 from batchinfer.input.shard_sizes import at_groups, shard_sizes, small_at_first
 from batchinfer.jobspec import InputSpec, JobSpec
-from batchinfer.storage import Entry
+from batchinfer.storage import REQUESTS_AT_ONCE, Entry
 
 _MOST_HELD = 2**27
-"""Bytes of the ids of CSV files that are kept from the first look. More is read once more: memory must not grow with
-the rows."""
+"""Bytes of the ids of CSV files that are kept from the first look. Further ids are read once more: memory must not grow
+with the number of rows."""
 
 
 def build_manifest(
@@ -38,25 +39,27 @@ def build_manifest(
     fingerprint: Fingerprint,
     choose: Callable[[list[Entry]], list[Entry]] | None = None,
 ) -> Manifest:
-    """Cut the input of `spec`. `columns` maps each column that is needed to the spec key that needs it.
-    `choose` picks which of the input's files this run takes, none if need be; without it, all.
+    """Cut the input of `spec` into shards.
 
-    Raises InputError for a file that cannot be read, a column that does not exist, files that do not
-    fit together, values that would change on the way, and ids that are not unique.
+    `columns` maps each needed column to the spec key that names it. `choose` selects the files of this run, possibly
+    none; without `choose` the run reads all files.
+
+    Raises InputError for unreadable files, missing columns, types that do not fit together, values that a conversion
+    would change, and duplicate ids.
     """
     given = spec.input
     there = find_input(given.uri, given.format, spec.storage, choose is not None, given.ignore)
     entries = list(there.entries)
-    # Of all files, so that a partition column has one type in every run.
+    # Computed before `choose`, over all files, so that a partition column has the same type in every run.
     partitions = partition_schema(given.uri, [entry.uri for entry in entries])
     if choose is not None:
         entries = choose(entries)
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         found, skipped = _readable(spec, entries, _inspect(spec, entries, list(columns), pool))
         partitions = _only_in_paths(spec, partitions, found)
         whole = _whole_schema(spec, columns, found, partitions)
         have = {name for one in found for name in one.names} | set(partitions.names)
-        # Files without a row say nothing about JSON columns.
+        # The columns of JSON lines are known only from rows, so an input without rows is not refused.
         if any(one.file.rows for one in found) or (found and given.format == "parquet"):
             _require_columns(columns, have)
         with_rows = [one for one in found if one.file.rows]
@@ -68,13 +71,15 @@ def build_manifest(
         groups = None
         if given.group_by is not None:
             groups = find_groups(given.group_by, scan.column(with_rows, whole.field(given.group_by), selected))
+    if any(one.bad_rows for one in found):
+        whole = whole.append(pa.field(BAD_ROW, pa.string()))
     files = [one.file for one in with_rows]
     total_rows = sum(file.rows for file in files)
     unselected = [file.entry for i, file in enumerate(files) if selected is not None and not selected[i].count]
     empty = [one.file.entry for one in found if not one.file.rows]
     if choose is not None:
         fingerprint = fingerprint.model_copy(update={"empty": {entry.uri: entry.tag for entry in empty}})
-    schema = pa.schema([field for field in whole if columns[field.name] != "input.where"])
+    schema = pa.schema([field for field in whole if columns.get(field.name) != "input.where"])
     _require_storable(schema, given.columns)
     return Manifest(
         shards=tuple(_cut(spec, files, groups, selected)),
@@ -100,7 +105,7 @@ def _hint(given: InputSpec, groups: Groups | None, selected: Sequence[RowBits] |
 def _inspect(
     spec: JobSpec, entries: Sequence[Entry], columns: Sequence[str], pool: ThreadPoolExecutor
 ) -> Iterator[Inspected | InputError]:
-    """What each file holds of `columns`, or why it cannot be read."""
+    """For each file, what it holds of `columns`, or the error if it cannot be read."""
     kept = [name for name in (spec.input.id_column, spec.input.group_by) if name is not None]
     if spec.input.format == "parquet":
         yield from inspect_parquet(entries, columns, kept, spec.storage, pool)
@@ -112,7 +117,7 @@ def _inspect(
         try:
             if spec.input.format == "csv":
                 return inspect_csv(entry, columns, _casts(spec), kept, room.take, spec.input.csv, spec.storage)
-            return inspect_jsonl(entry, columns, _casts(spec), spec.storage)
+            return inspect_jsonl(entry, columns, _casts(spec), spec.storage, spec.input.sets_aside)
         except InputError as error:
             return error
 
@@ -136,8 +141,11 @@ class _Room:
 def _readable(
     spec: JobSpec, entries: Sequence[Entry], looked: Iterable[Inspected | InputError]
 ) -> tuple[list[Inspected], list[tuple[str, str]]]:
-    """The files that can be read, and (URI, reason) of those that are skipped. Raises InputError for the first bad
-    file unless `input.on_bad_file` says to skip."""
+    """The readable files, and (URI, reason) of each skipped file.
+
+    Raises InputError for the first bad file unless `input.on_bad_file` is `skip`. Also raises it if no file of a job
+    that is not incremental can be read.
+    """
     found: list[Inspected] = []
     bad: dict[str, str] = {}
     first: InputError | None = None
@@ -151,7 +159,7 @@ def _readable(
         bad[entry.uri] = str(one)
     incremental = spec.input.incremental
     if incremental is not None and incremental.by == "partition":
-        # A partition is run as a whole: with one bad file it is left to a later run.
+        # A partition is read as a whole: one bad file leaves the whole partition to a later run.
         worst = {_partition(spec, uri): uri for uri in bad}
         for one in found:
             uri = one.file.entry.uri
@@ -168,7 +176,7 @@ def _partition(spec: JobSpec, uri: str) -> tuple[tuple[str, str | None], ...]:
 
 
 def _only_in_paths(spec: JobSpec, partitions: pa.Schema, found: Sequence[Inspected]) -> pa.Schema:
-    """The partitions that some file does not have as a column of its own: what a file says of itself wins."""
+    """The partitions that at least one file lacks as a column. A file's column overrides its folder's name."""
     kept = []
     for field in partitions:
         own = [one for one in found if field.name in one.names and one.file.rows]
@@ -197,8 +205,11 @@ def _casts(spec: JobSpec) -> dict[str, pa.DataType]:
 def _whole_schema(
     spec: JobSpec, columns: Mapping[str, str], found: Sequence[Inspected], partitions: pa.Schema
 ) -> pa.Schema:
-    """The columns with the types that they have in the whole input. A file without rows has no say in them; a column
-    that a file lacks is null there, or its partition."""
+    """The needed columns with their types in the whole input.
+
+    Files without rows do not influence the types, unless no file has rows. A column that a file lacks is null for its
+    rows, or the value of its partition.
+    """
     said = [one for one in found if one.file.rows] or found
     casts = _casts(spec)
     unknown = sorted(casts.keys() - columns.keys())
@@ -224,7 +235,7 @@ def _whole_type(spec: JobSpec, name: str, said: Sequence[Inspected], partitions:
     kind: pa.DataType = pa.null()
     seen: dict[int, Inspected] = {}
     for one in said:
-        # Files of one schema share the object.
+        # Files with equal schemas share one schema object, so each schema is merged once.
         key = id(one.schema) if name in one.names or name not in partitions.names else -1
         if key in seen:
             continue
@@ -238,7 +249,7 @@ def _whole_type(spec: JobSpec, name: str, said: Sequence[Inspected], partitions:
 
 
 def _stored_type(one: Inspected, name: str, partitions: pa.Schema) -> pa.DataType:
-    # The schema of a file of JSON lines has every column, with no type for one that no line has.
+    # The schema of JSON lines has every needed column; a column that no line has is of type null.
     if name in one.schema.names and (name in one.names or name not in partitions.names):
         return one.schema.field(name).type
     return partitions.field(name).type if name in partitions.names else pa.null()
@@ -247,7 +258,7 @@ def _stored_type(one: Inspected, name: str, partitions: pa.Schema) -> pa.DataTyp
 def _clash(
     name: str, stored: pa.DataType, one: Inspected, seen: Sequence[Inspected], partitions: pa.Schema, why: str
 ) -> InputError:
-    """The error for the two files whose types of a column do not fit."""
+    """The error for two files whose types of the column `name` do not fit together."""
     other = seen[0]
     for before in seen:
         try:
@@ -264,8 +275,10 @@ def _clash(
 
 
 def _require_same_values(spec: JobSpec, found: Sequence[Inspected], whole: pa.Schema, pool: ThreadPoolExecutor) -> None:
-    """Raise InputError for a value that cannot become the column's common type, or would be another: it is found now,
-    not when the run has started."""
+    """Raise InputError for a value that the column's common type cannot hold without change.
+
+    The check runs before the run starts, so that the error does not stop a paid run.
+    """
     if spec.input.format != "parquet":
         return
     doubts: dict[int, list[str]] = {}
@@ -314,8 +327,10 @@ def _require_columns(columns: Mapping[str, str], have: set[str]) -> None:
 
 
 def _require_storable(schema: pa.Schema, passed: Sequence[str]) -> None:
-    """JSON lines may come to types that Arrow cannot send, such as a hundred lists in each other, or that
-    Parquet cannot hold, such as an object without a key."""
+    """Raise InputError for a type that Arrow cannot send or, for a passed-through column, that Parquet cannot store.
+
+    JSON lines can produce such types: a hundred nested lists, or an object without keys.
+    """
     for field in schema:
         try:
             one = pa.table([pa.nulls(1, field.type)], schema=pa.schema([field]))
@@ -356,5 +371,6 @@ def _require_unique_ids(
     require_unique(
         column,
         lambda: scan.column(found, whole.field(column), selected),
+        {one.file.entry.uri: one.bad_rows.get(column, 0) for one in found},
         lambda uri, number: bits[uri].nth(number) if bits else number,
     )

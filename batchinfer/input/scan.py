@@ -15,13 +15,10 @@ from batchinfer.input.jsonl import jsonl_columns
 from batchinfer.input.parquet import parquet_columns
 from batchinfer.input.row_bits import RowBits
 from batchinfer.jobspec import JobSpec
-
-THREADS = 16
+from batchinfer.storage import REQUESTS_AHEAD
 
 _READ_AT_ONCE = 2**22
-"""Files up to this many bytes are read whole, several ahead of time: more would hold memory that nobody bounds."""
-
-_AHEAD = 4 * THREADS
+"""Bytes. Smaller files are read whole and ahead, about REQUESTS_AHEAD at a time; a larger limit needs more memory."""
 
 _ROWS = 2**16
 """Rows of a table of columns that no file has: of nulls, or of values from the file's path."""
@@ -66,7 +63,7 @@ class Scan:
         for one in found:
             small = one.file.entry.size <= _READ_AT_ONCE and not _all_held(one, schema) and self._unpacks_little(one)
             waiting.append((one, self._pool.submit(whole, one) if small else None))
-            if len(waiting) > _AHEAD:
+            if len(waiting) > REQUESTS_AHEAD:
                 yield from first()
         while waiting:
             yield from first()
@@ -102,7 +99,7 @@ class Scan:
         if self._spec.input.format == "csv":
             return csv_columns(one.file.entry, own, self._spec.input.csv, self._spec.storage)
         fields = pa.schema([field for field in schema if field.name in own])
-        return jsonl_columns(one.file.entry, fields, self._spec.storage)
+        return jsonl_columns(one.file.entry, fields, self._spec.storage, self._spec.input.sets_aside)
 
 
 def _all_held(one: Inspected, schema: pa.Schema) -> bool:

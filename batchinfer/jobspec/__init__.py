@@ -1,10 +1,11 @@
-"""The job spec: YAML text goes in, a validated `JobSpec` comes out, with its templates, variables and ticks."""
+"""The job spec: parses YAML into a validated `JobSpec`, with its templates, variables and ticks."""
 
 from batchinfer.jobspec.job_keys import (
     AcceleratorName,
     CsvSpec,
     EngineSpec,
     EvaluateSpec,
+    ExampleSpec,
     InputSpec,
     JobSpec,
     LimitsSpec,
@@ -16,6 +17,7 @@ from batchinfer.jobspec.job_keys import (
     SamplingSpec,
     ScriptedSpec,
     ShardsSpec,
+    TruncateSpec,
 )
 from batchinfer.jobspec.load import key_values, load, parse, to_yaml
 from batchinfer.jobspec.model_keys import SCRIPTED, LoraSpec, ModelSpec, SpeculativeSpec
@@ -28,6 +30,7 @@ __all__ = [
     "CsvSpec",
     "EngineSpec",
     "EvaluateSpec",
+    "ExampleSpec",
     "IncrementalSpec",
     "InputSpec",
     "JobSpec",
@@ -45,6 +48,7 @@ __all__ = [
     "ShardsSpec",
     "SpeculativeSpec",
     "StoreSpec",
+    "TruncateSpec",
     "key_values",
     "load",
     "parse",

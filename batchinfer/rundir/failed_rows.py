@@ -1,4 +1,4 @@
-"""Which rows of a run failed, for running them again."""
+"""The failed rows of a run, for a retry."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from batchinfer.rundir.paths import Layout, reading
 
 
 def failed_rows(layout: Layout) -> tuple[dict[int, list[int]], dict[int, int]]:
-    """For each shard with failed rows: their positions in it, and the generation of the next retry."""
+    """For each shard with failed rows: their positions in the shard, and the generation of the next retry.
+
+    Writes accounting files that are missing after a crash. Raises OutputError for a damaged file.
+    """
     records = list(read_accounting(layout))
     records += repair(layout, committed_shards(layout), records, noted_retry(layout))
     newest = {record.shard_id: record for record in sorted(records, key=lambda r: r.generation)}
@@ -29,13 +32,13 @@ def failed_rows(layout: Layout) -> tuple[dict[int, list[int]], dict[int, int]]:
 
 
 def note_retry(layout: Layout, run_id: str, positions: dict[int, list[int]]) -> None:
-    """Write down which shards are about to be replaced, for `commit.repair` after a crash."""
+    """Record the shards that a retry is about to replace, for `commit.repair` after a crash."""
     noted = {"run_id": run_id, "shards": sorted(positions)}
     overwrite(layout, layout.retry_note, json.dumps(noted).encode())
 
 
 def noted_retry(layout: Layout) -> list[int]:
-    """The shards of the last retry."""
+    """The shards of the last retry; empty without one. Raises OutputError for a damaged note."""
     uri = layout.retry_note
     if layout.storage.stat(uri) is None:
         return []
