@@ -20,7 +20,7 @@ from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from batchinfer.jobspec.printed import Map, as_json, printed
+from batchinfer.jobspec.printed import as_json, printed
 
 MAX_WORK = 2**26
 """What one row may take: a character that an operator, a filter or the whole makes counts 1, a turn of
@@ -300,11 +300,13 @@ def _length(value: Any) -> int:
 
 def _with_text(name: str, value: Any) -> Any:
     """The value as a filter takes it that makes text of it."""
+    if name == "tojson" and isinstance(value, jinja2.Undefined):
+        raise jinja2.UndefinedError("a value inside the row is null")
     if isinstance(value, str | jinja2.Undefined):
         return value
     if name == "string":
         return printed(value)
-    if name == "tojson" and isinstance(value, Map | list | dict):
+    if name == "tojson":
         with contextlib.suppress(TypeError):
             return as_json(value)
     if name == "join" and isinstance(value, list | tuple):
