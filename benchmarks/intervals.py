@@ -6,17 +6,23 @@
 Each pair is a random job: lengths of prompts and answers, slots, time for a token, for a call and for loading, rows.
 A trial runs the first rows of its input, the plan of the whole job is read, and the whole job is run. Printed are, for
 each pair, the plan's interval and the time that the job took, and at the end the share of jobs inside. All
-jobs run on one Ray cluster, which is started for them. `--append FILE` adds a JSON line a pair, so that a run may be
+jobs run on one Ray cluster, which is started for them; with `--here` they run without Ray, in this process: replica,
+engine, meter and commit alone. `--append FILE` adds a JSON line a pair, so that a run may be
 split; `--of FILE` prints the shares of such a file.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import json
 import math
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +33,17 @@ import pyarrow.parquet as pq
 
 from batchinfer.accounting.report import Report
 from batchinfer.execution import preview, ray_pipeline, runner
+from batchinfer.execution.checks import check
+from batchinfer.execution.plan_job import plan_job
 from batchinfer.execution.progress import Progress
+from batchinfer.execution.replica import Replica
+from batchinfer.execution.reports import conclude
+from batchinfer.execution.runner import _job, _write_run_files
+from batchinfer.execution.shard_block import Envelope, seal, unseal
+from batchinfer.execution.this_machine import host_cluster
+from batchinfer.input import read_shards
 from batchinfer.jobspec import JobSpec
+from batchinfer.rundir.commit import commit
 
 ROOT = Path(__file__).parent.parent
 LONGEST_PROMPT = 2000
@@ -84,6 +99,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1, help="of the first pair; the next ones count on")
     parser.add_argument("--model", choices=("scripted", "demo"), default="scripted")
+    parser.add_argument("--here", action="store_true", help="without Ray, in this process")
     parser.add_argument("--append", type=Path, help="a file for a JSON line a pair")
     parser.add_argument("--of", type=Path, help="run nothing, and print the shares of this file")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no pair after so many seconds")
@@ -92,13 +108,14 @@ def main() -> None:
         print(shares([Pair(**json.loads(line)) for line in given.of.read_text().splitlines()]))
         return
     began, pairs = time.monotonic(), []
-    with ray_pipeline.connected(None), tempfile.TemporaryDirectory(prefix="intervals-") as folder:
+    cluster = contextlib.nullcontext() if given.here else ray_pipeline.connected(None)
+    with cluster, tempfile.TemporaryDirectory(prefix="intervals-") as folder:
         for seed in range(given.seed, given.seed + given.pairs):
             if time.monotonic() - began > given.seconds:
                 break
             place = Path(folder) / str(seed)
             place.mkdir()
-            pairs.append(measure(place, seed, given.model))
+            pairs.append(measure(place, seed, given.model, run_here if given.here else run_on_ray))
             print(row(pairs[-1]), flush=True)
             if given.append is not None:
                 with given.append.open("a") as file:
@@ -106,7 +123,36 @@ def main() -> None:
     print(shares(pairs))
 
 
-def measure(folder: Path, seed: int, model: str) -> Pair:
+def run_on_ray(spec: JobSpec) -> Report:
+    """As the command does."""
+    return runner.run(spec, Quiet())
+
+
+def run_here(spec: JobSpec) -> Report:
+    """The job on one replica in this process."""
+    checked = check(spec, "run")
+    plan = plan_job(checked, host_cluster())
+    job = _job(checked.spec, plan, checked.layout, checked.manifest)
+    _write_run_files(job.layout, checked, plan)
+    replica = Replica(job, Counter(), lambda: 0)
+    source = (job.spec.input.uri, job.spec.input.format, job.spec.storage)
+    shards = read_shards(checked.manifest.shards, checked.manifest.schema, checked.manifest.partitions, *source)
+    with ThreadPoolExecutor(job.shards_in_flight) as pool:
+        blocks = (
+            seal(rows, Envelope(shard_id=shard.shard_id, generation=0, first_row=shard.first_row))
+            for shard, rows in shards
+        )
+        for block in pool.map(replica, blocks):
+            results, envelope = unseal(block)
+            if envelope.record is None:
+                raise RuntimeError("a replica ran a shard and made no record")
+            commit(job.layout, results, envelope.record)
+    atexit.unregister(replica._leave)
+    replica._leave()
+    return conclude(job.layout, job.spec, checked.manifest)
+
+
+def measure(folder: Path, seed: int, model: str, run: Callable[[JobSpec], Report]) -> Pair:
     """The trial, the plan and the job of this seed."""
     chance = np.random.default_rng(seed)
     rows = round(math.exp(chance.uniform(math.log(400), math.log(8000 if model == "scripted" else 4000))))
@@ -133,9 +179,9 @@ def measure(folder: Path, seed: int, model: str) -> Pair:
             | keys
         )
 
-    first = runner.run(spec("trial"), Quiet())
+    first = run(spec("trial"))
     plan = preview.plan(spec("all"), Quiet())
-    made = runner.run(spec("all"), Quiet())
+    made = run(spec("all"))
     if plan.estimate is None:
         raise RuntimeError("a trial was run, and the plan has no estimate")
     cost = plan.estimate.cost_usd.scaled(3600.0)

@@ -195,6 +195,8 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
             )
     layout, manifest, spec = open_run(uri, overrides)
     require_own(layout)
+    # The report after the retry reads the plan, and a damaged one is better refused before the retry is paid for.
+    read_plan(layout)
     facts = require_model(spec)
     require_same_input(manifest, spec)
     positions, generations = failed_rows(layout)

@@ -14,7 +14,7 @@ from batchinfer.accounting.budget import LEAST_START_SECONDS, Spending, over_bud
 from batchinfer.accounting.ledger import Ledger, ReplicaAccount, active_seconds
 from batchinfer.accounting.records import ReplicaRecord, ShardRecord
 from batchinfer.catalog.accelerators import device_cost
-from batchinfer.errors import StorageError
+from batchinfer.errors import BatchinferError, StorageError
 from batchinfer.execution.job import Job
 from batchinfer.execution.progress import Listener, Progress, Speed
 from batchinfer.execution.ray_pipeline import Work
@@ -263,12 +263,12 @@ class Watch:
         self._replicas = replicas
         self._listener = listener
         self._over = threading.Event()
-        self._failure: StorageError | None = None
+        self._failure: BatchinferError | None = None
         self._relaying = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
 
     def check(self) -> None:
-        """Stop the run if no further shard may start. Raises StorageError, also one that ended the thread."""
+        """Stop the run if no further shard may start. Raises BatchinferError, also one that ended the thread."""
         if self._failure is not None:
             raise self._failure
         reason = self._tally.over_budget()
@@ -295,7 +295,7 @@ class Watch:
                 self.relay()
                 if not self._stopper.reason:
                     self.check()
-        except StorageError as error:
+        except BatchinferError as error:
             self._failure = error
 
     def __enter__(self) -> Self:
@@ -306,5 +306,5 @@ class Watch:
         self._over.set()
         self._thread.join()
         # The last events of replicas that are gone; the run's outcome does not depend on them.
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(BatchinferError):
             self.relay()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from batchinfer.catalog import GIB, Accelerator, Model, ModelShape, QuantizationName, accelerators
 from batchinfer.errors import ModelError, ResourceError
@@ -52,12 +52,12 @@ class Plan(BaseModel):
     model: str
     quantization: str
     accelerator: str
-    tensor_parallel: int
-    pipeline_parallel: int
-    min_replicas: int
-    max_replicas: int
-    num_gpus: int
-    price_per_gpu_hour: float
+    tensor_parallel: PositiveInt
+    pipeline_parallel: PositiveInt
+    min_replicas: NonNegativeInt
+    max_replicas: NonNegativeInt
+    num_gpus: NonNegativeInt
+    price_per_gpu_hour: float = Field(ge=0, allow_inf_nan=False)
     price_source: str
     kv_cache_memory_bytes: int | None
     checkpoint: str | None = None

@@ -172,6 +172,17 @@ def test_a_lost_spec_is_named_with_the_way_to_have_it_again(run):
     assert reports.report(str(output)).rows == SHARDS * ROWS
 
 
+@pytest.mark.parametrize("value", [-1, 0, "many"])
+def test_a_plan_that_cannot_be_is_told_before_a_retry_is_paid_for(run, value):
+    _, output = run
+    place = output / "_run" / "plan.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"tensor_parallel": value}))
+    for call in (lambda: reports.report(str(output)), lambda: runner.retry(str(output), KeepingListener())):
+        with pytest.raises(UserError, match=r"_run/plan\.json") as caught:
+            call()
+        assert "move it away" in caught.value.remedy
+
+
 def test_a_report_is_made_without_the_plan(run):
     _, output = run
     whole = reports.report(str(output))
