@@ -1,4 +1,4 @@
-"""The command line: parse, call one use case, print, exit."""
+"""The command line: each command parses its options, calls one use case, prints and exits."""
 
 from batchinfer.cli import explain as explain
 from batchinfer.cli import render as render

@@ -27,7 +27,7 @@ def try_(
     at: At = None,
 ) -> None:
     """Run a few rows through the whole job, show their answers, and say what all rows would take."""
-    from batchinfer.execution import runner
+    from batchinfer.execution import reports, runner
     from batchinfer.jobspec import load
     from batchinfer.reporting.tried import render_trial
 
@@ -40,4 +40,4 @@ def try_(
         print_json(made.document())
     else:
         console().print(render_trial(made))
-    runner.require_limits(made.report)
+    reports.require_limits(made.report)

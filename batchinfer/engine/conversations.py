@@ -66,9 +66,9 @@ class EngineTokenizer:
 
 
 def control_tokens(tokenizer: Any) -> set[str]:
-    """The texts that the tokenizer reads as control tokens: special ones, and those written as `<|...|>`.
+    """The texts that the tokenizer reads as control tokens: special tokens, and tokens like `<|...|>`.
 
-    Not words that were only added to a vocabulary, such as `<table>` or `<think>`.
+    Words that were only added to the vocabulary, such as `<table>` or `<think>`, are not included.
     """
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     found = {token.content for token in added if is_control(token.content, token.special)}

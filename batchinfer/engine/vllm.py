@@ -1,4 +1,4 @@
-"""The real engine: vLLM, in a process of its own, fed by many shards at once."""
+"""The vLLM engine: runs in a separate process, for many shards at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from batchinfer.engine import vllm_private
-from batchinfer.engine.base import Completion, EngineDied
+from batchinfer.engine.base import Completion, EngineDied, set_apart
 from batchinfer.engine.conversations import EngineTokenizer, prompt_writer
 from batchinfer.engine.installed import not_importable
 from batchinfer.engine.pump import Pump, Request
@@ -16,18 +16,27 @@ from batchinfer.errors import EngineError, RowError, SpecError, WrongRelease
 from batchinfer.jobspec import JobSpec, SamplingSpec
 from batchinfer.jobspec.regex import compile_regex
 from batchinfer.model.checkpoint import SAFE_FORMAT, Adapter, local_adapter
+from batchinfer.model.resolve import model_facts
+from batchinfer.model.thinking import reasoning_parser
 from batchinfer.planner import Plan
 from batchinfer.planner.host import require_avx512
 from batchinfer.prompting.answers import require_whole_choices
 from batchinfer.prompting.prompts import Prompt
 from batchinfer.prompting.tokens import PromptTokens
+from batchinfer.storage import local_path
 
 LINGER_SECONDS = 0.25
-"""Shards of a job whose rows share prefixes arrive at a replica within this time of one another."""
+"""Seconds that an idle engine waits for further shards if rows share prefixes. Shorter misses shards that arrive
+together, longer leaves the engine idle."""
 
 
-def engine_arguments(spec: JobSpec, plan: Plan, adapter: Adapter | None = None) -> dict[str, Any]:
-    """The keyword arguments for vLLM's EngineArgs: the spec's keys where given, vLLM's defaults else."""
+def engine_arguments(
+    spec: JobSpec, plan: Plan, adapter: Adapter | None = None, thinking: str | None = None
+) -> dict[str, Any]:
+    """The keyword arguments for vLLM's EngineArgs. Keys of the spec override the plan; vLLM chooses the rest.
+
+    `thinking`: the name of vLLM's reasoning parser.
+    """
     arguments: dict[str, Any] = {
         "model": plan.checkpoint or spec.model.source,
         "tokenizer": spec.engine.tokenizer,
@@ -42,54 +51,66 @@ def engine_arguments(spec: JobSpec, plan: Plan, adapter: Adapter | None = None) 
         "disable_log_stats": True,
     }
     if plan.engine is not None:
-        # On a GPU all of what the fit was computed for: vLLM's own defaults are others.
+        # On a GPU all values for which the plan's fit was computed, because vLLM's defaults differ from them.
         arguments |= plan.engine.model_dump(include=None if plan.num_gpus else {"max_model_len"})
     if plan.expert_parallel:
         arguments["enable_expert_parallel"] = True
     if plan.nodes_per_replica > 1:
-        # The workers are Ray actors in the placement group that this replica stands in.
+        # The workers are Ray actors in the placement group of this replica.
         arguments["distributed_executor_backend"] = "ray"
     elif plan.tensor_parallel * plan.pipeline_parallel > 1:
-        # Ray pinned the GPUs to this actor: the workers are its children, not further Ray actors.
+        # Ray has assigned the GPUs to this actor, so the workers are its child processes, not further Ray actors.
         arguments["distributed_executor_backend"] = "mp"
     if plan.accelerator == "cpu" and spec.sampling.seed is not None:
-        # vLLM 0.32 dies on CPU when the prefill of a seeded request is cut in two: it winds the request's
-        # random generator back, which torch's CPU generator cannot do. Uncut prefills never need that.
+        # vLLM 0.32 dies on a CPU if the prefill of a seeded request is chunked: vLLM then rewinds the request's
+        # random generator, which torch's CPU generator cannot do. A whole prefill needs no rewind.
         arguments["enable_chunked_prefill"] = False
     if adapter is not None:
         arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": adapter.max_rank}
     if spec.task == "embed":
-        # `convert`: a model that was trained to generate gives its last token's hidden state.
+        # `convert` makes a generative model return the hidden state of the last token.
         arguments |= {"runner": "pooling", "convert": "embed"}
     if spec.model.speculative is not None:
         arguments["speculative_config"] = spec.model.speculative.model_dump(exclude_none=True)
     if spec.output.json_schema is not None:
-        # Models that like white space write it between the parts of JSON until max_tokens is reached.
-        arguments["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
+        # For the whole engine: vLLM 0.32 has the same field for a request, which does nothing with xgrammar.
+        compact = spec.output.compact_json
+        arguments["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": compact}
+    if thinking is not None:
+        # The grammar of an answer begins after the thinking, and vLLM can end the thinking.
+        arguments["reasoning_parser"] = thinking
     arguments.update(spec.engine.model_dump(exclude={"scripted"}, exclude_none=True))
     return {name: value for name, value in arguments.items() if value is not None}
 
 
 def _quantization(plan: Plan) -> str | None:
-    """What vLLM must be told: to quantize while it loads. A checkpoint says itself how it is quantized."""
+    """vLLM's `quantization`, only to quantize while loading: a quantized checkpoint names its own in config.json."""
     return plan.quantization if plan.online or (plan.checkpoint is None and plan.quantization == "fp8") else None
 
 
 def sampling_arguments(sampling: SamplingSpec) -> dict[str, Any]:
     """The keyword arguments for vLLM's SamplingParams, without the structured outputs."""
     arguments = sampling.model_dump(exclude_none=True)
+    if sampling.ignore_eos:
+        # Whoever measures speed wants max_tokens tokens, whatever they are.
+        arguments.pop("repetition_detection", None)
     for name in ("stop", "stop_token_ids", "allowed_token_ids", "bad_words"):
         if isinstance(arguments.get(name), tuple):
             arguments[name] = list(arguments[name])
-    # vLLM's processes exchange numbers of 64 bits; no context is as long.
+    # vLLM's processes exchange integers of at most 64 bits, and no context is longer than 2^31.
     arguments["max_tokens"] = min(sampling.max_tokens, 2**31)
     return arguments
 
 
-def _request_parameters(spec: JobSpec) -> Any:
-    """vLLM's parameters of every request of the job."""
+def _request_parameters(spec: JobSpec, thinking: str | None) -> Any:
+    """vLLM's parameters for every request of the job."""
     from vllm.pooling_params import PoolingParams
-    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+    from vllm.sampling_params import (
+        RepetitionDetectionParams,
+        RequestOutputKind,
+        SamplingParams,
+        StructuredOutputsParams,
+    )
 
     if spec.task == "embed":
         return PoolingParams(task="embed")
@@ -101,16 +122,25 @@ def _request_parameters(spec: JobSpec) -> Any:
         structured = StructuredOutputsParams(json=output.json_schema)
     elif output.regex is not None:
         structured = StructuredOutputsParams(regex=compile_regex(output.regex).grammar)
+    arguments = sampling_arguments(spec.sampling)
+    if "repetition_detection" in arguments:
+        arguments["repetition_detection"] = RepetitionDetectionParams(**arguments["repetition_detection"])
+    if thinking is not None:
+        # The marks around the thinking may be special tokens. Those of the answer are taken out later.
+        arguments["skip_special_tokens"] = False
+        arguments["thinking_token_budget"] = spec.reasoning.max_tokens if spec.reasoning is not None else None
     return SamplingParams(
-        **sampling_arguments(spec.sampling),
+        **arguments,
         structured_outputs=structured,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 
 class VllmEngine:
-    """See `engine.base.Engine`. Raises EngineError if the model cannot be loaded. With `fork` vLLM's engine process is
-    forked from this one instead of importing everything again, unless other threads of Python run by then."""
+    """See `engine.base.Engine`. Raises EngineError if the model cannot be loaded.
+
+    `fork`: fork vLLM's engine process from this one, which saves its imports, unless other Python threads run.
+    """
 
     def __init__(self, spec: JobSpec, plan: Plan, fork: bool = False) -> None:
         fork = fork and "VLLM_WORKER_MULTIPROC_METHOD" not in os.environ
@@ -121,17 +151,23 @@ class VllmEngine:
 
         _require_kernels(spec, plan)
         self._embeds = spec.task == "embed"
-        self._params = _request_parameters(spec)
+        thinking = reasoning_parser(spec, _tokenizer_folder(spec, plan))
+        self._params = _request_parameters(spec, thinking)
         self._fetched = tempfile.TemporaryDirectory(prefix="batchinfer-adapter-")
         adapter = (
             local_adapter(spec.model.lora, self._fetched.name, spec.storage) if spec.model.lora is not None else None
         )
         lora = LoRARequest(lora_name="adapter", lora_int_id=1, lora_path=adapter.folder) if adapter else None
-        arguments = engine_arguments(spec, plan, adapter)
-        # The worker in the engine's own process: vLLM gives it one of its own on a CPU, to set its threads
-        # by the environment. Ours is set already, and another process imports vLLM for 12 seconds more.
+        arguments = engine_arguments(spec, plan, adapter, thinking)
+        # On a CPU vLLM starts the worker in another process, to set its threads by the environment. This environment
+        # is set already, and another process would import vLLM for 12 seconds, so the worker shares the engine's.
         if spec.output.json_schema is not None:
-            arguments["structured_outputs_config"]["backend"] = vllm_private.json_backend(spec.output.json_schema)
+            structured = arguments["structured_outputs_config"]
+            structured["backend"] = vllm_private.json_backend(spec.output.json_schema)
+            # xgrammar writes no key that the schema does not name, guidance does: a typed answer has no column for it.
+            structured["disable_additional_properties"] = (
+                structured["backend"] == "guidance" and spec.output.kind is not None
+            )
         here = plan.accelerator == "cpu" and "distributed_executor_backend" not in arguments
         if fork:
             vllm_private.fork_engines()
@@ -139,18 +175,21 @@ class VllmEngine:
         try:
             engine = vllm_private.new_engine(arguments, worker_in_engine=here)
             if lora is not None:
-                # Now, not with the first request: an adapter that does not fit then kills the engine.
+                # Added before the first request: with a request, an adapter that does not fit would kill the engine.
                 engine.add_lora(lora)
         except WrongRelease:
             raise
         except Exception as error:
-            # vLLM raises many types here (ValueError, OSError, RuntimeError from its process).
+            # vLLM raises many types of errors here: ValueError, OSError, RuntimeError from its process.
             raise EngineError(
                 f"vLLM did not start with {spec.model.source}: {_brief(error)}",
                 "its own messages in the log say why; check the model and the engine keys",
             ) from error
         self._logprobs = spec.sampling.logprobs is not None
         self._tokenizer = engine.get_tokenizer()
+        # A choice or a text that matches an expression may begin or end with an empty line.
+        self._verbatim = spec.output.choices is not None or spec.output.regex is not None
+        self._special = [token for token in self._tokenizer.all_special_tokens if spec.sampling.skip_special_tokens]
         self._context: int = vllm_private.context_length(engine)
         has_template = bool(spec.prompt.chat_template or getattr(self._tokenizer, "chat_template", None))
         # An embedding is of the text itself, unless the spec says otherwise.
@@ -160,6 +199,7 @@ class VllmEngine:
                 f"{spec.model.source} has no chat template", "set prompt.chat: false, or take a chat model"
             )
         try:
+            self._thinking = None if thinking is None else _thinking(spec, thinking, engine)
             _require_accepted(spec, engine, self._params)
             writer = prompt_writer(spec.prompt, self._tokenizer, chat)
             # A chat template writes its own special tokens.
@@ -210,7 +250,7 @@ class VllmEngine:
             vector = result.outputs.data.float().flatten().numpy()
             return Completion([], ["stop"], tokens, cached, 0, embedding=vector)
         outputs = sorted(result.outputs, key=lambda output: output.index)
-        return Completion(
+        made = Completion(
             texts=[output.text for output in outputs],
             finish_reasons=[str(output.finish_reason) for output in outputs],
             input_tokens=len(result.prompt_token_ids),
@@ -218,14 +258,58 @@ class VllmEngine:
             output_tokens=sum(len(output.token_ids) for output in outputs),
             logprobs=[_logprobs(output) for output in outputs] if self._logprobs else None,
         )
+        return made if self._thinking is None else self._without_thinking(made, self._thinking, result, outputs)
+
+    def _without_thinking(
+        self, made: Completion, thinking: vllm_private.Thinking, result: Any, outputs: Sequence[Any]
+    ) -> Completion:
+        """The completion with the thinking taken out of its texts."""
+        split: list[tuple[str | None, str | None, int]]
+        if thinking.is_over(result.prompt_token_ids):
+            split = [(None, output.text, 0) for output in outputs]
+        else:
+            split = [thinking.split(output.text, output.token_ids) for output in outputs]
+        answers = [None if answer is None else self._plain(answer) for _, answer, _ in split]
+        return set_apart(made, [thought and self._plain(thought) for thought, _, _ in split], answers,
+                         sum(tokens for *_, tokens in split))  # fmt: skip
+
+    def _plain(self, text: str) -> str:
+        """The text without special tokens, unless the spec keeps them, and without the empty lines around it."""
+        for token in self._special:
+            text = text.replace(token, "") if token in text else text
+        return text if self._verbatim else text.strip("\n")
 
     def close(self) -> None:
         self._pump.close()
         self._fetched.cleanup()
 
 
+def _tokenizer_folder(spec: JobSpec, plan: Plan) -> str | None:
+    """The folder with the model's chat template, if it lies on this machine."""
+    source = local_path(spec.engine.tokenizer or plan.checkpoint or spec.model.source)
+    return source if os.path.isdir(source) else model_facts(spec.model, spec.storage).folder
+
+
+def _thinking(spec: JobSpec, name: str, engine: Any) -> vllm_private.Thinking:
+    """vLLM's parser. Raises SpecError if it is not made for this model."""
+    try:
+        found = vllm_private.Thinking(name, engine.get_tokenizer())
+    except ValueError as error:
+        raise SpecError(
+            f"reasoning.parser {name} is not made for {spec.model.source}: {error}",
+            "name the parser of this model, or say none",
+        ) from error
+    if (
+        spec.reasoning is not None
+        and spec.reasoning.max_tokens is not None
+        and not vllm_private.has_thinking_budget(engine)
+    ):
+        raise SpecError(f"vLLM cannot end the thinking of parser {name}", "leave reasoning.max_tokens out")
+    return found
+
+
 def _require_accepted(spec: JobSpec, engine: Any, params: Any) -> None:
-    """Raise SpecError for parameters that vLLM would refuse with every row, and for choices that are never whole."""
+    """Raise SpecError for parameters that vLLM would refuse for every row, and for choices longer than `max_tokens`."""
     if spec.task == "embed":
         return
     try:
@@ -233,7 +317,7 @@ def _require_accepted(spec: JobSpec, engine: Any, params: Any) -> None:
     except WrongRelease:
         raise
     except Exception as error:
-        # Of many types: vLLM's own, a grammar compiler's, ValueError.
+        # The errors have many types: vLLM's own, those of grammar compilers, ValueError.
         raise SpecError(
             f"vLLM refuses every row of this job: {_brief(error)}", "change what it names: output or sampling"
         ) from error
@@ -242,17 +326,17 @@ def _require_accepted(spec: JobSpec, engine: Any, params: Any) -> None:
 
 
 def require_vllm() -> None:
-    """Raise EngineError if vLLM cannot be imported, with the packages in its way."""
+    """Raise EngineError if vLLM cannot be imported; the message names the packages that prevent it."""
     try:
-        # What imports transformers, which a wrong build of torchvision breaks: RuntimeError, OSError or ImportError.
+        # This module imports transformers. A wrong build of torchvision raises RuntimeError, OSError or ImportError.
         import vllm.engine.arg_utils  # noqa: F401
     except Exception as error:
         raise not_importable(error) from error
 
 
 def _require_kernels(spec: JobSpec, plan: Plan) -> None:
-    """Raise ResourceError for 4-bit weights on a CPU without AVX-512: vLLM 0.32 loads them, and dies with the
-    first request. Needs vLLM imported, which loads the kernels that this CPU can run."""
+    """Raise ResourceError for 4-bit weights on a CPU without AVX-512: vLLM 0.32 loads them, then dies with the first
+    request. vLLM must be imported before, which loads the kernels that this CPU can run."""
     if plan.accelerator == "cpu":
         require_avx512(spec.model.source, plan.quantization, vllm_private.has_four_bit_kernel())
 
@@ -268,30 +352,30 @@ def _logprobs(output: Any) -> list[list[dict[str, Any]]]:
 
 
 def _prepare_environment(plan: Plan) -> None:
-    """What vLLM reads from the environment, unless the user has set it."""
+    """Set the variables that vLLM reads from the environment, unless the user has set them."""
     if not os.environ.get("VLLM_PORT", "0").isdigit():
-        # Kubernetes sets VLLM_PORT=tcp://... for every Service called vllm; vLLM takes a number.
+        # Kubernetes sets VLLM_PORT=tcp://... for every Service called vllm, but vLLM expects a number.
         del os.environ["VLLM_PORT"]
-    # The engine in a process of its own, started afresh: a fork of a Ray worker would share its sockets.
+    # The engine runs in a spawned process: a fork of a Ray worker would share its sockets.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if plan.accelerator == "cpu":
         if plan.tensor_parallel * plan.pipeline_parallel * plan.max_replicas > 1:
-            # On one NUMA node, binding would give every rank the same cores or refuse.
+            # On one NUMA node, binding assigns the same cores to every rank, or fails.
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         else:
-            # By default vLLM leaves one core to other work, half of a small machine, and its threads
-            # spin while they wait for work. Threads that sleep instead can share all cores.
+            # By default vLLM reserves one core for other work, because its idle threads spin. Threads that sleep
+            # (OMP_WAIT_POLICY) can share all cores, and one core is half of a small machine.
             os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        # Ray sets this to the actor's CPU share, which says nothing about the engine's.
+        # Ray sets this to the actor's CPU share, which is not the engine's.
         os.environ.pop("OMP_NUM_THREADS", None)
 
 
 def _brief(error: BaseException) -> str:
-    """The last line that says something; pydantic ends its errors with a link and its input."""
+    """The last line with content, at most 500 characters: pydantic ends its errors with a link and the input."""
     lines = [line.strip() for line in str(error).splitlines()]
     lines = [line for line in lines if line and not line.startswith("For further information visit")]
     return (lines[-1].partition(" [type=")[0] if lines else type(error).__name__)[:500]

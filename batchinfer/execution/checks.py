@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from batchinfer.catalog import engine_support, models
+from batchinfer.engine.grammars import require_grammar
 from batchinfer.errors import InputError, ModelError, OutputError, SpecError, StoreRefused, UserError
 from batchinfer.execution.sample_prompts import chat_template, require_room_for_choices
 from batchinfer.input import build_manifest, input_entries
 from batchinfer.input.files import fixed_part, is_glob
 from batchinfer.input.manifest import Fingerprint, Manifest, from_parquet
-from batchinfer.jobspec import JobSpec, ModelSpec, PromptSpec
+from batchinfer.jobspec import SCRIPTED, JobSpec, ModelSpec, PromptSpec, parse
 from batchinfer.jobspec.cron import Tick
+from batchinfer.jobspec.schedule import current_time, resolve
 from batchinfer.jobspec.templates import is_template
 from batchinfer.model.checkpoint import require_adapter, require_draft, require_weights
 from batchinfer.model.download import is_remote
 from batchinfer.model.resolve import ModelFacts, model_facts, require_access
+from batchinfer.model.thinking import reasoning_parser
 from batchinfer.planner.plan import require_consistent, source_of
 from batchinfer.prompting.prompts import needed_columns
 from batchinfer.rundir.commit import committed_shards
@@ -109,6 +114,22 @@ def refusals_are_the_users() -> Iterator[None]:
         raise UserError(error.message, error.remedy) from error
 
 
+def check_at(spec: JobSpec, at: datetime | None = None, fresh: bool = False, access: bool = True) -> Checked:
+    """`check` of the spec as `resolved` for the time `at`, with an id for a new run."""
+    rendered, tick = resolved(spec, at)
+    return check(rendered, new_run_id(), fresh, tick, access)
+
+
+def new_run_id() -> str:
+    """An id that no other run has."""
+    return uuid.uuid4().hex[:12]
+
+
+def resolved(spec: JobSpec, at: datetime | None) -> tuple[JobSpec, Tick | None]:
+    """The spec with its variables filled in for the time `at`; None is now, or the latest tick of a schedule."""
+    return resolve(spec, at or current_time(spec, datetime.now(UTC)))
+
+
 @refusals_are_the_users()
 def check(
     spec: JobSpec,
@@ -135,6 +156,11 @@ def check(
     require_room_for_choices(spec, facts.folder)
     # Compiles the spec's own template.
     chat_template(facts.folder, spec.prompt)
+    if spec.model.source != SCRIPTED:
+        require_grammar(spec.output, facts.folder)
+        if not is_remote(facts.location):
+            # A model in a store has its chat template there: the replica looks, once it has the model.
+            reasoning_parser(spec, facts.folder)
     columns = needed_columns(spec)
     old = None if trial else find_manifest(layout)
     committed = set() if trial else committed_shards(layout)
@@ -179,14 +205,34 @@ def find_manifest(layout: Layout) -> Manifest | None:
         return from_parquet(layout.storage.read(uri))
 
 
+@refusals_are_the_users()
+def open_run(uri: str, overrides: Sequence[str] = ()) -> tuple[Layout, Manifest, JobSpec]:
+    """The run at `uri`, opened first with the environment's storage settings, then with those of the run's spec."""
+    layout = Layout(normal_uri(uri))
+    manifest = find_manifest(layout)
+    if manifest is None:
+        raise OutputError(f"there is no run at {uri}", "give the output.uri of a job that was run")
+    place = layout.spec
+    if layout.storage.stat(place) is None:
+        raise OutputError(
+            f"{place} is gone, which says how the run was made", "restore it, or run the job again: it is written anew"
+        )
+    with reading(place, "move it away and run the job again: it is written anew"):
+        text = layout.storage.read(place).decode()
+    spec = absolute(parse(text, place, overrides))
+    return Layout(layout.root, spec.storage), manifest, spec
+
+
 def shaping(spec: JobSpec) -> dict[str, Any]:
     """The part of the spec that shapes the results: what a resume may not change."""
     values = spec.model_dump(mode="json")
     for key in _FREE_KEYS:
         values.pop(key)
     # These keys say which files are read, and a resume reads the files of the manifest.
-    for key in ("incremental", "ignore", "on_bad_file"):
+    for key in ("incremental", "ignore", "on_bad_file", "on_bad_row"):
         values["input"].pop(key)
+    # The schema of the class is there, and says what the answers are.
+    values["output"].pop("model")
     if not values["input"]["cast"]:
         # Runs of earlier versions do not have the key.
         values["input"].pop("cast")
@@ -211,8 +257,21 @@ def require_same_spec(manifest: Manifest, spec: JobSpec, layout: Layout) -> None
 def changes_of_spec(manifest: Manifest, spec: JobSpec) -> list[str]:
     """One line for each key that shapes results and differs from the spec that the run began with."""
     before, now = flat(manifest.fingerprint.spec), flat(shaping(spec))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    written = flat(spec.model_dump(mode="json", exclude_unset=True))
+    changed = [
+        key
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and (_has(before, key) or _has(written, key))
+    ]
     return [f"{key}: {before.get(key)!r:.80} then, {now.get(key)!r:.80} now" for key in changed]
+
+
+def _has(flat: Mapping[str, Any], key: str) -> bool:
+    """Whether the key, one of its parents or one of its parts is there. A run of an earlier version lacks the keys that
+    came later, and a default does not keep such a run from being resumed."""
+    parts = key.split(".")
+    above = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+    return any(flat.get(one, {}) != {} for one in above) or any(one.startswith(f"{key}.") for one in flat)
 
 
 def require_same_input(manifest: Manifest, spec: JobSpec) -> None:

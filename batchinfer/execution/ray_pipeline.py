@@ -26,6 +26,7 @@ from batchinfer.execution import local_cluster, ray_private
 from batchinfer.execution.job import Job
 from batchinfer.execution.placement import replica_arguments
 from batchinfer.execution.process_guard import DRIVER, Guard
+from batchinfer.execution.progress import Listener
 from batchinfer.execution.replica import Replica
 from batchinfer.execution.shard_block import Envelope, seal, unseal
 from batchinfer.execution.this_machine import has_avx512
@@ -245,6 +246,13 @@ def _plain_errors() -> Iterator[None]:
                 "their last messages in the log say why; the same command resumes the run",
             ) from error
         raise
+
+
+def announced(address: str | None, listener: Listener) -> contextlib.AbstractContextManager[None]:
+    """`connected`, after an event to `listener`: from then on a signal stops the run instead of the process."""
+    signals.let_end(False)
+    listener.event("connecting", cluster=address or "a local one, started for this run")
+    return connected(address)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from batchinfer.execution.shard_block import Envelope
 from batchinfer.jobspec import EvaluateSpec, JobSpec
 from batchinfer.jobspec.printed import printed
 from batchinfer.prompting.prompts import column_values
+from batchinfer.prompting.typed import arrow_type
 
 SECONDS = "row_seconds"
 """The column of a trial's results with the seconds that the engine had each row."""
@@ -26,7 +28,7 @@ def result_table(
 
     With n > 1 the output, the finish reason and the logprobs are lists of n. An embedding is a list of
     float32. A row that failed before the engine has a null output. An answer of the wrong shape is kept beside
-    its error. `timed` adds the column SECONDS.
+    its error, unless answers are typed: then it is null. `timed` adds the column SECONDS.
     """
     columns: dict[str, pa.Array | pa.ChunkedArray] = {}
     if spec.input.id_column is None:
@@ -41,6 +43,8 @@ def result_table(
     first = slice(None) if many else 0
     if spec.task == "embed":
         columns[spec.output.column] = pa.array([c.embedding for c in completions], pa.list_(pa.float32()))
+    elif spec.output.kind is not None:
+        columns |= _typed_columns(spec, completions)
     else:
         columns[spec.output.column] = pa.array([c.texts[first] if c.texts else None for c in completions], text)
     columns["finish_reason"] = pa.array(
@@ -60,7 +64,28 @@ def result_table(
         columns["truncated_tokens"] = pa.array([c.truncated_tokens for c in completions], pa.int32())
     if timed:
         columns[SECONDS] = pa.array([c.seconds for c in completions], pa.float64())
+    if spec.reasoning is not None:
+        columns["reasoning_tokens"] = pa.array([c.reasoning_tokens for c in completions], pa.int32())
+        if spec.reasoning.column is not None:
+            thought = [c.reasoning[first] if c.reasoning else None for c in completions]
+            columns[spec.reasoning.column] = pa.array(thought, text)
     return pa.table(columns)
+
+
+def _typed_columns(spec: JobSpec, completions: Sequence[Completion]) -> dict[str, pa.Array]:
+    """The answers as one column of their type, or as one for each key. Types depend on the schema alone."""
+    output = spec.output
+    assert output.kind is not None
+    if output.as_ == "columns":
+        answers = [c.values[0] if c.values else None for c in completions]
+        return {
+            name: pa.array([None if answer is None else answer[name] for answer in answers], arrow_type(kind))
+            for name, kind in output.kind.fields
+        }
+    kind = arrow_type(output.kind)
+    if spec.sampling.n > 1:
+        return {output.column: pa.array([c.values for c in completions], pa.list_(kind))}
+    return {output.column: pa.array([c.values[0] if c.values else None for c in completions], kind)}
 
 
 def _logprobs_type(many: bool) -> pa.DataType:
@@ -75,8 +100,22 @@ def evaluate(spec: JobSpec, rows: pa.Table, completions: Sequence[Completion]) -
     wanted = spec.evaluate
     if wanted is None:
         return {}
-    answers = [c.texts[0] if c.texts and c.error is None else None for c in completions]
+    answers = [_answer(c, wanted) if c.texts and c.error is None else None for c in completions]
     return compared(wanted, rows, answers)
+
+
+def _answer(completion: Completion, wanted: EvaluateSpec) -> str | None:
+    """What is compared of an answer that fits."""
+    if wanted.part is None:
+        return completion.texts[0]
+    whole = json.loads(completion.texts[0]) if completion.values is None else completion.values[0]
+    return part_of(whole, wanted.part)
+
+
+def part_of(whole: Any, part: str) -> str | None:
+    """A key of an answer, as text; None if the answer leaves it out."""
+    value = whole.get(part) if isinstance(whole, dict) else None
+    return None if value is None else printed(value)
 
 
 def compared(wanted: EvaluateSpec, rows: pa.Table, answers: Sequence[str | None]) -> dict[str, tuple[int, int]]:
@@ -100,7 +139,8 @@ def counts(results: pa.Table) -> dict[str, Any]:
     reasons = results.column("finish_reason").filter(codes.is_null())
     if pa.types.is_list(reasons.type):
         reasons = pc.list_flatten(reasons)
-    names = ("input_tokens", "cached_tokens", "output_tokens")
+    names = ["input_tokens", "cached_tokens", "output_tokens"]
+    names += ["reasoning_tokens"] if "reasoning_tokens" in results.column_names else []
     return {
         "rows_failed": len(codes) - codes.null_count,
         **{name: pc.sum(ran.column(name), min_count=0).as_py() for name in names},

@@ -32,8 +32,8 @@ from batchinfer.prompting.tokens import PromptTokens, Tokenized, Writer, room_of
 SAMPLED_SHARDS = 16
 ROWS_OF_EACH = 32
 SHORTEST_ANSWER = 0.25
-"""Share of max_tokens: the low end of an answer's expected length before the first run of a job. If higher, the plan
-overestimates jobs with short answers."""
+"""Share of max_tokens: the low end of an answer's expected length before the first run of a job. If higher, more jobs
+with short answers cost less than the plan's range; at 0.25, those with answers of 5% of max_tokens do."""
 
 SHOWN_OF_A_MESSAGE = 300
 """Characters of a failure's message in a plan: enough to see what is wrong, and no row's whole text."""

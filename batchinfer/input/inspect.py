@@ -1,4 +1,4 @@
-"""From an input URI to the manifest: look at every file, check the columns and the ids, find the groups, cut."""
+"""Builds the manifest from an input URI: inspects every file, checks columns and ids, finds groups, cuts shards."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.errors import InputError
+from batchinfer.input.bad_rows import BAD_ROW
 from batchinfer.input.column_types import CASTS, JSON, PARSED, Misfit, common, may_lose
 from batchinfer.input.files import find_input, partition_schema, partition_values
 from batchinfer.input.formats import Inspected, first_line, fit
@@ -21,14 +22,10 @@ from batchinfer.input.manifest import Fingerprint, InputFile, Manifest, Shard, c
 from batchinfer.input.parquet import inspect_parquet, parquet_column, require_arrow_reads, require_exact_times
 from batchinfer.input.shard_sizes import at_groups, shard_sizes, small_at_first
 from batchinfer.jobspec import JobSpec
-from batchinfer.storage import Entry
-
-_THREADS = 16
+from batchinfer.storage import REQUESTS_AHEAD, REQUESTS_AT_ONCE, Entry
 
 _READ_AT_ONCE = 2**22
-"""Files up to this many bytes are read whole, several ahead of time: more would hold memory that nobody bounds."""
-
-_AHEAD = 4 * _THREADS
+"""Bytes. Smaller files are read whole and ahead, about REQUESTS_AHEAD at a time; a larger limit needs more memory."""
 
 
 def build_manifest(
@@ -37,25 +34,27 @@ def build_manifest(
     fingerprint: Fingerprint,
     choose: Callable[[list[Entry]], list[Entry]] | None = None,
 ) -> Manifest:
-    """Cut the input of `spec`. `columns` maps each column that is needed to the spec key that needs it.
-    `choose` picks which of the input's files this run takes, none if need be; without it, all.
+    """Cut the input of `spec` into shards.
 
-    Raises InputError for a file that cannot be read, a column that does not exist, files that do not
-    fit together, values that would change on the way, and ids that are not unique.
+    `columns` maps each needed column to the spec key that names it. `choose` selects the files of this run, possibly
+    none; without `choose` the run reads all files.
+
+    Raises InputError for unreadable files, missing columns, types that do not fit together, values that a conversion
+    would change, and duplicate ids.
     """
     given = spec.input
     there = find_input(given.uri, given.format, spec.storage, choose is not None, given.ignore)
     entries = list(there.entries)
-    # Of all files, so that a partition column has one type in every run.
+    # Computed before `choose`, over all files, so that a partition column has the same type in every run.
     partitions = partition_schema(given.uri, [entry.uri for entry in entries])
     if choose is not None:
         entries = choose(entries)
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         found, skipped = _readable(spec, entries, _inspect(spec, entries, list(columns), pool))
         partitions = _only_in_paths(spec, partitions, found)
         whole = _whole_schema(spec, columns, found, partitions)
         have = {name for one in found for name in one.names} | set(partitions.names)
-        # Files without a row say nothing about JSON columns.
+        # The columns of JSON lines are known only from rows, so an input without rows is not refused.
         if any(one.file.rows for one in found) or (found and given.format == "parquet"):
             _require_columns(columns, have)
         with_rows = [one for one in found if one.file.rows]
@@ -63,6 +62,8 @@ def build_manifest(
         if given.id_column is not None:
             _require_unique_ids(spec, with_rows, whole, partitions, pool)
         groups = None if given.group_by is None else _groups(spec, with_rows, whole, partitions, pool)
+    if any(one.bad_rows for one in found):
+        whole = whole.append(pa.field(BAD_ROW, pa.string()))
     files = [one.file for one in found]
     if choose is not None:
         empty = {file.entry.uri: file.entry.tag for file in files if not file.rows}
@@ -83,7 +84,7 @@ def build_manifest(
 def _inspect(
     spec: JobSpec, entries: Sequence[Entry], columns: Sequence[str], pool: ThreadPoolExecutor
 ) -> Iterator[Inspected | InputError]:
-    """What each file holds of `columns`, or why it cannot be read."""
+    """For each file, what it holds of `columns`, or the error if it cannot be read."""
     if spec.input.format == "parquet":
         kept = [name for name in (spec.input.id_column, spec.input.group_by) if name is not None]
         yield from inspect_parquet(entries, columns, kept, spec.storage, pool)
@@ -91,7 +92,7 @@ def _inspect(
 
     def look(entry: Entry) -> Inspected | InputError:
         try:
-            return inspect_jsonl(entry, columns, _casts(spec), spec.storage)
+            return inspect_jsonl(entry, columns, _casts(spec), spec.storage, _sets_aside(spec))
         except InputError as error:
             return error
 
@@ -101,8 +102,11 @@ def _inspect(
 def _readable(
     spec: JobSpec, entries: Sequence[Entry], looked: Iterable[Inspected | InputError]
 ) -> tuple[list[Inspected], list[tuple[str, str]]]:
-    """The files that can be read, and (URI, reason) of those that are skipped. Raises InputError for the first bad
-    file unless `input.on_bad_file` says to skip."""
+    """The readable files, and (URI, reason) of each skipped file.
+
+    Raises InputError for the first bad file unless `input.on_bad_file` is `skip`. Also raises it if no file of a job
+    that is not incremental can be read.
+    """
     found: list[Inspected] = []
     bad: dict[str, str] = {}
     first: InputError | None = None
@@ -116,7 +120,7 @@ def _readable(
         bad[entry.uri] = str(one)
     incremental = spec.input.incremental
     if incremental is not None and incremental.by == "partition":
-        # A partition is run as a whole: with one bad file it is left to a later run.
+        # A partition is read as a whole: one bad file leaves the whole partition to a later run.
         worst = {_partition(spec, uri): uri for uri in bad}
         for one in found:
             uri = one.file.entry.uri
@@ -133,7 +137,7 @@ def _partition(spec: JobSpec, uri: str) -> tuple[tuple[str, str | None], ...]:
 
 
 def _only_in_paths(spec: JobSpec, partitions: pa.Schema, found: Sequence[Inspected]) -> pa.Schema:
-    """The partitions that some file does not have as a column of its own: what a file says of itself wins."""
+    """The partitions that at least one file lacks as a column. A file's column overrides its folder's name."""
     kept = []
     for field in partitions:
         own = [one for one in found if field.name in one.names and one.file.rows]
@@ -155,6 +159,10 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind))
 
 
+def _sets_aside(spec: JobSpec) -> bool:
+    return spec.input.on_bad_row == "set_aside"
+
+
 def _casts(spec: JobSpec) -> dict[str, pa.DataType]:
     return {name: CASTS[kind] for name, kind in spec.input.cast.items()}
 
@@ -162,8 +170,11 @@ def _casts(spec: JobSpec) -> dict[str, pa.DataType]:
 def _whole_schema(
     spec: JobSpec, columns: Mapping[str, str], found: Sequence[Inspected], partitions: pa.Schema
 ) -> pa.Schema:
-    """The columns with the types that they have in the whole input. A file without rows has no say in them; a column
-    that a file lacks is null there, or its partition."""
+    """The needed columns with their types in the whole input.
+
+    Files without rows do not influence the types, unless no file has rows. A column that a file lacks is null for its
+    rows, or the value of its partition.
+    """
     said = [one for one in found if one.file.rows] or found
     casts = _casts(spec)
     unknown = sorted(casts.keys() - columns.keys())
@@ -189,7 +200,7 @@ def _whole_type(spec: JobSpec, name: str, said: Sequence[Inspected], partitions:
     kind: pa.DataType = pa.null()
     seen: dict[int, Inspected] = {}
     for one in said:
-        # Files of one schema share the object.
+        # Files with equal schemas share one schema object, so each schema is merged once.
         key = id(one.schema) if name in one.names or name not in partitions.names else -1
         if key in seen:
             continue
@@ -203,7 +214,7 @@ def _whole_type(spec: JobSpec, name: str, said: Sequence[Inspected], partitions:
 
 
 def _stored_type(one: Inspected, name: str, partitions: pa.Schema) -> pa.DataType:
-    # The schema of a file of JSON lines has every column, with no type for one that no line has.
+    # The schema of JSON lines has every needed column; a column that no line has is of type null.
     if name in one.schema.names and (name in one.names or name not in partitions.names):
         return one.schema.field(name).type
     return partitions.field(name).type if name in partitions.names else pa.null()
@@ -212,7 +223,7 @@ def _stored_type(one: Inspected, name: str, partitions: pa.Schema) -> pa.DataTyp
 def _clash(
     name: str, stored: pa.DataType, one: Inspected, seen: Sequence[Inspected], partitions: pa.Schema, why: str
 ) -> InputError:
-    """The error for the two files whose types of a column do not fit."""
+    """The error for two files whose types of the column `name` do not fit together."""
     other = seen[0]
     for before in seen:
         try:
@@ -229,8 +240,10 @@ def _clash(
 
 
 def _require_same_values(spec: JobSpec, found: Sequence[Inspected], whole: pa.Schema, pool: ThreadPoolExecutor) -> None:
-    """Raise InputError for a value that cannot become the column's common type, or would be another: it is found now,
-    not when the run has started."""
+    """Raise InputError for a value that the column's common type cannot hold without change.
+
+    The check runs before the run starts, so that the error does not stop a paid run.
+    """
     if spec.input.format != "parquet":
         return
     doubts: dict[int, list[str]] = {}
@@ -275,8 +288,10 @@ def _require_columns(columns: Mapping[str, str], have: set[str]) -> None:
 
 
 def _require_storable(schema: pa.Schema, passed: Sequence[str]) -> None:
-    """JSON lines may come to types that Arrow cannot send, such as a hundred lists in each other, or that
-    Parquet cannot hold, such as an object without a key."""
+    """Raise InputError for a type that Arrow cannot send or, for a passed-through column, that Parquet cannot store.
+
+    JSON lines can produce such types: a hundred nested lists, or an object without keys.
+    """
     for field in schema:
         try:
             one = pa.table([pa.nulls(1, field.type)], schema=pa.schema([field]))
@@ -308,7 +323,8 @@ def _require_unique_ids(
                 "write the column in every file, or leave input.id_column out: rows are then numbered",
             )
     require_id_kind(column, whole.field(column).type)
-    require_unique(column, lambda: _values(spec, found, whole.field(column), partitions, pool))
+    nulls = {one.file.entry.uri: one.bad_rows.get(column, 0) for one in found}
+    require_unique(column, lambda: _values(spec, found, whole.field(column), partitions, pool), nulls)
 
 
 def _groups(
@@ -322,7 +338,7 @@ def _groups(
 def _values(
     spec: JobSpec, found: Sequence[Inspected], field: pa.Field, partitions: pa.Schema, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[str, pa.Array]]:
-    """(file, values) of a column in its common type, in input order; small files are read ahead of time."""
+    """(file, values) of a column in its common type, in input order. Small files are read ahead by the pool."""
 
     def chunks(one: Inspected) -> Iterator[pa.Array]:
         uri = one.file.entry.uri
@@ -331,7 +347,7 @@ def _values(
         elif field.name in one.names and spec.input.format == "parquet":
             stored = parquet_column(one.file.entry, field.name, spec.storage)
         elif field.name in one.names:
-            stored = jsonl_column(one.file.entry, field, spec.storage)
+            stored = jsonl_column(one.file.entry, field, spec.storage, _sets_aside(spec))
         elif field.name in partitions.names:
             value = pa.scalar(partition_values(spec.input.uri, uri)[field.name], pa.string())
             stored = [pa.repeat(value, one.file.rows)]
@@ -353,7 +369,7 @@ def _values(
     for one in found:
         small = one.file.entry.size <= _READ_AT_ONCE and field.name not in one.held
         waiting.append((one, pool.submit(whole, one) if small else None))
-        if len(waiting) > _AHEAD:
+        if len(waiting) > REQUESTS_AHEAD:
             yield from first()
     while waiting:
         yield from first()

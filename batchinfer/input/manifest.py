@@ -1,7 +1,7 @@
-"""Which rows are which shard: cut once, before anything runs, and written to the manifest.
+"""The rows of each shard: cut once, before anything runs, and written to the manifest. Pure.
 
-Pure: takes what the files hold, gives shards. A shard is a run of rows in input order, made of segments
-of files, small enough by rows and by bytes. Its number never changes, and its output file is named by it.
+A shard is a range of rows in input order, made of segments of files, with a limit on rows and on bytes. The number of
+a shard never changes, because it names the output file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from batchinfer.storage import Entry
 class RowGroup:
     """Rows of a file that are read together: a Parquet row group, or a stretch of JSON lines.
 
-    `size` is the bytes of the columns to be read; `offset` the byte where a stretch of lines begins.
+    `size`: the bytes of the columns to be read, uncompressed. `offset`: the byte at which a stretch of lines begins.
     """
 
     rows: int
@@ -44,11 +44,10 @@ class InputFile:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """`rows` rows of the file `entry` from row `start` on; `start` lies in row group `group`.
+    """`rows` rows of the file `entry`, from row `start` on; row `start` lies in row group `group`.
 
-    `skip` counts the rows of that group before `start`; `offset` to `end` are the bytes to read of a
-    file of lines; `size` counts the bytes of the rows by the mean of their row group, 0 where a manifest does
-    not say.
+    `skip`: rows of that group before `start`. `offset` to `end`: the bytes to read of a file of JSON lines. `size`:
+    bytes of the rows, estimated from the mean of their row group; 0 in manifests of earlier versions.
     """
 
     entry: Entry
@@ -63,7 +62,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One unit of work, commit and accounting. `first_row` is its place in the whole input."""
+    """One unit of work, commit and accounting. `first_row` is the position of its first row in the whole input."""
 
     shard_id: int
     first_row: int
@@ -75,12 +74,12 @@ class Shard:
 
     @property
     def size(self) -> int:
-        """Bytes of the columns to be read, about; 0 where it is not known."""
+        """Bytes of the columns to be read, estimated; 0 if unknown."""
         return sum(segment.size for segment in self.segments)
 
 
 class Fingerprint(BaseModel):
-    """Which run a manifest belongs to, and what must be the same when the run resumes."""
+    """The run that a manifest belongs to, and the part of the spec that must be equal when the run resumes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -88,18 +87,18 @@ class Fingerprint(BaseModel):
     spec: Mapping[str, Any]
     """The part of the spec that shapes the results."""
     job: str | None = None
-    """The spec's `name`, of a run that repeats; None for a job that runs once."""
+    """The spec's `name` if the job runs repeatedly; None for a job that runs once."""
     tick: str | None = None
-    """The instant that a run which repeats is for."""
+    """The tick of the run, if the job runs repeatedly."""
     empty: Mapping[str, str] | None = None
-    """URI to tag of the files without a row, of an incremental run."""
+    """URI to tag of the files without rows; None unless the run is incremental."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimedFiles:
-    """What a written manifest took: the tag of each of its files, and which of these have rows.
+    """The files that a written manifest claims: the tag of each file, and the files that have rows.
 
-    Tags of files without rows are known of manifests that hold them in their fingerprint (`empty`).
+    Files without rows are included if the fingerprint has them (`empty`).
     """
 
     fingerprint: Fingerprint
@@ -109,11 +108,11 @@ class ClaimedFiles:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """All shards of a run, what the rows look like, and what they were cut from.
+    """All shards of a run, the schema of their rows, and the input that they were cut from.
 
-    `schema` is that of the rows as read, `partitions` the columns among them that come from the path where a file does
-    not have them. `skipped` has the URI of each file that could not be read, and the reason. `hint` is what the cutting
-    has to say to a person, `left_out` the files that nobody reads; both are not written.
+    `schema`: the rows as they are read. `partitions`: columns of `schema` that come from a file's path if the file has
+    no such column. `skipped`: (URI, reason) of each file that could not be read. `hint`: advice for a person.
+    `left_out`: files that were ignored. `hint` and `left_out` are not written.
     """
 
     shards: tuple[Shard, ...]
@@ -163,9 +162,9 @@ def cut(
     max_bytes: int,
     settle: Callable[[int, int], int] | None = None,
 ) -> list[Shard]:
-    """Shards in input order, each of at most `sizes(first row)` rows and `max_bytes` bytes, one row at least.
+    """Shards in input order, each of at most `sizes(first row)` rows and `max_bytes` bytes, but at least one row.
 
-    `settle(first row, rows)` may take rows off the end of a shard, so that it ends where a group ends.
+    `settle(first row, rows)` may return fewer rows, so that the shard ends at the end of a group.
     """
     pieces = _pieces(files)
     total = pieces[-1].end if pieces else 0
@@ -199,7 +198,7 @@ def _pieces(files: Iterable[InputFile]) -> list[_Piece]:
 
 
 def _fitting(pieces: Sequence[_Piece], at: int, first_row: int, most: int, max_bytes: int) -> int:
-    """How many rows from `first_row` on, which lies in the piece `at`, keep within both limits."""
+    """How many rows from `first_row` on fit both limits, at least 1. `first_row` lies in the piece `at`."""
     rows, room = 0, max_bytes
     while at < len(pieces):
         piece = pieces[at]
@@ -214,7 +213,7 @@ def _fitting(pieces: Sequence[_Piece], at: int, first_row: int, most: int, max_b
 
 
 def _append(segments: list[Segment], piece: _Piece, taken: int, take: int) -> None:
-    """Add `take` rows of a row group, after the first `taken`, growing the last segment where they follow on it."""
+    """Add `take` rows of a row group, after its first `taken`. Extends the last segment if the rows continue it."""
     group, entry = piece.group, piece.file.entry
     start, end, size = piece.start + taken, group.offset + group.size, take * group.size // group.rows
     last = segments[-1] if segments else None
@@ -225,10 +224,10 @@ def _append(segments: list[Segment], piece: _Piece, taken: int, take: int) -> No
 
 
 def read_together(shards: Sequence[Shard]) -> Iterator[list[Shard]]:
-    """Shards in lists that one reader should read: those that begin in the same row group.
+    """Lists of neighbouring shards that begin in the same row group; one reader should read each list.
 
-    A row group is decoded as a whole, so that cutting one of a million rows into a hundred shards with
-    a reader each would decode it a hundred times.
+    A row group is decoded as a whole: a hundred shards of one row group, each with its own reader, would decode the
+    group a hundred times.
     """
     together: list[Shard] = []
     for shard in shards:
@@ -263,7 +262,7 @@ _COLUMNS = pa.schema(
 
 
 def to_parquet(manifest: Manifest) -> bytes:
-    """`_run/manifest.parquet`: a row a segment, the rest in the footer."""
+    """The bytes of `_run/manifest.parquet`: one row for each segment, everything else in the footer."""
     pairs = [(shard, segment) for shard in manifest.shards for segment in shard.segments]
     columns: dict[str, list[Any]] = {
         "shard_id": [shard.shard_id for shard, _ in pairs],
@@ -292,9 +291,9 @@ def to_parquet(manifest: Manifest) -> bytes:
 
 
 def from_parquet(data: bytes) -> Manifest:
-    """The inverse of `to_parquet`; what earlier versions wrote has no `bytes`.
+    """The inverse of `to_parquet`. Manifests of earlier versions have no column `bytes`.
 
-    Raises an error of some kind, ValueError among them, for what `to_parquet` did not write.
+    Raises exceptions of several types, ValueError among them, for data that `to_parquet` did not write.
     """
     table = pq.read_table(pa.BufferReader(data))
     if table.schema.names not in (_COLUMNS.names, _COLUMNS.names[:-1]):
@@ -315,13 +314,13 @@ def from_parquet(data: bytes) -> Manifest:
         partitions=tuple(about["partitions"]),
         empty_files=tuple(about["empty_files"]),
         fingerprint=Fingerprint.model_validate(about["fingerprint"]),
-        # Earlier versions skipped nothing.
+        # Earlier versions skipped no files and wrote no `skipped`.
         skipped=tuple((uri, why) for uri, why in about.get("skipped", ())),
     )
 
 
 def _require_whole(shards: Sequence[Shard]) -> None:
-    """Raise ValueError unless the shards follow on one another, from number 0 and row 0 on."""
+    """Raise ValueError unless the shards are consecutive, beginning with number 0 and row 0."""
     at = 0
     for number, shard in enumerate(shards):
         sound = all(s.rows > 0 and min(s.group, s.start, s.skip, s.offset, s.size) >= 0 for s in shard.segments)
@@ -331,7 +330,7 @@ def _require_whole(shards: Sequence[Shard]) -> None:
 
 
 def claimed_files(data: bytes) -> ClaimedFiles:
-    """What a written manifest took, without reading its shards."""
+    """The files that a written manifest claims; reads two columns instead of all shards."""
     table = pq.read_table(pa.BufferReader(data), columns=["uri", "tag"])
     fingerprint = Fingerprint.model_validate(json.loads(table.schema.metadata[FOOTER])["fingerprint"])
     pairs = table.group_by(["uri", "tag"]).aggregate([])

@@ -1,4 +1,4 @@
-"""The job spec: YAML text goes in, a validated `JobSpec` comes out, with its templates, variables and ticks."""
+"""The job spec: parses YAML into a validated `JobSpec`, with its templates, variables and ticks."""
 
 from batchinfer.jobspec.job_keys import (
     AcceleratorName,
@@ -10,6 +10,7 @@ from batchinfer.jobspec.job_keys import (
     LimitsSpec,
     OutputSpec,
     PromptSpec,
+    RepetitionSpec,
     ReplicaRange,
     ResourcesSpec,
     SamplingSpec,
@@ -19,6 +20,7 @@ from batchinfer.jobspec.job_keys import (
 )
 from batchinfer.jobspec.load import key_values, load, parse, to_yaml
 from batchinfer.jobspec.model_keys import SCRIPTED, LoraSpec, ModelSpec, SpeculativeSpec
+from batchinfer.jobspec.reasoning_keys import ReasoningSpec
 from batchinfer.jobspec.schedule_keys import IncrementalSpec, ScheduleSpec
 from batchinfer.jobspec.store_keys import StoreSpec
 
@@ -36,6 +38,8 @@ __all__ = [
     "ModelSpec",
     "OutputSpec",
     "PromptSpec",
+    "ReasoningSpec",
+    "RepetitionSpec",
     "ReplicaRange",
     "ResourcesSpec",
     "SamplingSpec",

@@ -1,12 +1,14 @@
 """The keys of a job spec, with their types, ranges and defaults.
 
-Every model is frozen and refuses unknown keys. `spec/load.py` turns what pydantic says into messages
-for a person; `schemas/job-spec.schema.json` is generated from here.
+Every model is frozen and refuses unknown keys. `jobspec/load.py` turns the errors of pydantic into messages for a
+person. `schemas/job-spec.schema.json` is generated from these models.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from jsonschema.exceptions import SchemaError
@@ -16,9 +18,12 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
+from batchinfer.jobspec.answer_types import Kind, answer_kind
 from batchinfer.jobspec.base import Keys, Place
 from batchinfer.jobspec.constraints import require_reachable, require_usable_patterns
 from batchinfer.jobspec.model_keys import SCRIPTED, ModelSpec
+from batchinfer.jobspec.python_classes import schema_of_class
+from batchinfer.jobspec.reasoning_keys import ReasoningSpec
 from batchinfer.jobspec.regex import compile_regex
 from batchinfer.jobspec.schedule_keys import IncrementalSpec, PlaceWithVariables, ScheduleSpec
 from batchinfer.jobspec.store_keys import StoresSpec
@@ -38,14 +43,14 @@ RESULT_COLUMNS = (
     "error_code",
     "error_message",
 )
-"""The columns that every result file has, beside the id, the passed-through columns and the output."""
+"""The columns of every result file besides the id, the passed-through columns and the output."""
 
 ROW_NUMBER = "row_number"
-"""The id column of a job that names none: the row's place in the input, from 0."""
+"""The id column of a job without `input.id_column`: the row's position in the input, from 0."""
 
 
 def _text_only(value: Any) -> Any:
-    """YAML reads `no`, `1.10` and `2026-01-01` as other types; a choice must be told apart from them."""
+    """Refuse values that are no text: YAML reads `no`, `1.10` and `2026-01-01` as other types."""
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is read by YAML as {type(value).__name__}, not as text: put it in quotes")
     return value
@@ -95,6 +100,13 @@ class InputSpec(Keys):
 
     `fail`: the job is refused, with the file's name. `skip`: the others are run, and the report lists the file with
     the reason; an incremental job tries it again in its next run."""
+    on_bad_row: Literal["fail", "set_aside"] = "fail"
+    """What becomes of a line of `jsonl` that cannot be read.
+
+    That is one that is no JSON object, or whose value in a column that the job reads is no text, has more than 64
+    bits, or does not fit `cast`. `fail`: the file is bad, see `on_bad_file`. `set_aside`: the row fails with
+    `input_invalid`; its other values are kept, and its id is null if that cannot be read. In Parquet files a value
+    that is no text always fails its row alone."""
     cast: dict[str, Literal["string", "int64", "double", "boolean", "date", "timestamp", "binary"]] = Field(
         default_factory=dict
     )
@@ -256,6 +268,25 @@ class PromptSpec(Keys):
         return self.column or compile_template(self.template or "").columns[0]
 
 
+class RepetitionSpec(Keys):
+    """What counts as an answer that repeats itself without end: its last tokens are one pattern, many times over."""
+
+    max_pattern_size: int = Field(default=16, ge=1, le=256)
+    """The most tokens of the pattern.
+
+    The engine compares each new token for each size: 16 takes some 5 microseconds a token, 64 four times as much."""
+    min_pattern_size: int = Field(default=1, ge=1)
+    """The fewest tokens of the pattern. Must not exceed `max_pattern_size`."""
+    min_count: int = Field(default=20, ge=2)
+    """How often the pattern stands at the end of the answer, without anything between, when the answer is ended."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_pattern_size > self.max_pattern_size:
+            raise ValueError("min_pattern_size is above max_pattern_size")
+        return self
+
+
 class SamplingSpec(Keys):
     """How the next token is chosen and when an answer ends: vLLM's sampling parameters by vLLM's names. For `task:
     generate` only.
@@ -272,7 +303,7 @@ class SamplingSpec(Keys):
 
     Above 1 the output column is a list, and `temperature` must be above 0."""
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
-    """How random the choice of a token is; 0 always takes the most likely one.
+    """How random the choice of a token is; 0 always picks the most likely one.
 
     vLLM's own default is 1. At 0, `top_p`, `top_k` and `min_p` have no effect."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
@@ -293,6 +324,11 @@ class SamplingSpec(Keys):
     encourage repetition."""
     repetition_penalty: float = Field(default=1.0, gt=0.0)
     """Divides the score of tokens that the prompt or the answer already has. Below 1 encourages repetition."""
+    repetition_detection: RepetitionSpec | None = RepetitionSpec()
+    """When an answer that repeats itself is ended. null: never. Its `finish_reason` is `repetition`.
+
+    An answer of a fixed shape (`output.choices` and the like) that is ended so fails with `output_invalid`. Has no
+    effect with `ignore_eos`."""
     stop: str | tuple[str, ...] | None = None
     """A text, or several, at which the answer ends; the text itself is not part of the answer. Example: `["\\n\\n",
     "###"]`."""
@@ -338,7 +374,7 @@ class SamplingSpec(Keys):
 
 
 def _require_references(schema: dict[str, Any]) -> None:
-    """Every `$ref` must lie in the schema itself: nothing is fetched while a job runs."""
+    """Raise ValueError for a `$ref` that points out of the schema: nothing is fetched while a job runs."""
     inside = Registry().with_resource("", DRAFT202012.create_resource(schema)).resolver()
     waiting: list[Any] = [schema]
     while waiting:
@@ -386,11 +422,37 @@ class OutputSpec(Keys):
     """The answer is JSON that is valid against this JSON Schema; the output column holds it as text.
 
     Every `$ref` must point into the schema itself. Allow enough `sampling.max_tokens`: JSON that is cut off fails."""
+    model: str | None = None
+    """A pydantic class whose JSON Schema is the `json_schema`, as in `invoices:Invoice` for the class of a file beside.
+
+    It is imported once, where the spec is read, from the current folder or the installed packages. The job, its
+    replicas and its schedule have the schema alone. A spec with both keys imports nothing: it was read before."""
+    as_: Literal["json", "struct", "columns"] = Field(default="json", alias="as")
+    """How answers of a `json_schema` are stored: as text, or as values of their types.
+
+    `json` is the text. `struct` is one typed value in the output column. `columns` is one typed column for each key of
+    the answer, without an output column.
+
+    Integers become int64, numbers double, texts with `format: date` or `date-time` dates and timestamps in UTC, enums
+    of texts dictionaries, objects structs, arrays lists. A key that an answer leaves out is null. What Arrow has no
+    type for is JSON text; `validate` says what. A value that its type cannot hold fails with `output_invalid`."""
+    compact_json: bool = True
+    """Whether the JSON of `json_schema` is written without white space between its parts.
+
+    Models that like white space may otherwise write it until `sampling.max_tokens` is reached. false: for a model that
+    was trained to write indented JSON, and writes it worse without."""
     regex: str | None = None
     """The whole answer matches this regular expression, in Python's syntax. Example: `[0-9]{4}-[0-9]{2}`.
 
     `\\d`, `\\w` and `\\s` are ASCII. Look-around, back-references, flags, `\\b`, `\\A` and `\\Z` are refused. Give
     repetitions an upper count: an answer that `sampling.max_tokens` cuts may not match."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _schema_of_model(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("model"), str) and values.get("json_schema") is None:
+            return {**values, "json_schema": schema_of_class(values["model"])}
+        return values
 
     @field_validator("json_schema")
     @classmethod
@@ -430,6 +492,32 @@ class OutputSpec(Keys):
             raise ValueError(f"column {self.column!r} is the name of a result column: choose another")
         return self
 
+    @model_validator(mode="after")
+    def _can_be_typed(self) -> Self:
+        if self.as_ == "json":
+            return self
+        kind = self.kind
+        if kind is None:
+            raise ValueError(f"as {self.as_} needs a json_schema or a model: other answers are texts")
+        if self.as_ == "columns" and kind.name != "struct":
+            why = kind.why or f"its answers are {kind.name}s"
+            raise ValueError(f"as columns needs a json_schema of an object with named keys: {why}")
+        if self.as_ == "columns" and "column" in self.model_fields_set:
+            raise ValueError("column names no column beside as: columns: leave it out")
+        return self
+
+    @cached_property
+    def kind(self) -> Kind | None:
+        """What typed answers are; None if answers are kept as texts."""
+        return None if self.json_schema is None or self.as_ == "json" else answer_kind(self.json_schema)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that hold the answer."""
+        if self.as_ == "columns" and self.kind is not None:
+            return tuple(name for name, _ in self.kind.fields)
+        return (self.column,)
+
 
 class ScriptedSpec(Keys):
     """The scripted engine (`model.source: scripted`): deterministic answers without a model, with scripted time and
@@ -456,7 +544,7 @@ class ScriptedSpec(Keys):
 
 
 class EngineSpec(Keys):
-    """vLLM's engine arguments by vLLM's names. null leaves the choice to the plan, or to vLLM where the plan makes
+    """vLLM's engine arguments by vLLM's names. null leaves the choice to the plan, or to vLLM if the plan makes
     none.
     """
 
@@ -468,7 +556,7 @@ class EngineSpec(Keys):
     gpu_memory_utilization: float | None = Field(default=None, gt=0.0, le=1.0)
     """The share of a GPU's memory that the engine may use, weights and KV cache together.
 
-    null: 0.9 where the plan knows the model's dimensions, otherwise vLLM's default. On a CPU it is the share of the
+    null: 0.9 if the plan knows the model's dimensions, otherwise vLLM's default. On a CPU it is the share of the
     machine's memory; null there: see `kv_cache_memory_bytes`."""
     max_num_seqs: int | None = Field(default=None, ge=1)
     """The most rows that one engine runs at a time.
@@ -586,8 +674,8 @@ class LimitsSpec(Keys):
     max_runtime_hours: float | None = Field(default=None, ge=0)
     """Hours that this command may run; a command that resumes the run has as many again.
 
-    A shard starts only if it would end in time, based on finished shards; then as for `max_cost_usd`. For the plan it
-    is the deadline: the cheapest layout that meets it is chosen. null: no limit."""
+    A shard starts only if it would end in time, based on finished shards; the command ends as for `max_cost_usd`. For
+    the plan it is the deadline: the cheapest layout that meets it is chosen. null: no limit."""
     max_error_rate: float = Field(default=0.05, ge=0.0, le=1.0)
     """The share of failed rows, 0 to 1, above which a finished run ends with exit code 3."""
     max_engine_restarts: int = Field(default=20, ge=0)
@@ -597,7 +685,7 @@ class LimitsSpec(Keys):
     engine_timeout_seconds: float = Field(default=600.0, gt=0)
     """Seconds without a step of the engine, while it has rows, after which it is killed and restarted."""
     load_timeout_seconds: float = Field(default=3600.0, gt=0)
-    """Seconds that an engine may take to load, with the download of its model, before it counts as one that failed."""
+    """Seconds that an engine may take to load, with the download of its model, before the load counts as failed."""
     max_lost_workers: int = Field(default=100, ge=0)
     """How often each replica may be lost with its process or machine before the run ends with exit code 1."""
 
@@ -609,8 +697,24 @@ class EvaluateSpec(Keys):
     """The column with the right answer; the output must equal it as text.
 
     Rows where it is null are not compared. A failed row counts as wrong."""
+    part: str | None = None
+    """The key of a JSON answer to compare, as in `total`. null: the whole answer, as text.
+
+    Needed with `output.as: struct` or `columns`."""
     by: str | None = None
     """A column: the report has the accuracy for each of its values. null: one accuracy, over all rows."""
+
+
+def _require_part(evaluate: EvaluateSpec | None, output: OutputSpec) -> None:
+    if evaluate is None:
+        return
+    keys = (output.json_schema or {}).get("properties", {})
+    if evaluate.part is None and output.as_ != "json":
+        raise ValueError(f"evaluate.part must name the key to compare beside output.as: {', '.join(keys)}")
+    if evaluate.part is not None and evaluate.part not in keys:
+        near = difflib.get_close_matches(evaluate.part, keys, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"its keys are {', '.join(keys) or 'none'}"
+        raise ValueError(f"evaluate.part {evaluate.part!r:.100} is no key of output.json_schema: {hint}")
 
 
 class JobSpec(Keys):
@@ -634,6 +738,8 @@ class JobSpec(Keys):
     """How a row becomes a prompt."""
     sampling: SamplingSpec = SamplingSpec()
     """How the model chooses tokens, and when an answer ends."""
+    reasoning: ReasoningSpec | None = None
+    """What becomes of a model's thinking. null: the text is kept as it is, thinking and answer together."""
     output: OutputSpec
     """Where the results go, and which shape an answer must have."""
     engine: EngineSpec = EngineSpec()
@@ -660,34 +766,56 @@ class JobSpec(Keys):
 
     @property
     def id_column(self) -> str:
-        """The name of the result's first column."""
+        """The name of the first column of the results."""
         return self.input.id_column or ROW_NUMBER
 
     @property
     def repeats(self) -> bool:
-        """Does the job run more than once, each time into a folder of its own?"""
+        """Does the job run repeatedly, each run in its own folder?"""
         return self.schedule is not None or self.input.incremental is not None
 
     @model_validator(mode="after")
     def _columns_distinct(self) -> Self:
         taken = [self.id_column, *(c for c in self.input.columns if c != self.input.id_column)]
-        for name in (
-            self.output.column,
+        own = (
             *RESULT_COLUMNS,
             *(("logprobs",) if self.sampling.logprobs is not None else ()),
             *(("truncated_tokens",) if self.prompt.too_long == "truncate" else ()),
-        ):
+            *(("reasoning_tokens",) if self.reasoning is not None else ()),
+        )
+        thinking = self.reasoning.column if self.reasoning is not None else None
+        if thinking is not None and thinking in (*taken, *own, *self.output.columns):
+            raise ValueError(f"reasoning.column {thinking!r} is the name of another column of the results")
+        answers = self.output.columns
+        typed = self.output.as_ == "columns"
+        for name in (*answers, *own):
             if name in taken:
-                raise ValueError(
-                    f"input column {name!r} would collide with a result column: "
-                    + ("set output.column to another name" if name == self.output.column else "do not pass it through")
-                )
-        if self.sampling.logprobs is not None and self.output.column == "logprobs":
-            raise ValueError("output.column 'logprobs' is the name of a result column: choose another")
-        if self.prompt.too_long == "truncate" and self.output.column == "truncated_tokens":
-            raise ValueError("output.column 'truncated_tokens' is the name of a result column: choose another")
+                remedy = "set output.column to another name" if name in answers else "do not pass it through"
+                if typed and name in answers:
+                    remedy = "rename the key of the schema, or store the answer as: struct"
+                raise ValueError(f"input column {name!r} would collide with a result column: {remedy}")
+        for name in answers:
+            if name in own:
+                key = f"the key {name!r} of output.json_schema" if typed else f"output.column {name!r}"
+                raise ValueError(f"{key} is the name of a result column: choose another")
         if self.input.id_column is None and ROW_NUMBER in self.input.columns:
             raise ValueError(f"input.columns holds {ROW_NUMBER!r}, the name of the generated id: set input.id_column")
+        return self
+
+    @model_validator(mode="after")
+    def _thinks_within_its_tokens(self) -> Self:
+        most = self.reasoning.max_tokens if self.reasoning is not None else None
+        if most is not None and most >= self.sampling.max_tokens:
+            raise ValueError(
+                f"reasoning.max_tokens ({most}) leaves no answer of sampling.max_tokens ({self.sampling.max_tokens}), "
+                "which counts both: raise the second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _columns_hold_one_answer(self) -> Self:
+        if self.output.as_ == "columns" and self.sampling.n > 1:
+            raise ValueError("output.as columns needs sampling.n = 1: several answers are a list, as: struct")
         return self
 
     @model_validator(mode="after")
@@ -697,7 +825,7 @@ class JobSpec(Keys):
 
     @model_validator(mode="after")
     def _speculation_samples_plainly(self) -> Self:
-        """vLLM refuses each request with one of these when it speculates."""
+        """Refuse sampling that vLLM refuses for each request under speculative decoding."""
         sampling = self.sampling
         given = {"min_tokens": sampling.min_tokens > 0, "min_p": sampling.min_p > 0, "logit_bias": sampling.logit_bias}
         for name, value in given.items():
@@ -707,9 +835,10 @@ class JobSpec(Keys):
 
     @model_validator(mode="after")
     def _embeds_plainly(self) -> Self:
-        """What only makes sense of a text is a mistake beside `task: embed`."""
+        """Refuse keys that apply only to `task: generate`."""
         given = {
             "sampling": self.sampling != SamplingSpec(),
+            "reasoning": self.reasoning,
             "output.choices": self.output.choices,
             "output.json_schema": self.output.json_schema,
             "output.regex": self.output.regex,
@@ -731,6 +860,7 @@ class JobSpec(Keys):
     def _evaluates_one_output(self) -> Self:
         if self.evaluate is not None and self.sampling.n > 1:
             raise ValueError("evaluate compares one output with one column: it needs sampling.n = 1")
+        _require_part(self.evaluate, self.output)
         for key, uri in (("input.uri", self.input.uri), ("output.uri", self.output.uri)):
             if self.schedule is None and has_variables(uri) and "previous" in uri:
                 raise ValueError(f"{key} uses run.previous, the tick before this one: it needs schedule.cron")

@@ -13,7 +13,7 @@ from batchinfer.jobspec.sandbox import MAX_WORK, Environment, count_in
 
 
 class Template:
-    """A compiled template; the same one may be used by several threads at a time."""
+    """A compiled template, safe to use from several threads. `columns`: the columns that it reads."""
 
     def __init__(self, source: str) -> None:
         self._environment = Environment()
@@ -26,10 +26,10 @@ class Template:
         self._template = self._environment.from_string(tree)
 
     def fill(self, columns: Mapping[str, Sequence[Any]], rows: int) -> list[str | None]:
-        """The rows of a template that is nothing but text and names of columns, without the language's machinery.
+        """The rendered rows of a template that consists of text and columns only, without Jinja2.
 
-        That is most templates, and a tenth of the time. None is a row for `renderer`: each one of any other
-        template, and those whose values are not all texts or are too long.
+        Most templates do, and this takes a tenth of the time. None marks a row for `renderer`: every row of another
+        template, and rows whose values are not all texts or are too long.
         """
         if not self._pieces:
             return [None] * rows
@@ -47,10 +47,10 @@ class Template:
         return made
 
     def renderer(self) -> Callable[[Mapping[str, Any]], str]:
-        """Renders rows, one after the other; raises whatever the template raises on a row.
+        """A function that renders one row; it raises whatever the template raises. Not for several threads.
 
-        `jinja2.Template.render` makes a context and copies the globals for every row, which takes ten
-        times as long as filling in the template: here one context serves all rows of a shard.
+        `jinja2.Template.render` makes a context and copies the globals for each row, which takes ten times as long as
+        the rendering. This function uses one context for all rows of a shard.
         """
         shared = dict(self._template.globals)
         context = self._template.new_context(shared, shared=True)
@@ -63,7 +63,7 @@ class Template:
             for alias, column in aliases:
                 if column in given:
                     context.parent[alias] = given[column]
-            # What the template set for the row before.
+            # Variables that the template set for the previous row.
             context.vars.clear()
             context.exported_vars.clear()
             return self._environment.concat(self._template.root_render_func(context))
@@ -72,15 +72,15 @@ class Template:
 
 
 class _Printed(NamedTuple):
-    """The place of a column in a template of nothing but texts and columns."""
+    """A column that a template of texts and columns prints."""
 
     column: str
 
 
 def _name_columns_of_row(tree: nodes.Template) -> dict[str, str]:
-    """Have `row["any name"]` mean the column of that name; gives the variables put there, and their columns.
+    """Replace `row["any name"]` by a variable; returns the columns by these variables.
 
-    `row` is a variable like any other where the template sets it, and a column where it is used in another way.
+    Nothing is replaced if the template sets `row` itself. Any other use of `row` means the column `row`.
     """
     uses = [node for node in tree.find_all(nodes.Name) if node.name == "row"]
     if any(node.ctx != "load" for node in uses):
@@ -106,8 +106,10 @@ def _name_columns_of_row(tree: nodes.Template) -> dict[str, str]:
 
 
 def _pieces(tree: nodes.Template, columns: Mapping[str, str]) -> list[str | _Printed] | None:
-    """The texts and columns that the template prints in turn; None if there is more to it. `columns` maps the
-    template's variables to columns."""
+    """The texts and columns that the template prints, in order; None if the template has anything else.
+
+    `columns` maps the template's variables to columns.
+    """
     found: list[str | _Printed] = []
     for statement in tree.body:
         if not isinstance(statement, nodes.Output):
@@ -123,13 +125,13 @@ def _pieces(tree: nodes.Template, columns: Mapping[str, str]) -> list[str | _Pri
 
 
 def compile_template(source: str) -> Template:
-    """Raises ValueError, in words, for what is no template."""
+    """The compiled template. Raises ValueError, with a message for a person, for an invalid template."""
     try:
         return Template(source)
     except jinja2.TemplateSyntaxError as error:
         raise ValueError(f"is not a valid Jinja2 template: {error.message} (its line {error.lineno})") from None
     except (RecursionError, SyntaxError, MemoryError):
-        # Python compiles what Jinja2 makes of it, and has bounds of its own.
+        # Python compiles the code that Jinja2 generates, and limits how deeply it may be nested.
         raise ValueError("is nested too deeply for a Jinja2 template") from None
 
 

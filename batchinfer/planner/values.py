@@ -1,4 +1,4 @@
-"""The values that planning passes around: what is to be done, whether it fits, how long it takes."""
+"""The values of planning: the work, whether it fits, and how long it takes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class PromptSample(_Value):
     rows: int
     """Rows that were looked at."""
     failed: dict[str, int]
-    """How many of them will fail before the engine runs them, by `error_code`."""
+    """Sampled rows that will fail before the engine runs them, by `error_code`."""
     messages: dict[str, str]
     """The first message of each code."""
     lengths: tuple[tuple[int, int], ...]
@@ -65,10 +65,10 @@ class PromptSample(_Value):
 
 
 class Workload(_Value):
-    """What a job asks of an engine. Tokens are for each row; `output_tokens` is what a row is expected to
-    produce over all its n answers. `sampled_rows`: rows whose prompts were looked at; `source`: how the
-    lengths came about, for a person to read. `scattered`: the share of the sampled rows whose prompt begins as
-    that of a row from another part of the input does, beyond what all of them begin with."""
+    """The work of an engine. Tokens are for each row; `output_tokens` is what a row is expected to
+    produce over all its n answers. `sampled_rows`: rows whose prompts were looked at; `source`: where the
+    lengths are from, for a person to read. `scattered`: the share of the sampled rows that share a prefix with a row
+    from another part of the input, beyond the prefix of all rows."""
 
     rows: int
     input_tokens: float
@@ -80,12 +80,12 @@ class Workload(_Value):
 
     @property
     def shares_apart(self) -> bool:
-        """Do rows that lie apart in the input share a prefix?"""
+        """Whether rows that lie apart in the input share a prefix."""
         return self.scattered > 0
 
 
 class EngineSettings(_Value):
-    """What of the engine's arguments decides about memory and time; vLLM's names and defaults.
+    """The engine arguments that memory and time depend on, with vLLM's names and defaults.
 
     `max_model_len` None: the model's own context.
     """
@@ -101,8 +101,8 @@ class EngineSettings(_Value):
 class Fit(_Value):
     """Whether one replica fits its GPUs. Bytes are for each GPU, and of the fullest pipeline stage.
 
-    kv_cache_tokens: tokens of one sequence's length that the whole replica's KV cache holds.
-    sequences: how many sequences of the asked length that is. shortfall: bytes missing, 0 where it fits.
+    kv_cache_tokens: tokens that the whole replica's KV cache holds, in sequences of the requested length.
+    sequences: the number of those sequences. shortfall: bytes missing, 0 if it fits.
     """
 
     weight_bytes_per_gpu: int
@@ -118,8 +118,8 @@ class Fit(_Value):
 
 
 class ReplicaSpeed(_Value):
-    """Steady state of one replica: tokens a second, input and output together and output alone, rows a
-    second, rows in the batch, and what bounds it ("compute", "bandwidth", "kv cache")."""
+    """Steady state of one replica: tokens a second, input and output together and only output, rows a
+    second, rows in the batch, and what bounds the speed ("compute", "bandwidth", "kv cache")."""
 
     tokens_per_second: float
     output_tokens_per_second: float

@@ -1,4 +1,4 @@
-"""An answer is checked against the shape that the job asks for, and told what became of it if it does not fit."""
+"""Checks an answer against the shape that the job asks for, and says why an answer does not fit."""
 
 from __future__ import annotations
 
@@ -16,26 +16,32 @@ from referencing.exceptions import Unresolvable
 from batchinfer.errors import SpecError
 from batchinfer.jobspec import JobSpec, OutputSpec
 from batchinfer.jobspec.regex import TooManySteps, compile_regex
+from batchinfer.prompting.typed import Untypable, converter
 
 MAX_STEPS = 100_000
-"""Keywords of a JSON Schema that one answer may be held against, about half a second. Branches within branches
-(`anyOf` twelve times over) multiply: beyond it the answer is given up, as it would hold up all rows behind it."""
+"""Keywords of a JSON Schema that are evaluated for one answer, about half a second. Nested branches (`anyOf` within
+`anyOf`) multiply, and rows behind a slow answer wait. Lower fails answers of large schemas."""
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _CONTROL = re.compile("[\x00-\x1f]")
 
 
+SHOWN_ANSWER = 200
+"""Characters of an answer that its error repeats where no column of text keeps it."""
+
+
 class Answer(NamedTuple):
-    """An answer as it is stored, and what is wrong with it, None if it fits."""
+    """An answer as it is stored, and what is wrong with it, None if it fits. `value`: of a typed answer that fits."""
 
     text: str
     problem: str | None
+    value: Any = None
 
 
 def require_whole_choices(spec: JobSpec, tokens: Callable[[str], int]) -> None:
-    """Refuse choices that `sampling.max_tokens` cuts. `tokens`: how many tokens a text has."""
+    """Raise SpecError for a choice that `sampling.max_tokens` cuts. `tokens` counts the tokens of a text."""
     most = spec.sampling.max_tokens
-    # A token has one byte at least: most choices need not be counted.
+    # A token has at least one byte, so a choice of at most `most` bytes needs no count.
     counted = [(tokens(choice), choice) for choice in spec.output.choices or () if len(choice.encode()) > most]
     count, longest = max(counted, default=(0, ""))
     if count > most:
@@ -46,34 +52,46 @@ def require_whole_choices(spec: JobSpec, tokens: Callable[[str], int]) -> None:
 
 
 class _GivenUp(Exception):
-    """The check takes more than MAX_STEPS."""
+    """The check needs more than MAX_STEPS."""
 
 
 class OutputCheck:
-    """Does an answer have the shape that the job asks for? Decoding is constrained to it, but an answer that is cut
-    off by `max_tokens` or by a stop text does not fit all the same. One serves any number of threads."""
+    """Checks that answers have the shape that the job asks for.
+
+    Decoding is constrained to that shape, but an answer that `max_tokens` or a stop text cuts does not fit. Safe to
+    use from several threads.
+    """
 
     def __init__(self, output: OutputSpec, max_tokens: int | None = None) -> None:
         self._choices = set(output.choices) if output.choices is not None else None
         self._regex = compile_regex(output.regex) if output.regex is not None else None
         self._schema = None if output.json_schema is None else _SchemaCheck(output.json_schema)
+        self._typed = None if output.kind is None else converter(output.kind)
         self._limit = "sampling.max_tokens" + (f" ({max_tokens})" if max_tokens is not None else "")
         self.trivial = not (self._choices or self._regex or self._schema)
 
     def check(self, text: str, finish_reason: str = "stop") -> Answer:
         """The answer as it is stored: JSON with the control characters in its strings escaped."""
+        value = None
         if self._schema is not None:
-            text, problem = self._schema.check(text)
+            text, problem, value = self._schema.check(text)
         else:
             problem = self.problem(text)
+        if problem is None and self._typed is not None:
+            try:
+                value = self._typed(value)
+            except Untypable as error:
+                problem = str(error)
         if problem is None:
-            return Answer(text, None)
+            return Answer(text, None, value if self._typed is not None else None)
+        if self._typed is not None:
+            problem = f"{problem[:250]}; the answer begins {text[:SHOWN_ANSWER]!r}"
         # A key of the answer may hold half of a surrogate pair, which no column of texts does.
         told = f"{self._ending(finish_reason)}{problem}".encode(errors="backslashreplace").decode()
         return Answer(text, told[:500])
 
     def problem(self, text: str) -> str | None:
-        """What is wrong with `text`, None if it fits."""
+        """Why `text` does not fit; None if it fits."""
         if self._choices is not None:
             return None if text in self._choices else f"{text!r:.100} is none of the choices"
         if self._regex is not None:
@@ -85,16 +103,18 @@ class OutputCheck:
         return None if self._schema is None else self._schema.check(text)[1]
 
     def _ending(self, finish_reason: str) -> str:
-        """What the way that the answer ended says of it."""
+        """The beginning of the message, if the finish reason explains the problem; otherwise empty."""
         if finish_reason == "error":
             return "the engine found no token that was allowed next (output.*, sampling.allowed_token_ids, bad_words): "
+        if finish_reason == "repetition":
+            return "the answer was ended since it repeated itself (sampling.repetition_detection): "
         if finish_reason != "length":
             return ""
         return f"the answer was cut at {self._limit}, which may be too few: "
 
 
 class _SchemaCheck:
-    """Holds answers against a JSON Schema, with a bound for each."""
+    """Validates answers against a JSON Schema, with at most MAX_STEPS for each answer."""
 
     def __init__(self, schema: dict[str, Any]) -> None:
         self._spent = threading.local()
@@ -107,27 +127,27 @@ class _SchemaCheck:
         counted = {name: self._counted(check) for name, check in keywords.items()}
         self._validator = validators.extend(base, counted)(schema)  # type: ignore[no-untyped-call]
 
-    def check(self, text: str) -> tuple[str, str | None]:
-        """The text with the control characters in its strings escaped, and what is wrong with it."""
+    def check(self, text: str) -> tuple[str, str | None, Any]:
+        """The text with the control characters in its strings escaped, what is wrong with it, and its value."""
         if not text.strip():
-            return text, "not JSON: white space only" if text else "not JSON: the answer is empty"
+            return text, "not JSON: white space only" if text else "not JSON: the answer is empty", None
         try:
-            # The engine's grammar lets a line feed or a tab into a string, where JSON wants it escaped.
+            # The engine's grammar allows a raw line feed or tab in a string; JSON requires an escape.
             value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_distinct, strict=False)
         except (ValueError, RecursionError) as error:
-            return text, f"not JSON: {error}"[:500]
+            return text, f"not JSON: {error}"[:500], None
         if _CONTROL.search(text):
             text = _STRING.sub(_escaped, text)
         self._spent.steps = 0
         try:
             misfit = best_match(self._validator.iter_errors(value))
         except (_GivenUp, TooManySteps):
-            return text, "the JSON schema takes too long to check on this answer: give it fewer branches"
+            return text, "the JSON schema takes too long to check on this answer: give it fewer branches", None
         except (Unresolvable, RecursionError) as error:
-            return text, f"the JSON schema cannot be applied: {type(error).__name__}: {error}"[:500]
+            return text, f"the JSON schema cannot be applied: {type(error).__name__}: {error}"[:500], None
         if misfit is None:
-            return text, None
-        return text, f"does not fit the JSON schema at {misfit.json_path}: {misfit.message}"[:500]
+            return text, None, value
+        return text, f"does not fit the JSON schema at {misfit.json_path}: {misfit.message}"[:500], None
 
     def _counted(self, check: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(check)
@@ -141,12 +161,12 @@ class _SchemaCheck:
 
 
 def _no_constant(name: str) -> None:
-    """Python reads NaN and Infinity, which JSON does not have."""
+    """Refuse NaN and Infinity, which Python reads but JSON does not have."""
     raise ValueError(f"{name} is no JSON")
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Python would silently let the last of two equal keys win."""
+    """Refuse an object with two equal keys: Python would silently keep the last one."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -159,7 +179,7 @@ def _escaped(string: re.Match[str]) -> str:
     return _CONTROL.sub(lambda control: json.dumps(control[0])[1:-1], string[0])
 
 
-# Below: keywords of JSON Schema with regular expressions, as `jsonschema` has them, but for `re`, which backtracks.
+# Keywords of JSON Schema with regular expressions, as in `jsonschema` but without `re`, which backtracks.
 
 
 def _matches(pattern: str, text: str) -> bool:

@@ -1,4 +1,4 @@
-"""A row becomes a prompt."""
+"""Makes prompts of rows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jinja2.exceptions import SecurityError
 
 from batchinfer.errors import RowError, SpecError
@@ -21,9 +22,9 @@ from batchinfer.prompting.messages import NO_MESSAGES, Message, read_message
 
 
 class Prompt(NamedTuple):
-    """What one row asks: the user's `text` under an optional `system`, or whole `messages`.
+    """The prompt of one row: the user's `text` with an optional `system` message, or whole `messages`.
 
-    The engine knows whether the model has a chat template, and turns the prompt into tokens.
+    Only the engine knows whether the model has a chat template, so the engine makes the tokens.
     """
 
     text: str = ""
@@ -84,7 +85,7 @@ def _prompt_columns(prompt: PromptSpec) -> list[tuple[str, str]]:
 
 
 class PromptMaker:
-    """Makes the prompts of a shard."""
+    """Makes the prompts of the rows of a shard."""
 
     def __init__(self, prompt: PromptSpec) -> None:
         self._source = prompt.column or prompt.messages_column
@@ -207,10 +208,10 @@ def _rendered(render: Callable[[Mapping[str, Any]], str], row: dict[str, Any]) -
 
 
 def column_values(rows: pa.Table, name: str) -> list[Any]:
-    """The values of a column as a prompt has them, and a RowError for each that has no text.
+    """The values of a column as prompts print them, and a RowError for each value that has no text.
 
-    Bytes are read as UTF-8, a float of 32 bits as the number that it was written as. No text have bytes that are not
-    UTF-8, and dates beyond the year 9999.
+    Bytes are read as UTF-8. Floats of 16 and 32 bits print with their shortest digits, such as 0.1. Bytes that are not
+    UTF-8, dates after the year 9999 and the time 24:00 have no text.
     """
     column = rows.column(name)
     convert = _converter(column.type)
@@ -219,8 +220,10 @@ def column_values(rows: pa.Table, name: str) -> list[Any]:
     try:
         values: list[Any] = column.to_pylist()
     except Exception:
-        # What Arrow raises depends on the type, from OverflowError to UnicodeDecodeError.
+        # Arrow's exceptions depend on the column's type, from OverflowError to UnicodeDecodeError.
         values = [_python_value(value) for value in column]
+    if pa.types.is_time(column.type):
+        values = [_BEYOND_MIDNIGHT if late else value for late, value in zip(_late(column), values, strict=True)]
     if convert is None:
         return values
     return [value if value is None or isinstance(value, RowError) else _converted(convert, value) for value in values]
@@ -232,8 +235,19 @@ def _python_value(value: pa.Scalar) -> Any:
     except UnicodeDecodeError:
         return _NOT_UTF8
     except Exception as error:
-        # As above, of one value: it is this row's error.
+        # Arrow's exceptions depend on the column's type; the error belongs to this row.
         return RowError("prompt_invalid", _told(f"the row holds a value that cannot be read: {error}"))
+
+
+_A_DAY = {"s": 86_400, "ms": 86_400 * 10**3, "us": 86_400 * 10**6, "ns": 86_400 * 10**9}
+_BEYOND_MIDNIGHT = RowError("prompt_invalid", "the row holds the time 24:00 or later, which is none of a day's")
+
+
+def _late(times: pa.ChunkedArray) -> list[bool | None]:
+    """Which times Arrow would give as those of the next day: Parquet may hold 24:00:00, and Python has 00:00:00."""
+    numbers = times.cast(pa.int32() if times.type.bit_width == 32 else pa.int64())
+    late: list[bool | None] = pc.greater_equal(numbers, _A_DAY[times.type.unit]).to_pylist()
+    return late
 
 
 _NOT_UTF8 = RowError("prompt_invalid", "the row holds text that is not UTF-8")
@@ -247,15 +261,17 @@ def _converted(convert: Callable[[Any], Any], value: Any) -> Any:
 
 
 def _converter(kind: pa.DataType) -> Callable[[Any], Any] | None:
-    """What makes of a Python value that is not null what a prompt has; None where both are the same."""
+    """Converts a Python value that is not null to the value of a prompt; None if no conversion is needed."""
     kinds = pa.types
     if kinds.is_dictionary(kind):
         return _converter(kind.value_type)
     if kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_fixed_size_binary(kind):
         return bytes.decode
-    if kinds.is_float32(kind) or kinds.is_float16(kind):
-        narrow = np.float32 if kinds.is_float32(kind) else np.float16
-        return lambda value: float(str(narrow(value)))
+    if kinds.is_float32(kind):
+        return lambda value: float(str(np.float32(value)))
+    if kinds.is_float16(kind):
+        # The shortest digits of 16 bits round whole numbers: 65504 would be 65500.
+        return lambda value: value if value.is_integer() else float(str(np.float16(value)))
     if kinds.is_struct(kind):
         fields = {field.name: convert for field in kind if (convert := _converter(field.type)) is not None}
         return (lambda value: {k: _inner(fields.get(k), v) for k, v in value.items()}) if fields else None
@@ -273,7 +289,7 @@ def _inner(convert: Callable[[Any], Any] | None, value: Any) -> Any:
 
 
 def _is_unicode(text: str) -> bool:
-    """Half of a surrogate pair is the one thing that a text in Python holds and no other text can."""
+    """Whether the text can be encoded: a Python text may hold half of a surrogate pair, which UTF-8 cannot."""
     if text.isascii():
         return True
     try:
@@ -284,5 +300,5 @@ def _is_unicode(text: str) -> bool:
 
 
 def _told(message: str) -> str:
-    """A message that fits a column of texts."""
+    """The message with surrogates escaped and at most 500 characters, for a column of texts."""
     return message.encode(errors="backslashreplace").decode()[:500]

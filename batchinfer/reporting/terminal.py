@@ -24,7 +24,7 @@ def render(report: Report) -> RenderableType:
 
 
 def money(usd: float) -> str:
-    """Dollars with as many digits as a person needs: cents for large sums, more for small ones."""
+    """Dollars: two decimals from $10, four from 1 cent, below that three digits."""
     if usd >= 10:
         return f"${usd:,.2f}"
     return f"${usd:.4f}" if usd >= 0.01 or usd == 0 else f"${usd:.3g}"
@@ -50,7 +50,8 @@ def _lines(report: Report) -> list[tuple[str, str]]:
         lines += [(f"accuracy, {group}", _share(seen)) for group, seen in report.accuracy.items()]
     cached = f" ({report.cached_tokens:,} cached)" if report.cached_tokens else ""
     rejected = f"; {report.rejected_tokens:,} in prompts that never ran" if report.rejected_tokens else ""
-    lines.append(("tokens", f"{report.input_tokens:,} in{cached}, {report.output_tokens:,} out{rejected}"))
+    thought = f" ({report.reasoning_tokens:,} of thinking)" if report.reasoning_tokens else ""
+    lines.append(("tokens", f"{report.input_tokens:,} in{cached}, {report.output_tokens:,} out{thought}{rejected}"))
     lines.append(("speed", f"{report.tokens_per_second:,.0f} tokens/s, {report.rows_per_second:,.1f} rows/s"))
     lines.append(("device time", _seconds(report)))
     lines.append(("cost", _cost(report)))
@@ -94,7 +95,7 @@ def _seconds(report: Report) -> str:
 
 
 def _planned(report: Report) -> str:
-    """What the plan expected, and what came of it."""
+    """The estimate of the plan beside the measured cost and time."""
     made = report.planned
     assert made is not None
     cost, hours, speed = made.cost_usd, made.hours, made.tokens_per_second

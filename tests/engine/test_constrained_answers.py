@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from batchinfer.engine.grammar_child import needs_guidance
+from batchinfer.engine.grammars import choices_grammar
 from batchinfer.jobspec import OutputSpec
 from batchinfer.prompting.answers import OutputCheck
 from tests.support import ROOT
@@ -68,6 +70,10 @@ for name, case in given["cases"].items():
     engine.close()
     del engine
     forget_groups()
+from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
+from vllm.v1.structured_output.utils import choice_as_grammar
+found["guidance"] = [has_xgrammar_unsupported_json_features(schema) for schema in given["schemas"]]
+found["choices"] = choice_as_grammar(given["choices"])
 report(found)
 """
 
@@ -117,6 +123,26 @@ TEMPLATES = {
 }
 
 
+_TEXT = {"type": "string"}
+_OBJECT = {"type": "object"}
+BACKENDS: list[Any] = [
+    {}, _TEXT, {"type": "integer", "multipleOf": 2}, {"multipleOf": 2}, {"type": ["number", "null"], "multipleOf": 2},
+    {"type": "array", "uniqueItems": True}, {"type": "array", "contains": _TEXT}, {"type": "array", "items": _TEXT},
+    *({"type": "string", "format": form} for form in ("date", "email", "uuid", "ipv4", "idn-email", "regex", "time")),
+    {"type": "string", "pattern": "a", "minLength": 1}, {"type": "string", "format": "date", "maxLength": 9},
+    {"type": "string", "minLength": 1}, {"format": "regex"}, {"type": "string", "pattern": "a"},
+    _OBJECT | {"propertyNames": {"pattern": "a", "maxLength": 3}}, _OBJECT | {"propertyNames": {"pattern": "a"}},
+    _OBJECT | {"propertyNames": {"pattern": "a"}, "properties": {"a": {}}},
+    _OBJECT | {"propertyNames": {"pattern": "a"}, "patternProperties": {"a": {}}},
+    _OBJECT | {"propertyNames": {"pattern": "a"}, "unevaluatedProperties": False},
+    _OBJECT | {"patternProperties": {"a": {}}}, _OBJECT | {"patternProperties": {"a": {}, "b": {}}},
+    _OBJECT | {"patternProperties": {"a": {}}, "properties": {"a": {}}},
+    {"allOf": [_TEXT]}, {"allOf": [_TEXT, {"minLength": 1}]}, {"anyOf": [_TEXT, {"type": "integer", "multipleOf": 3}]},
+    _OBJECT | {"properties": {"a": {"items": {"type": "array", "uniqueItems": True}}}},
+]  # fmt: skip
+ODD_CHOICES = ["plain", 'a "quote" and a \\', "two\nlines\t", "\x01\x7f", "größer"]
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     cases = {
@@ -130,6 +156,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "nothing allowed": spec({"choices": ["yes", "no"]}, allowed_token_ids=[0]),
     }
     given = {"cases": cases, "texts": TEXTS, "chats": CHATS, "templates": TEMPLATES}
+    given |= {"schemas": BACKENDS, "choices": ODD_CHOICES}
     return in_one_process(SCRIPT, given, tmp_path_factory.mktemp("engine"))
 
 
@@ -143,6 +170,12 @@ def test_json_has_no_white_space_to_get_lost_in(name: str, schema: Any, found: A
     assert [check.check(text).problem for text in ended] == [None] * len(ended)
     # xgrammar 0.2.8 may leave one space behind a comma or a colon.
     assert all(len(text) <= len(json.dumps(json.loads(text))) for text in ended)
+
+
+def test_the_backend_is_known_before_vllm_is_imported(found: Any) -> None:
+    told = [needs_guidance(schema) for schema in BACKENDS]
+    assert told == found["guidance"], [s for s, a, b in zip(BACKENDS, told, found["guidance"], strict=True) if a != b]
+    assert choices_grammar(ODD_CHOICES) == found["choices"]
 
 
 @pytest.mark.parametrize("name", list(REGEXES))

@@ -253,6 +253,20 @@ def test_a_file_of_another_kind_is_told_with_what_to_do(tmp_path, data, what, re
     assert remedy in caught.value.remedy
 
 
+@pytest.mark.parametrize("number", ["1e400", "-1E+309", "{}.0".format("9" * 310), "[0.5, 1e999]", '{"a": 1e309}'])
+def test_a_number_that_no_double_holds_is_refused_and_never_infinity(tmp_path, number):
+    (tmp_path / "a.jsonl").write_text(f'{{"x": 1.5}}\n{{"x": {number}}}\n')
+    told = refusal(tmp_path, ["x"], "jsonl")
+    assert told.startswith(f"{tmp_path}/a.jsonl:2: not a line of JSON: ")
+    assert "beyond the numbers that a double holds" in told
+
+
+def test_the_largest_double_and_long_digits_are_kept(tmp_path):
+    (tmp_path / "a.jsonl").write_text(f'{{"x": 1.7976931348623157e308, "t": "1e400 {"7" * 400}"}}\n')
+    (row,) = rows_of(manifest_of(tmp_path, ["x", "t"], "jsonl"), tmp_path, "jsonl")
+    assert row == {"x": 1.7976931348623157e308, "t": "1e400 " + "7" * 400}
+
+
 @pytest.mark.parametrize("between", [0, 100])
 def test_whole_numbers_of_64_bits_are_kept(tmp_path, between):
     write_lines(tmp_path / "a.jsonl", {"x": 1}, *[{}] * between, {"x": 2**64 - 1})
