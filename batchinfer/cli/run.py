@@ -51,7 +51,7 @@ def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at:
     checked = preview.validate(loaded, times[0] if times else None)
     manifest = checked.manifest
     done = f", {len(checked.committed)} of them done already" if checked.resumed else ""
-    print(f"{spec} is valid: {manifest.rows:,} rows in {len(manifest.shards):,} shards{done}")
+    print(f"{spec} is valid: {manifest.rows_of_all} in {len(manifest.shards):,} shards{done}")
     print(_read_by(manifest))
     for uri, reason in manifest.skipped:
         print(f"skips {uri}: {reason}")
@@ -76,9 +76,9 @@ _NAMED = 5
 
 def _read_by(manifest: Manifest) -> str:
     """The number of files that the run reads, and the files beside them that it does not."""
-    sizes = {segment.entry.uri: segment.entry.size for shard in manifest.shards for segment in shard.segments}
+    sizes = [entry.size for entry in manifest.entries]
     files = len(sizes) + len(manifest.empty_files)
-    text = f"it reads {files:,} file{'s' if files != 1 else ''} of {sum(sizes.values()):,} bytes"
+    text = f"it reads {files:,} file{'s' if files != 1 else ''} of {sum(sizes):,} bytes"
     if manifest.left_out:
         more = ", ..." if len(manifest.left_out) > _NAMED else ""
         text += f", and leaves out {len(manifest.left_out):,}: {', '.join(manifest.left_out[:_NAMED])}{more}"

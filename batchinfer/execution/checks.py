@@ -233,11 +233,12 @@ def shaping(spec: JobSpec) -> dict[str, Any]:
         values["input"].pop(key)
     # The schema of the class is there, and says what the answers are.
     values["output"].pop("model")
-    if not values["input"]["cast"]:
-        # Runs of earlier versions do not have the key.
-        values["input"].pop("cast")
+    # A key that is not set, and one that a run of an earlier version did not have, are the same.
+    given = spec.input.model_dump(mode="json", exclude_defaults=True)
+    for key in ("cast", "csv", "where", "limit", "sample"):
+        if key not in given:
+            values["input"].pop(key)
     for key, default in (("too_long", "error"), ("allow_special_tokens", False)):
-        # As above: a key that is not set and one that is not there are the same.
         if values["prompt"][key] == default:
             values["prompt"].pop(key)
     values["engine"] = {key: values["engine"][key] for key in _SHAPING_ENGINE_KEYS}

@@ -273,7 +273,7 @@ class _Note:
     def _row(self, place: int) -> int:
         position = self._places[place]
         retried = self._envelope.retried
-        return self._envelope.first_row + (position if retried is None else retried[position])
+        return self._envelope.number(position if retried is None else retried[position])
 
 
 def with_local_model(spec: JobSpec, plan: Plan) -> tuple[JobSpec, Plan]:

@@ -33,7 +33,7 @@ def result_table(
     columns: dict[str, pa.Array | pa.ChunkedArray] = {}
     if spec.input.id_column is None:
         places = envelope.retried if envelope.retried is not None else range(rows.num_rows)
-        columns[spec.id_column] = pa.array([envelope.first_row + place for place in places], pa.int64())
+        columns[spec.id_column] = pa.array([envelope.number(place) for place in places], pa.int64())
     else:
         columns[spec.id_column] = rows.column(spec.input.id_column)
     for name in spec.input.columns:

@@ -179,7 +179,7 @@ def survey(
     failures: list[RowError] = []
     maker = PromptMaker(spec.prompt)
     sampled = _sample(manifest.shards)
-    source = (spec.input.uri, spec.input.format, spec.storage)
+    source = (spec.input.uri, spec.input.format, spec.storage, spec.input.csv)
     for _, rows in read_shards(sampled, manifest.schema, manifest.partitions, *source):
         made = maker.prompts(rows)
         failures += [prompt for prompt in made if isinstance(prompt, RowError)]
@@ -210,10 +210,15 @@ def survey(
             longest_input_tokens=max(run, default=0),
             output_tokens=output.scaled(spec.sampling.n),
             sampled_rows=len(run),
-            source=f"input: {len(run):,} rows sampled, counted {_with(counting.source)}{shared}; output: {why}",
+            source=f"input: {len(run):,} rows sampled{_selected(manifest)}, "
+            f"counted {_with(counting.source)}{shared}; output: {why}",
             scattered=apart,
         ),
     )
+
+
+def _selected(manifest: Manifest) -> str:
+    return "" if manifest.total_rows is None else f" of the {manifest.rows_of_all} that are selected"
 
 
 def _require_some_valid(failures: Sequence[RowError], seen: int) -> None:
@@ -277,12 +282,7 @@ def _sample(shards: Sequence[Shard]) -> list[Shard]:
     """The beginnings of up to 16 shards, evenly spread."""
     count = min(SAMPLED_SHARDS, len(shards))
     picked = [shards[i * len(shards) // count] for i in range(count)]
-    return [
-        dataclasses.replace(
-            s, segments=(dataclasses.replace(s.segments[0], rows=min(ROWS_OF_EACH, s.segments[0].rows)),)
-        )
-        for s in picked
-    ]
+    return [dataclasses.replace(s, segments=(s.segments[0].beginning(ROWS_OF_EACH),)) for s in picked]
 
 
 def _answers(spec: JobSpec, counting: TokenCounter, earlier: float | None) -> tuple[Interval, str]:

@@ -218,9 +218,21 @@ def fitted(column: pa.ChunkedArray | pa.Array, wanted: pa.DataType) -> pa.Chunke
         return column.cast(wanted, safe=False)
     if kinds.is_timestamp(wanted) and kinds.is_timestamp(stored) and stored.tz is None and wanted.tz is not None:
         column = column.cast(pa.timestamp(stored.unit, "UTC"))
+    if (
+        kinds.is_timestamp(wanted)
+        and wanted.tz is not None
+        and (kinds.is_string(stored) or kinds.is_large_string(stored))
+    ):
+        column = _with_zone(column)
     if kinds.is_timestamp(wanted) and kinds.is_date(stored):
         column = column.cast(pa.timestamp(wanted.unit))
     return column.cast(wanted)
+
+
+def _with_zone(texts: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """Texts of times, those without a zone in UTC."""
+    texts = pc.replace_substring_regex(texts, r"^(\d{4}-\d\d-\d\d)$", r"\1 00:00:00Z")
+    return pc.replace_substring_regex(texts, r"^([^:]*:\d\d(:[\d.]+)?)$", r"\1Z")
 
 
 def _uuid_texts(column: pa.ChunkedArray | pa.Array, wanted: pa.DataType) -> pa.Array:

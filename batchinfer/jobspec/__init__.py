@@ -2,6 +2,7 @@
 
 from batchinfer.jobspec.job_keys import (
     AcceleratorName,
+    CsvSpec,
     EngineSpec,
     EvaluateSpec,
     ExampleSpec,
@@ -13,6 +14,7 @@ from batchinfer.jobspec.job_keys import (
     RepetitionSpec,
     ReplicaRange,
     ResourcesSpec,
+    SampleSpec,
     SamplingSpec,
     ScriptedSpec,
     ShardsSpec,
@@ -27,6 +29,7 @@ from batchinfer.jobspec.store_keys import StoreSpec
 __all__ = [
     "SCRIPTED",
     "AcceleratorName",
+    "CsvSpec",
     "EngineSpec",
     "EvaluateSpec",
     "ExampleSpec",
@@ -42,6 +45,7 @@ __all__ = [
     "RepetitionSpec",
     "ReplicaRange",
     "ResourcesSpec",
+    "SampleSpec",
     "SamplingSpec",
     "ScheduleSpec",
     "ScriptedSpec",

@@ -29,6 +29,7 @@ from batchinfer.jobspec.schedule_keys import IncrementalSpec, PlaceWithVariables
 from batchinfer.jobspec.store_keys import StoresSpec
 from batchinfer.jobspec.templates import compile_template, is_template
 from batchinfer.jobspec.variables import has_variables
+from batchinfer.jobspec.where import where_columns
 
 AcceleratorName = Literal[
     "auto", "cpu", "T4", "A10", "A10G", "L4", "L40S", "A100-40GB", "A100-80GB", "H100", "H100-PCIe", "H200",
@@ -59,6 +60,64 @@ def _text_only(value: Any) -> Any:
 Text = Annotated[str, BeforeValidator(_text_only)]
 
 
+class CsvSpec(Keys):
+    """How the files of `format: csv` are written. Every column is text, as it stands in the file: `007` stays `007`.
+    `input.cast` gives a column another type.
+    """
+
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    """The character between two fields. Example: `";"`, or `"\\t"` for a tab."""
+    quote: str | None = Field(default='"', min_length=1, max_length=1)
+    """The character around a field that holds delimiters or ends of lines; in the field it stands twice.
+
+    null: no field is quoted, and every end of a line ends a row."""
+    escape: str | None = Field(default=None, min_length=1, max_length=1)
+    """The character that takes the meaning from the next one: `"\\\\"` for files of Spark and MySQL. null: none."""
+    header: bool = True
+    """Whether the first line of each file has the names of the columns. Without it, `columns` names them."""
+    columns: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """The names of the columns of files without a header, in order."""
+    nulls: tuple[str, ...] = ("",)
+    """Unquoted fields that mean null, as in `["", "NULL"]`. A quoted field is never null: `""` is an empty text."""
+    encoding: str = "utf-8"
+    """The encoding of the files, by Python's name, as `cp1252`, `latin-1` or `utf-16`."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, name: str) -> str:
+        try:
+            # The codecs that Python counts as encodings of text; `base64` and `rot13` are codecs as well.
+            "".encode(name)
+        except (LookupError, ValueError):
+            raise ValueError(f"there is no encoding {name!r}: write utf-8, cp1252, latin-1, utf-16, ...") from None
+        return name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.header and self.columns is not None:
+            raise ValueError("columns names what the header names: set header: false, or leave columns out")
+        if not self.header and self.columns is None:
+            raise ValueError("header: false needs the names of the columns: set columns")
+        if self.columns is not None and len(set(self.columns)) != len(self.columns):
+            raise ValueError("columns names a column twice")
+        marks = [mark for mark in (self.delimiter, self.quote, self.escape) if mark is not None]
+        if len(set(marks)) < len(marks):
+            raise ValueError("delimiter, quote and escape must be three different characters")
+        for mark in marks:
+            if mark in "\r\n" or not mark.isascii():
+                raise ValueError(f"{mark!r} cannot be a delimiter, quote or escape: write one ASCII character")
+        return self
+
+
+class SampleSpec(Keys):
+    """A random part of the rows that `input.where` selects."""
+
+    rows: int = Field(ge=1)
+    """How many rows to run; all of them if there are fewer. A sample of more rows holds that of fewer."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Another seed is another sample; the same seed over the same files is the same one."""
+
+
 class InputSpec(Keys):
     """Where the rows come from, and which of their columns stay with the results."""
 
@@ -69,11 +128,29 @@ class InputSpec(Keys):
     `key=value` become columns, unless the files have a column of that name. Links to folders are refused, and so are
     folders of Delta, Iceberg and Hudi tables. Relative paths start where the command runs. May hold the
     variables of `output.uri`, as in `s3://tickets/{{ run.date - 1 }}`."""
-    format: Literal["parquet", "jsonl"] = "parquet"
+    format: Literal["parquet", "jsonl", "csv"] = "parquet"
     """The format of the files.
 
     In a folder, `parquet` reads `.parquet`, `.parq` and `.pq`; `jsonl` reads `.jsonl`, `.ndjson` and `.json`, one
-    object a line, and these packed with gzip (`.gz`) or zstd (`.zst`). A pattern in `uri` reads whatever it matches."""
+    object a line; `csv` reads `.csv` and `.tsv`. The last two also read these packed with gzip (`.gz`) or zstd
+    (`.zst`). A pattern in `uri` reads whatever it matches."""
+    csv: CsvSpec = CsvSpec()
+    """How CSV files are written: delimiter, quotes, header, nulls, encoding."""
+    where: str | None = None
+    """Run only the rows for which this is true: an expression of SQL (DuckDB's) over the columns of the input.
+
+    Example: `"lang = 'de' AND length(body) > 20"`. Its columns are read even if the job uses them for nothing else, and
+    have the types of `cast`. A row for which it is null is not selected. The rows are selected once, when the input is
+    cut into shards. It reaches no file and no network; subqueries, and functions of the clock or of chance, are
+    refused. null: all rows."""
+    limit: int | None = Field(default=None, ge=1)
+    """Run only so many rows: the first ones, in input order, that `where` selects. null: no limit.
+
+    In an incremental job each run has the limit, and later runs do not come back to the rows beyond it."""
+    sample: SampleSpec | None = None
+    """Run only a random sample of the rows that `where` selects, in input order, as in `{rows: 200, seed: 7}`.
+
+    Instead of `limit`. null: no sample."""
     id_column: str | None = None
     """The column that identifies a row; its values must be unique, and it is the first column of the results.
 
@@ -123,6 +200,33 @@ class InputSpec(Keys):
         if len(set(columns)) != len(columns):
             raise ValueError("names a column twice")
         return columns
+
+    @field_validator("where")
+    @classmethod
+    def _expression(cls, where: str | None) -> str | None:
+        if where is not None:
+            where_columns(where)
+        return where
+
+    @model_validator(mode="after")
+    def _rows_chosen_once(self) -> Self:
+        if self.limit is not None and self.sample is not None:
+            raise ValueError("limit and sample both say how many rows to run: leave one of the two out")
+        if self.format != "csv" and self.csv != CsvSpec():
+            raise ValueError(f"csv says how CSV files are written, and format is {self.format}: set format: csv")
+        if self.format == "csv" and self.on_bad_row == "set_aside":
+            raise ValueError("on_bad_row: set_aside is for jsonl; a CSV file with such a row is bad: set on_bad_file")
+        return self
+
+    @property
+    def sets_aside(self) -> bool:
+        """Is a line that cannot be read a failed row of its own?"""
+        return self.on_bad_row == "set_aside"
+
+    @property
+    def selects(self) -> bool:
+        """May rows of the input be left out?"""
+        return self.where is not None or self.limit is not None or self.sample is not None
 
 
 class ExampleSpec(Keys):

@@ -18,6 +18,7 @@ from batchinfer.input.column_types import PARSED
 from batchinfer.jobspec import JobSpec, PromptSpec
 from batchinfer.jobspec.printed import Map, printed
 from batchinfer.jobspec.templates import Template, compile_template, is_template
+from batchinfer.jobspec.where import where_columns
 from batchinfer.prompting.messages import NO_MESSAGES, Message, read_message
 
 
@@ -64,6 +65,9 @@ def needed_columns(spec: JobSpec) -> dict[str, str]:
         needed.setdefault(spec.evaluate.expected, "evaluate.expected")
         if spec.evaluate.by is not None:
             needed.setdefault(spec.evaluate.by, "evaluate.by")
+    # Last, so that the key tells which columns nothing but the selection reads.
+    for name in () if spec.input.where is None else where_columns(spec.input.where):
+        needed.setdefault(name, "input.where")
     return needed
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from batchinfer.errors import InputError
-from batchinfer.input import build_manifest, read_shards
+from batchinfer.input import build_manifest, jsonl, read_shards
 from batchinfer.input.manifest import from_parquet, to_parquet
 from tests.support.builders import make_fingerprint, make_spec, manifest_of, rows_of, write_lines, write_parquet
 from tests.support.through import through
@@ -19,6 +19,12 @@ def refusal(folder, columns=("text",), file_format="parquet", **values):
     with pytest.raises(InputError) as caught:
         manifest_of(folder, list(columns), file_format, **values)
     return str(caught.value)
+
+
+def test_a_packed_line_without_an_end_does_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonl, "LONGEST_ROW", 2**22)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n{"text": "' + b"x" * 2**25))
+    assert "a.jsonl.gz:2: a line is longer than 4,194,304 bytes" in refusal(tmp_path, file_format="jsonl")
 
 
 def whole_parquet(tmp_path):
