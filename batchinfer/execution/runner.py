@@ -161,7 +161,7 @@ def try_rows(
             _execute(timed, few.manifest, Work(few.manifest.shards), listener, require_held)
             made = conclude(layout, few.spec, few.manifest)
         return Trial(
-            rows=tried_rows(few, plan, positions),
+            rows=tried_rows(few, plan),
             report=made,
             plan=plan_job(job, described, listener),
             rows_in_input=found.manifest.rows,

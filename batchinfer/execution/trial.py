@@ -135,10 +135,10 @@ def _change(manifest: Manifest, spec: JobSpec) -> str | None:
     return None if changed is None else f"{changed} has changed since the trial"
 
 
-def tried_rows(checked: Checked, plan: Plan, names: Sequence[int]) -> tuple[TriedRow, ...]:
-    """The rows of a trial that ended, in the order of the input. `names`: their positions in the whole input."""
+def tried_rows(checked: Checked, plan: Plan) -> tuple[TriedRow, ...]:
+    """The rows of a trial that ended, in the order of the input."""
     spec, manifest = checked.spec, checked.manifest
-    source = (spec.input.uri, spec.input.format, spec.storage)
+    source = (spec.input.uri, spec.input.format, spec.storage, spec.input.csv)
     tables = read_shards(manifest.shards, manifest.schema, manifest.partitions, *source)
     maker = PromptMaker(spec.prompt)
     prompts = [prompt for _, rows in tables for prompt in maker.prompts(rows)]
@@ -146,7 +146,7 @@ def tried_rows(checked: Checked, plan: Plan, names: Sequence[int]) -> tuple[Trie
     results = _results(checked.layout)
     return tuple(
         TriedRow(
-            id=names[place] if spec.input.id_column is None else row[spec.id_column],
+            id=row[spec.id_column],
             prompt=shown[place],
             answer=row[spec.output.column],
             seconds=row[SECONDS],

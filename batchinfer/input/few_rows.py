@@ -10,6 +10,7 @@ from batchinfer.input.column_types import same_text
 from batchinfer.input.manifest import Fingerprint, Manifest, Segment, Shard
 from batchinfer.input.reader import read_shards
 from batchinfer.jobspec import JobSpec
+from batchinfer.jobspec.job_keys import ROW_NUMBER
 
 ROWS_OF_A_SHARD = 256
 """Rows of a shard of few rows: the smallest that a run cuts by itself. With fewer a large trial commits too often."""
@@ -30,7 +31,9 @@ def few_rows(manifest: Manifest, positions: Sequence[int], fingerprint: Fingerpr
         Shard(number, start, tuple(segments[start : start + ROWS_OF_A_SHARD]))
         for number, start in enumerate(range(0, len(segments), ROWS_OF_A_SHARD))
     ]
-    return dataclasses.replace(manifest, shards=tuple(shards), fingerprint=fingerprint, hint=None)
+    # Rows keep their numbers in the whole input.
+    total = manifest.rows if manifest.total_rows is None else manifest.total_rows
+    return dataclasses.replace(manifest, shards=tuple(shards), fingerprint=fingerprint, total_rows=total, hint=None)
 
 
 def _segments(manifest: Manifest, positions: Sequence[int]) -> Iterator[Segment]:
@@ -40,12 +43,14 @@ def _segments(manifest: Manifest, positions: Sequence[int]) -> Iterator[Segment]
     at = 0
     for segment in (segment for shard in manifest.shards for segment in shard.segments):
         while position is not None and position < at + segment.rows:
-            skipped = position - at
+            skipped = int(segment.numbers[position - at]) - segment.place
             yield dataclasses.replace(
                 segment,
                 start=segment.start + skipped,
                 skip=segment.skip + skipped,
                 rows=1,
+                place=segment.place + skipped,
+                picked=None,
                 size=segment.size // segment.rows,
             )
             position = next(wanted, None)
@@ -60,11 +65,14 @@ def positions_of(spec: JobSpec, manifest: Manifest, ids: Collection[str]) -> lis
     found: dict[str, int] = {}
     column = spec.input.id_column
     if column is None:
-        found = {text: int(text) for text in ids if text.isdecimal() and int(text) < manifest.rows}
+        wanted = set(ids)
+        for shard in manifest.shards:
+            numbers = enumerate(map(str, shard.numbers.tolist()))
+            found |= {text: shard.first_row + place for place, text in numbers if text in wanted}
     else:
         wanted = set(ids)
         only = manifest.schema.empty_table().select([column]).schema
-        source = (spec.input.uri, spec.input.format, spec.storage)
+        source = (spec.input.uri, spec.input.format, spec.storage, spec.input.csv)
         for shard, rows in read_shards(manifest.shards, only, (), *source):
             texts = same_text(rows.column(column)).to_pylist()
             found |= {text: shard.first_row + place for place, text in enumerate(texts) if text in wanted}
@@ -75,6 +83,6 @@ def positions_of(spec: JobSpec, manifest: Manifest, ids: Collection[str]) -> lis
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         raise InputError(
             f"no row has the id {', '.join(f'{text!r:.80}' for text in missing[:_NAMED])}{more}",
-            f"ids are the values of {column!r}" if column else f"rows are numbered from 0 to {manifest.rows - 1:,}",
+            f"ids are the values of {column!r}" if column else f"rows are numbered from 0, as in {ROW_NUMBER}",
         )
     return sorted(found.values())

@@ -125,6 +125,9 @@ def test_yaml_is_a_valid_spec_or_a_part_of_one(block: Block) -> None:
     whole = block.title is not None
     given = yaml.safe_load(block.text)
     spec = given if whole else _merged(SMALLEST, given)
+    if {"template", "messages_column"} & given.get("prompt", {}).keys():
+        # A prompt has one source.
+        spec = {**spec, "prompt": given["prompt"]}
     parse(yaml.safe_dump(spec), block.place)
 
 
