@@ -225,8 +225,8 @@ class Thinking:
                 thought, answer = self._parser.extract_reasoning(text, None)
             except NotImplementedError:
                 thought, answer = _of_channels(text)
-                left = len(self._tokenizer.encode(answer, add_special_tokens=False)) if answer else 0
-                return thought, answer, max(0, len(ids) - left)
+                said = len(self._tokenizer.encode(answer, add_special_tokens=False)) if answer else 0
+                return thought, answer, max(0, len(ids) - said)
             over = bool(answer) or self._parser.is_reasoning_end(ids)
             if not over:
                 return thought, None, len(ids)
