@@ -1,3 +1,3 @@
-"""Distributed batch inference: shards on engines exactly once, and an account of each."""
+"""Distributed batch inference: every shard runs exactly once and is accounted for."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The command. `python -m batchinfer` serves clusters where the package is a working directory, not installed."""
+"""The command. `python -m batchinfer` works on clusters where the package is a working directory, not installed."""
 
 import sys
 
@@ -9,7 +9,7 @@ from batchinfer.start_up import require_process
 
 
 def main() -> None:
-    """Take the signals before anything is imported that takes time, then run the command."""
+    """Handle signals before the slow imports, then run the command."""
     signals.take()
     open_standard_streams()
     try:

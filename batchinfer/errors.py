@@ -4,7 +4,7 @@
     ├── UserError              exit 2   the spec, the input or the call is wrong: nothing was started
     │   ├── SpecError                   the job spec
     │   ├── InputError                  the input files or their columns
-    │   │   └── InputTaken              another run of the job took them first
+    │   │   └── InputTaken              another run of the job took some files first
     │   ├── OutputError                 the output location
     │   │   └── OutputBusy              another process is writing there
     │   ├── ModelError                  the model
@@ -18,8 +18,8 @@
     └── StorageError           exit 1   a read or a write failed
         └── StoreRefused                no such bucket, no permission, no credentials; before a run begins, exit 2
 
-`str(error)` is one readable message; `error.remedy` says what to do next. A failed row is never an
-exception: it is a `RowError`, and ends in the output as data.
+`str(error)` is one readable message; `error.remedy` says what to do next. A failed row is never an exception, but a
+`RowError`, which is written to the output as data.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class BatchinferError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, remedy: str = "") -> None:
-        # Both go to Exception so that the error survives pickling on its way from a Ray worker.
+        # Both are arguments of Exception, so that the error survives pickling on its way from a Ray worker.
         super().__init__(message, remedy)
         self.message = message
         self.remedy = remedy
@@ -57,7 +57,7 @@ class InputError(UserError):
 
 
 class InputTaken(InputError):
-    """Another run of the same job took some of the files between the look and the claim."""
+    """Another run of the same job took some of the files after they were listed."""
 
 
 class OutputError(UserError):
@@ -73,15 +73,15 @@ class ModelError(UserError):
 
 
 class ResourceError(UserError):
-    """The cluster cannot hold what the spec asks for."""
+    """The cluster lacks the resources that the spec needs."""
 
 
 class ClusterError(UserError):
-    """The cluster cannot be reached, does not let us in, or is not made for this job."""
+    """The cluster cannot be reached, refuses access, or cannot run this job."""
 
 
 class WrongRelease(UserError):
-    """A package that batchinfer builds on is of a release that lacks what is needed of it."""
+    """A package that batchinfer builds on is of a release that lacks a needed name."""
 
 
 class TooManyFailedRows(BatchinferError):
@@ -101,15 +101,15 @@ class EngineError(BatchinferError):
 
 
 class WorkersLost(BatchinferError):
-    """More processes or machines were lost than the run allows; what was committed before stays."""
+    """More processes or machines were lost than the run allows; committed shards stay."""
 
 
 class StorageError(BatchinferError):
-    """A read or a write failed; what was committed before stays."""
+    """A read or a write failed; committed shards stay."""
 
 
 class StoreRefused(StorageError):
-    """The store does not let these credentials do this, or has no such bucket."""
+    """The store refuses these credentials, or has no such bucket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +124,7 @@ class RowError:
 
 
 ROW_ERROR_CODES = {
+    "input_invalid": "the row cannot be read, and input.on_bad_row says to set it aside",
     "prompt_empty": "the prompt is null or has no text",
     "prompt_invalid": "the messages column does not hold a list of {role, content}, or a value is no text",
     "prompt_too_long": "the prompt does not leave room for one output token in the context",
@@ -134,5 +135,7 @@ ROW_ERROR_CODES = {
     "engine_killed": "the engine died each time it ran this row alone",
 }
 
-REJECTED_CODES = frozenset({"prompt_empty", "prompt_invalid", "prompt_too_long", "template_error", "engine_rejected"})
+REJECTED_CODES = frozenset(
+    {"input_invalid", "prompt_empty", "prompt_invalid", "prompt_too_long", "template_error", "engine_rejected"}
+)
 """The codes of rows that the engine never ran: their tokens are no work, and count in no speed and no cost a token."""

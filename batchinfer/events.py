@@ -1,8 +1,8 @@
 """Every event that batchinfer reports, with its values; how an event becomes a line.
 
-An event is told where it happens and heard by whoever listens in that process: on a terminal it is a plain line,
-elsewhere a JSON line on stderr, in the run folder a line of `_run/run.log`; a replica writes its own to
-`_run/events/<replica_id>.jsonl`, from where the command that runs the job takes them.
+`tell` reports an event to the listeners of its process. A command prints it: a plain line on a terminal, otherwise a
+JSON line on stderr, and a line in `_run/run.log`. A replica writes its events to `_run/events/<replica_id>.jsonl`,
+which the command that runs the job reads.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 Hearer = Callable[..., None]
-"""Takes the name of the event and its values as keyword arguments."""
+"""Is called with the name of the event, and its values as keyword arguments."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What happened, and what is told of it."""
+    """The description of one kind of event."""
 
     when: str
-    """What it means, for a reader of the reference."""
+    """The event's meaning, for the reference."""
     values: tuple[str, ...] = ()
-    """Values that it may have; where it concerns one, `run_id`, `replica_id` and `shard_id` are there, too."""
+    """Names of the event's possible values, besides `run_id`, `replica_id` and `shard_id` if the event concerns one."""
     level: str = "info"
     line: str = ""
     """A line for a person, with {values}; empty: the name and all values."""
@@ -56,7 +56,9 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
         "stopping": Event(
             "A signal or a budget stops the run; shards in flight end first.", ("reason", "hint"), "warning"
         ),
-        "hint": Event("What would help the plan.", ("text",)),
+        "trial used": Event("A trial of this job says how fast and how long its rows are.", ("rows", "report")),
+        "trial ignored": Event("The last trial ran with another spec.", ("report", "reason")),
+        "hint": Event("What would help the plan, or which rows a retry cannot help.", ("text",)),
         "replica started": Event("A replica begins to load its engine.", ("node",)),
         "engine ready": Event(
             "An engine is loaded.", ("seconds",), line="replica {replica_id}: engine loaded in {seconds} s"
@@ -109,6 +111,13 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
             ("node", "seconds", "shards"),
             "warning",
             "replica {replica_id} on {node} is lost: silent for {seconds} s, with shards {shards} in flight",
+        ),
+        "journal not written": Event(
+            "The store did not take a replica's journal for `storage.*.retry_seconds`; shards in flight go on and the "
+            "replica tries again. If a shard is to begin meanwhile, the run ends with exit code 1.",
+            ("reason",),
+            "warning",
+            "replica {replica_id}: journal not written: {reason}",
         ),
         "lock waited for": Event(
             "The lock of an output has a holder that may be dead.",
@@ -177,10 +186,11 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
         "ending": Event("`schedule serve` is stopping; shards in flight end first.", ("running", "hint")),
     }
 )
-"""By name. What is told and is not named here is a mistake of the code, which a test finds."""
+"""By name. A test fails if the code tells an event that is not here."""
 
 SLOW_SECONDS = 10.0
-"""A call of a store that takes longer is told: most take milliseconds, and a large shard some seconds."""
+"""Seconds of a store's call from which `store slow` is told. Most calls take milliseconds, a large shard some seconds;
+lower, and healthy stores are reported."""
 _SELDOM_SECONDS = 60.0
 
 _hearers: list[Hearer] = []
@@ -188,14 +198,14 @@ _last_slow = -_SELDOM_SECONDS
 
 
 def tell(name: str, **values: Any) -> None:
-    """Report an event to whoever hears in this process; nobody may."""
+    """Report an event to the listeners of this process, if there are any."""
     for hearer in list(_hearers):
         hearer(name, **values)
 
 
 @contextlib.contextmanager
 def heard_by(hearer: Hearer) -> Iterator[None]:
-    """While it lasts, `hearer` is called for each event that is told in this process."""
+    """A context in which `hearer` is called for each event of this process."""
     _hearers.append(hearer)
     try:
         yield
@@ -204,7 +214,7 @@ def heard_by(hearer: Hearer) -> Iterator[None]:
 
 
 def tell_slow(uri: str, seconds: float) -> None:
-    """Report that a store took so long, if that is long; once a minute at most."""
+    """Tell `store slow` if `seconds` is above `SLOW_SECONDS`, at most once a minute."""
     global _last_slow
     if seconds > SLOW_SECONDS and time.monotonic() - _last_slow > _SELDOM_SECONDS:
         _last_slow = time.monotonic()
@@ -212,7 +222,7 @@ def tell_slow(uri: str, seconds: float) -> None:
 
 
 def json_log(write: Callable[[str], None]) -> Any:
-    """structlog's logger of JSON lines: `.info(name, **values)` calls `write` with a line, its end not included."""
+    """structlog's logger of JSON lines: `.info(name, **values)` calls `write` with a line without its newline."""
     return structlog.wrap_logger(
         _Writer(write),
         processors=[_level, _timestamp, structlog.processors.JSONRenderer(default=str, ensure_ascii=False)],
@@ -235,7 +245,7 @@ def _shown(value: Any) -> str:
 
 
 class _Writer:
-    """What structlog calls with the rendered line."""
+    """The logger that structlog calls with the rendered line."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
@@ -254,5 +264,5 @@ _now = structlog.processors.TimeStamper(fmt="iso", utc=True)
 
 
 def _timestamp(logger: WrappedLogger, method: str, values: EventDict) -> EventDict:
-    """When it happened: an event that comes from a replica has its time already."""
+    """Add the time, unless the event has one, as events of a replica do."""
     return values if "timestamp" in values else _now(logger, method, values)

@@ -1,4 +1,4 @@
-"""Standard streams that a command outlives: the work and its exit code do not depend on who reads along."""
+"""Standard streams whose failure does not end a command: its work and exit code do not depend on a reader."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ from typing import Any, TextIO, cast
 
 
 class Outlet:
-    """A text stream whose failures are the reader's: a closed pipe, a full disk, a terminal that is gone."""
+    """A text stream that drops text instead of failing: on a closed pipe, a full disk or a closed terminal."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._broken = False
+        self.reader_left = False
+        """Whether it is a pipe whose reader has ended, as `head` does after its lines."""
 
     def write(self, text: str) -> int:
-        """As the stream's own; what nobody can read is dropped."""
+        """Write to the stream; after a failure, all text is dropped."""
         if not self._broken:
             try:
                 self._stream.write(text)
-            except (OSError, ValueError):
-                self._broken = True
+            except (OSError, ValueError) as error:
+                self._fail(error)
         return len(text)
 
     def flush(self) -> None:
-        """As the stream's own; what cannot be written is dropped, also from its buffer."""
+        """Flush the stream; if that fails, its buffer is dropped."""
         try:
             self._stream.flush()
-        except (OSError, ValueError):
-            self._broken = True
-            # The interpreter flushes once more at its end, and would end with an exit code of its own.
+        except (OSError, ValueError) as error:
+            self._fail(error)
+            # The interpreter flushes again at its end, and a failure would replace the exit code.
             with contextlib.suppress(OSError, ValueError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._stream.fileno())
@@ -43,13 +45,18 @@ class Outlet:
         with contextlib.suppress(OSError, ValueError):
             self._stream.close()
 
+    def _fail(self, error: Exception) -> None:
+        self._broken = True
+        self.reader_left = self.reader_left or isinstance(error, BrokenPipeError)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
 def open_standard_streams() -> None:
-    """Have stdin, stdout and stderr open, whatever they were handed over as, with characters for every text."""
-    # A closed one would be the next file that is opened, and what is printed would end in there.
+    """Open stdin, stdout and stderr if the process was started without them, and escape characters that their encoding
+    lacks."""
+    # The next file that is opened would get the number of a closed stream, and prints would go into that file.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)

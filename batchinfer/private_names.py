@@ -1,7 +1,7 @@
 """Names of other packages that are not part of their public interface, looked up at start.
 
-Such a name may move with any release. One that is gone is an error at start, with the name and the release that
-batchinfer was made for; a default in its place would turn a rename into a fault that is found much later.
+Any release may move such a name. A missing name is an error at start, which says the name and the release that
+batchinfer was made for. With a default instead, a renamed name would cause a fault much later.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ class Release:
     """The release of a package whose private names are used."""
 
     module: str
-    """The name that is imported."""
+    """The name of the imported package."""
     version: str
     """The release that this code was made for; pyproject.toml pins the same one."""
     distributions: tuple[str, ...]
-    """The names under which it is installed."""
+    """The names under which the package may be installed."""
 
     def name(self, path: str) -> Any:
-        """What `path` ("package.module:attribute.attribute") is; raises WrongRelease when it is gone."""
+        """The object at `path` ("package.module:attribute.attribute"); raises WrongRelease if it is missing."""
         module, _, attributes = path.partition(":")
         try:
             found: Any = importlib.import_module(module)
@@ -37,14 +37,14 @@ class Release:
         return found
 
     def attribute(self, owner: Any, name: str) -> Any:
-        """The attribute `name` of an object of the package; raises WrongRelease when it is gone."""
+        """The attribute `name` of an object of the package; raises WrongRelease if it is missing."""
         try:
             return getattr(owner, name)
         except AttributeError as error:
             raise self.lacks(f"{type(owner).__module__}.{type(owner).__name__}.{name}") from error
 
     def lacks(self, name: str) -> WrongRelease:
-        """The error for a name that is gone."""
+        """The error for a missing name."""
         return WrongRelease(
             f"{self.module} {self._installed()} has no {name}, which batchinfer uses in {self.module} {self.version}",
             f"install {self.distributions[0]}=={self.version}",

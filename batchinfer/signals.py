@@ -1,14 +1,14 @@
-"""SIGINT, SIGTERM and SIGHUP: what the system calls does nothing but note the signal; a thread does the rest.
+"""SIGINT, SIGTERM and SIGHUP: the handler only notes the signal, and a thread acts on it.
 
-A handler that raises does so in the middle of whatever the main thread is at: an import, a lock, a call into Ray. And
-Python runs handlers only between its own instructions, which a call into Ray may hold up for minutes. So the numbers
-of signals arrive in a pipe, written by the interpreter's own handler, and a thread reads them.
+A handler that raises would interrupt the main thread anywhere: in an import, a lock or a call into Ray. Also, Python
+runs handlers only between its own instructions, which a call into Ray may delay for minutes. So the interpreter's C
+handler writes the signal's number into a pipe, and a thread reads the pipe.
 
-What a signal does depends on where the command is:
+The effect of a signal depends on the state of the command:
 
-- By default the command leaves: it runs its clean-ups, says one line and ends with exit code 4.
-- In `with handled(action)`, `action` decides, as for shards in flight, which are to end first.
-- After `let_end(True)` the work is done or failed already: the command ends by itself, with its own exit code.
+- By default the command leaves: it runs its clean-ups, prints one line and ends with exit code 4.
+- In `with handled(action)`, `action` decides, for example to let the shards in flight finish.
+- After `let_end(True)` the work is done or has failed: the command ends by itself, with its own exit code.
 """
 
 from __future__ import annotations
@@ -17,29 +17,33 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from batchinfer.errors import Stopped
+
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-STOPPED = 4
+STOPPED = Stopped.exit_code
 """The exit code of a command that a signal stopped."""
 
 END_SECONDS = 60.0
-"""What a command has to end by itself, as when it writes its report to a slow store, before it is left."""
+"""Seconds that a command has to end by itself after a signal, for example to write its report to a slow store. Shorter,
+and a slow store loses the report."""
 CLEAN_SECONDS = 15.0
-"""What all clean-ups together have: the longest ends the processes of a local cluster, within a second or two."""
+"""Seconds for all clean-ups together. The longest, which ends the processes of a local cluster, needs one or two."""
 
 Action = Callable[[str, int], None]
-"""Takes the name of the signal, and how many have come so far."""
+"""Is called with the name of the signal, and the number of signals so far."""
 
 
 class _Signals:
-    """What this process does with signals."""
+    """The state of this process's signal handling."""
 
     def __init__(self) -> None:
         self.taken = False
         self.owned = False
-        """Whether the process is a command's, which may be ended from here; a notebook's may not."""
+        """Whether the process is a command, which may be ended from here. A notebook's process may not."""
         self.count = 0
         self.ending = False
         self.stderr = 2
@@ -53,7 +57,7 @@ _state = _Signals()
 
 
 def take() -> None:
-    """Take the signals for the command that this process is, as early as may be. Only in the main thread."""
+    """Handle the signals of this process, which is a command. Called in the main thread, as early as possible."""
     _state.owned = True
     _take()
 
@@ -70,27 +74,28 @@ def _take() -> None:
 
 
 def retake() -> None:
-    """Again: Ray puts a handler of its own in place of SIGTERM's, which ends the process in its own way."""
+    """Install the handlers again, because Ray replaces SIGTERM's by one that raises SystemExit."""
     if not _state.taken or threading.current_thread() is not threading.main_thread():
         return
     for number in NUMBERS:
-        # `nohup` and systemd have SIGHUP ignored, and mean it.
+        # An ignored SIGHUP stays ignored, because `nohup` and systemd set that on purpose.
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _noted)
 
 
 def ignore() -> None:
-    """Nothing stops the process any more: it has only to end. The interpreter resets other handlers before its end."""
+    """Ignore the signals in a process that is ending. Handlers would not do, because the interpreter resets them before
+    its end."""
     for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _noted(number: int, frame: FrameType | None) -> None:
-    """The interpreter has written the number into the pipe."""
+    """Nothing: the interpreter has written the number into the pipe."""
 
 
 def _forget() -> None:
-    """In a child that was forked: its signals are its own, and the pipe is its parent's."""
+    """In a forked child, restore the default handlers, because the pipe is the parent's."""
     if threading.current_thread() is threading.main_thread() and _state.taken:
         signal.set_wakeup_fd(-1)
         for number in NUMBERS:
@@ -120,10 +125,10 @@ def _act(name: str) -> None:
 
 @contextlib.contextmanager
 def handled(action: Action) -> Iterator[None]:
-    """While it lasts, `action` decides what a signal does; it is called in a thread of its own.
+    """A context in which a signal calls `action`, in another thread.
 
-    In a process that is no command (a notebook, a test) signals are taken only for so long, and only if this is its
-    main thread.
+    In a process that is no command (a notebook, a test) signals are handled only in the context, and only if the
+    context is in the main thread.
     """
     before = None
     if not _state.taken and threading.current_thread() is threading.main_thread():
@@ -142,9 +147,12 @@ def handled(action: Action) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def cleaning(clean_up: Callable[[], None]) -> Iterator[None]:
-    """While it lasts, a command that leaves calls `clean_up` before; the last one registered is called first."""
-    _state.clean_ups.append(clean_up)
+def cleaning(clean_up: Callable[[], None], after_others: bool = False) -> Iterator[None]:
+    """While it lasts, a command that leaves calls `clean_up` before; the last one registered is called first.
+
+    `after_others`: it is called after all others, as the release of a lock, after which nothing may be written.
+    """
+    _state.clean_ups.insert(0 if after_others else len(_state.clean_ups), clean_up)
     try:
         yield
     finally:
@@ -152,7 +160,7 @@ def cleaning(clean_up: Callable[[], None]) -> Iterator[None]:
 
 
 def let_end(ending: bool) -> None:
-    """Whether the command has done its work, or failed at it, and has only to end."""
+    """Set whether the command's work is done or has failed, so that it ends by itself."""
     _state.ending = ending
 
 
@@ -162,18 +170,25 @@ def is_ending() -> bool:
 
 
 def speak_to(stderr: int) -> int:
-    """Say the last line to this file descriptor from now on; returns the one before."""
+    """Print the last line to this file descriptor from now on. Returns the previous descriptor."""
     before, _state.stderr = _state.stderr, stderr
     return before
 
 
 def pending() -> bool:
-    """Has a signal come?"""
+    """Whether a signal has come."""
     return _state.count > 0
 
 
+def let_leave() -> None:
+    """Wait for the end of the process if `leave` is ending it: what fails meanwhile, fails because of that."""
+    if _state.leaving.locked():
+        # More than `leave` needs, so that the code and the one line are its own.
+        time.sleep(2 * CLEAN_SECONDS)
+
+
 def leave_after(seconds: float, line: str) -> None:
-    """Leave the command unless it has ended by then; in a process that is no command, do nothing."""
+    """Leave the command after `seconds`, unless it has ended by then. In a process that is no command, do nothing."""
     if _state.owned:
         _state.timer = threading.Timer(seconds, leave, (line,))
         _state.timer.daemon = True
@@ -181,7 +196,7 @@ def leave_after(seconds: float, line: str) -> None:
 
 
 def leave(line: str) -> None:
-    """End the command now, whatever its other threads are at: clean up, say one line, exit code 4."""
+    """End the command now, whatever its other threads do: clean up, print one line, exit with code 4."""
     if not _state.leaving.acquire(blocking=False):
         return
     cleaning_up = threading.Thread(target=_clean_up, name="clean-up", daemon=True)
@@ -194,6 +209,6 @@ def leave(line: str) -> None:
 
 def _clean_up() -> None:
     for clean_up in reversed(list(_state.clean_ups)):
-        # The process ends in any case, and what is left behind is what `kill -9` leaves.
+        # The process ends even if a clean-up fails. What is left is no more than `kill -9` leaves.
         with contextlib.suppress(Exception):
             clean_up()

@@ -1,4 +1,4 @@
-"""What every command needs of its process, looked at before anything is imported that fails without it."""
+"""Requirements of every command on its process, checked before the imports that would fail without them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import sys
 from batchinfer.errors import UserError
 
 OPEN_FILES = 1024
-"""Ray's and pyarrow's own minimum; a run with many input files needs more, and takes what the hard limit allows."""
+"""Open files that Ray and pyarrow need; with fewer, a command is refused. A run with many input files needs more, so
+the limit is raised to the hard limit, at most `_MOST_OPEN_FILES`."""
 _MOST_OPEN_FILES = 65_536
 
 
 def require_process() -> None:
-    """Raise UserError, with what to set, if Python or the system was told to leave out what a command needs."""
+    """Raise the soft limit of open files; raise UserError, with the remedy, if Python's flags or that limit prevent a
+    command."""
     if sys.flags.optimize > 1:
         raise UserError(
             "Python runs with PYTHONOPTIMIZE=2, which removes texts that packages of this product read",

@@ -13,7 +13,11 @@ from tests.support import ROOT
 
 pytestmark = pytest.mark.integration
 
-PRELUDE = "import os, signal, sys, threading, time; from batchinfer import signals; "
+# Under `nohup` a process begins with SIGHUP ignored, and so would these.
+PRELUDE = (
+    "import os, signal, sys, threading, time; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    "from batchinfer import signals; "
+)
 
 
 def started(code: str, tmp_path: Path) -> subprocess.Popen[str]:
@@ -75,6 +79,48 @@ with signals.cleaning(lambda: print("first", flush=True)), signals.cleaning(fail
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=30)
     assert (process.returncode, out) == (4, "second\nfirst\n")
+
+
+def test_what_fails_because_the_command_leaves_adds_no_line_and_has_no_code(tmp_path: Path) -> None:
+    code = """
+import batchinfer.cli; cli = sys.modules["batchinfer.cli.app"]
+from batchinfer.errors import EngineError
+gone = threading.Event()
+def run():
+    ready()
+    gone.wait()
+    raise EngineError("the cluster is gone")
+cli.app = run
+signals.take()
+def clean_up():
+    gone.set()
+    time.sleep(0.5)
+with signals.cleaning(clean_up):
+    cli.main()
+"""
+    process = started(code, tmp_path)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 4
+    assert err.splitlines() == ["error: stopped by SIGTERM: the same command begins again, or goes on where it was"]
+
+
+def test_a_lock_in_a_store_is_given_back_after_all_other_clean_ups(tmp_path: Path) -> None:
+    code = """
+from batchinfer.storage.lease import Lease
+def write(data, tag=None):
+    print(b'"released": true' in data, flush=True)
+    return "tag"
+signals.take()
+with Lease("s3://b/lock", 3600, 1, write, write, lambda: None):
+    with signals.cleaning(lambda: print("other", flush=True)):
+        ready()
+        time.sleep(60)
+"""
+    process = started(code, tmp_path)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out) == (4, "False\nother\nTrue\n")
 
 
 def test_a_command_whose_work_is_done_ends_with_its_own_code(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""What a run took: meter readings and records go in, device-seconds, dollars and the report come out."""
+"""The costs of a run: from meter readings and records to device-seconds, dollars and the report."""

@@ -1,9 +1,9 @@
 """Whether a run may start another shard: pure.
 
-Shards cost what the finished ones have cost, by rows. A shard may start while the money already spent,
-the rest of what is in flight and the shard itself fit the budget; so what a run spends beyond its budget
-is at most the error of that estimate over the shards in flight. Where the budget may not be enough, that is one shard a
-replica (`shards_with_budget`). A run that has passed its budget all the same never ends with exit code 0.
+The cost of a shard is estimated from the cost of finished rows. A shard starts only if the budget covers the money
+spent, the rest of the shards in flight and the shard itself. A run exceeds its budget by at most the error of that
+estimate over the shards in flight. If the budget may be too small, that is one shard a replica
+(`shards_with_budget`). A run that exceeded its budget never ends with exit code 0.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from batchinfer.jobspec import LimitsSpec
 from batchinfer.planner import Interval
 
 FAR_ABOVE = 2.0
-"""A budget of so many times the high end of the estimate is a safety net: it does not slow the engine down. Lower, and
-a run that turns out dearer than its plan may overshoot by all that is in flight."""
+"""Budget over the high end of the estimated cost, from which a replica holds all its shards. Lower, and a run that
+costs more than planned may exceed its budget by all shards in flight."""
 
 LEAST_START_SECONDS = 1.0
-"""No engine has started in less. A budget that does not cover that starts nothing."""
+"""Seconds; no engine starts faster. A budget that does not cover them starts no replica."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spending:
-    """Where a run stands. Money is in dollars.
+    """A run's costs up to now. Money is in dollars.
 
-    `cost_usd` is what the whole run has cost up to now, load, idle and waste included; `cost_to_start` what the
-    replicas take before their first row at the very least, 0 once one has started; `cost_in_flight` the
-    part of it that went into shards that are not committed yet. `cost_per_row` and `seconds_per_shard` (wall)
-    are means of finished shards, None before there is one. `seconds` is how long this command has run.
+    `cost_usd`: cost of the whole run, with load, idle and waste. `cost_to_start`: the least cost of the replicas
+    before their first row, 0 once one has started. `cost_in_flight`: the part of `cost_usd` for uncommitted shards.
+    `cost_per_row` and `seconds_per_shard` (wall): means of finished shards, None before the first. `seconds`: how
+    long this command has run.
     """
 
     cost_usd: float
@@ -42,9 +42,9 @@ class Spending:
 
 
 def shards_with_budget(held: int, limits: LimitsSpec, cost: Interval | None) -> int:
-    """How many of `held` shards a replica holds at a time; `cost`: what the plan expects of the whole job.
+    """How many of `held` shards a replica holds at a time; `cost`: the plan's estimate for the whole job.
 
-    One, unless the budget is far above what is expected: each that is in flight when the budget ends is paid for whole.
+    One, unless the budget is far above the estimate: every shard in flight when the budget ends is still finished.
     """
     if limits.max_cost_usd is None or (cost is not None and FAR_ABOVE * cost.high <= limits.max_cost_usd):
         return held
@@ -80,7 +80,7 @@ def over_budget(limits: LimitsSpec, standing: Spending) -> str | None:
 
 
 def _cost_ahead(standing: Spending) -> float:
-    """What the shards in flight will still cost, and one more; 0 before there is anything to go by."""
+    """The remaining cost of the shards in flight, and of one more; 0 before the first shard is finished."""
     if standing.cost_per_row is None:
         return 0.0
     rest = max(0.0, standing.rows_in_flight * standing.cost_per_row - standing.cost_in_flight)

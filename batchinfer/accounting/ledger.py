@@ -1,12 +1,12 @@
 """The ledger: from the shards' and the replicas' records to where every device-second and cent went. Pure.
 
 The law. A replica's lifetime x devices = load + busy + idle, as its meter read them (see `meter`). Busy
-is the sum of the shares of every shard attempt on it. What was committed of that is work. The rest is in flight while
-the replica lives, and waste once it has ended: attempts that were lost (a crash, a late second attempt). So over a run
+is the sum over the replica's shard attempts. The committed part of busy is work. The rest is in flight while the
+replica lives. Once the replica has ended, the rest is waste: lost attempts (a crash, a late second attempt). Over a run
 
     sum of the shards' gpu_seconds + the replicas' load + idle + wasted = lifetimes x devices
 
-and with one price a replica the same holds for the money.
+and, with one price for each replica, the same law holds for the money.
 """
 
 from __future__ import annotations
@@ -19,22 +19,14 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from batchinfer.accounting.records import TIMESTAMP, MeterReading, ReplicaRecord, ShardRecord
+from batchinfer.accounting.records import TIMESTAMP, MeterReading, Ran, ReplicaRecord, ShardRecord
 from batchinfer.catalog.accelerators import device_cost
 
 
-class ReplicaAccount(BaseModel):
-    """One row of `_run/replicas.parquet`. Seconds are device-seconds; `finished_at_us` of a replica that
-    was killed is the last moment it is known to have lived."""
+class ReplicaAccount(Ran):
+    """One row of `_run/replicas.parquet`. Seconds are device-seconds. `finished_at_us` of a killed replica is its
+    last known moment alive."""
 
-    model_config = ConfigDict(frozen=True, protected_namespaces=())
-
-    replica_id: str
-    run_id: str
-    node: str
-    accelerator: str
-    num_gpus: int
-    price_per_gpu_hour: float
     started_at_us: int
     ready_at_us: int | None
     finished_at_us: int
@@ -45,14 +37,7 @@ class ReplicaAccount(BaseModel):
     killed: bool
     running: bool = False
     in_flight_seconds: float = 0.0
-    """What a replica that is alive has put into shards that are not committed yet. 0 once it has ended."""
-    job_name: str = ""
-    labels: dict[str, str] = {}
-    model: str = ""
-    quantization: str = ""
-    dtype: str = "auto"
-    tensor_parallel: int = 1
-    pipeline_parallel: int = 1
+    """Device-seconds of a running replica's uncommitted shards. 0 once the replica has ended."""
     price_source: str = ""
 
     @property
@@ -66,8 +51,8 @@ class ReplicaAccount(BaseModel):
 
 
 class Totals(BaseModel):
-    """A run's accounts. Rows and failures count each row once, as it stands after retries; tokens, `rows_ran` (which
-    the engine ran) and money count everything that was spent."""
+    """A run's accounts. Rows and failures count each row once, by its latest retry. Tokens and `rows_ran` (rows that
+    the engine ran) include retries; money includes retries and lost attempts."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -94,25 +79,25 @@ class Totals(BaseModel):
 
 
 class Ledger:
-    """What became of each replica's time, from the records of the shards, which it is fed one by one."""
+    """Each replica's account, from the records of the committed shards, which are added one by one."""
 
     def __init__(self) -> None:
         self._work: dict[str, float] = defaultdict(float)
         self._newest: dict[str, ShardRecord] = {}
 
     def add(self, shard: ShardRecord) -> None:
-        """A shard was committed."""
+        """Add the record of a committed shard."""
         self._work[shard.replica_id] += shard.gpu_seconds
         newest = self._newest.get(shard.replica_id)
         if newest is None or shard.meter.at_us >= newest.meter.at_us:
             self._newest[shard.replica_id] = shard
 
     def accounts(self, journals: Iterable[ReplicaRecord], alive: Collection[str] = ()) -> list[ReplicaAccount]:
-        """The account of each replica, in the order in which they started. `alive`: the ids of those that still run.
+        """The account of each replica, ordered by start. `alive`: the ids of running replicas.
 
-        A journal may be older than the replica's last commit, when the replica was killed between the two:
-        the newest of the readings counts. A journal that is gone is made anew from the newest commit: what the
-        replica did after that is not known.
+        A replica that was killed after a commit and before the next journal entry has a journal that is older than
+        its commit: the newest reading counts. A missing journal is rebuilt from the newest commit, so later seconds
+        of that replica are lost.
         """
         known = {journal.replica_id: journal for journal in journals}
         known |= {name: _rebuilt(shard) for name, shard in self._newest.items() if name not in known}
@@ -126,12 +111,15 @@ class Ledger:
         rest = max(0.0, reading.busy_seconds - work)
         running = alive and journal.finished_at_us is None
         return ReplicaAccount(
-            **journal.model_dump(exclude={"meter", "shards_in_flight", "finished_at_us"}),
+            **journal.ran(),
+            price_source=journal.price_source,
+            started_at_us=journal.started_at_us,
+            ready_at_us=journal.ready_at_us,
             finished_at_us=reading.at_us,
             load_seconds=reading.load_seconds,
             work_seconds=work,
             idle_seconds=reading.idle_seconds,
-            # Nothing says yet whether a shard that is in flight will be committed.
+            # A shard in flight may still be committed, so its seconds are not waste yet.
             wasted_seconds=0.0 if running else rest,
             in_flight_seconds=rest if running else 0.0,
             killed=journal.finished_at_us is None and not running,
@@ -140,29 +128,22 @@ class Ledger:
 
 
 def _rebuilt(shard: ShardRecord) -> ReplicaRecord:
-    """A replica's journal from its newest commit: the reading holds its whole life up to then."""
+    """A replica's journal, rebuilt from its newest commit, whose reading covers the replica's life until then."""
     started = shard.meter.at_us - round(shard.meter.seconds / shard.num_gpus * 1e6)
-    shared = ("job_name", "labels", "model", "quantization", "dtype", "tensor_parallel", "pipeline_parallel")
     return ReplicaRecord(
-        replica_id=shard.replica_id,
-        run_id=shard.run_id,
-        node=shard.node,
-        accelerator=shard.accelerator,
-        num_gpus=shard.num_gpus,
-        price_per_gpu_hour=shard.price_per_gpu_hour,
+        **shard.ran(),
         started_at_us=max(0, started),
         ready_at_us=shard.started_at_us,
         finished_at_us=None,
         meter=shard.meter,
         shards_in_flight=(),
-        **{name: getattr(shard, name) for name in shared},
     )
 
 
 def replica_accounts(
     shards: Iterable[ShardRecord], journals: Iterable[ReplicaRecord], alive: Collection[str] = ()
 ) -> list[ReplicaAccount]:
-    """What became of each replica's time. `alive`: the ids of replicas that still run."""
+    """The account of each replica, ordered by start. `alive`: the ids of running replicas."""
     ledger = Ledger()
     for shard in shards:
         ledger.add(shard)
@@ -219,7 +200,7 @@ def _counted(shards: Iterable[ShardRecord]) -> dict[str, int]:
 
 
 def _evaluation(shards: Iterable[ShardRecord]) -> dict[str, tuple[int, int]]:
-    """A retry's rows were compared before, and were not right then."""
+    """(right, compared) by group. A retry adds only to right: its rows failed before, and were compared as wrong."""
     groups: dict[str, tuple[int, int]] = {}
     for shard in shards:
         for group, (right, compared) in shard.evaluation.items():

@@ -1,10 +1,9 @@
 """Where a replica's device-seconds go: to which shard, and which are load or idle.
 
-How a second is shared. The time between two events is divided among the shards by how many of their rows
-are in the engine: a shard whose rows all wait behind another's pays nothing, two that run side by side pay by
-their rows. The engine is handed rows as it gets through them (`engine.pump`), so that those in it are those that
-run, and a few that are next. While it has no row at all, the time is idle, whatever else the replica does (making
-prompts, writing results).
+The time between two events is divided among the shards by their rows in the engine. A shard whose rows are all
+queued outside the engine pays nothing. `engine.pump` adds rows only as others finish, so the rows in the engine are
+those that run and a few that are next. While the engine has no row, the time is idle, even if the replica makes
+prompts or writes results.
 
 The shares of an interval add up to the interval, so the ledger's law holds by construction up to
 floating point: load + busy + idle = lifetime x devices, and busy is the sum of all shards' shares.
@@ -28,8 +27,7 @@ class _InFlight:
 class Meter:
     """Device-seconds of one replica. Thread-safe.
 
-    `devices` is the number of devices that pass a second each second (a CPU replica counts as one),
-    `clock` gives microseconds and never goes back.
+    `devices`: GPUs of the replica; a CPU replica counts as one. `clock` returns microseconds and never goes back.
     """
 
     def __init__(self, devices: int, clock: Callable[[], int]) -> None:
@@ -42,20 +40,20 @@ class Meter:
         self._load = self._busy = self._idle = 0.0
 
     def ready(self) -> int:
-        """The engine can take rows: ends the load time. Returns the moment in microseconds."""
+        """End the load time: the engine accepts rows. Returns the clock's microseconds."""
         with self._lock:
             self._pass()
             self._ready = True
             return self._last_us
 
     def loading(self) -> None:
-        """The engine is being started again: what passes from now on is load time."""
+        """The engine restarts: the time until `ready` is load time."""
         with self._lock:
             self._pass()
             self._ready = False
 
     def begin(self, key: object, rows: int) -> int:
-        """A shard's first rows enter the engine. Returns the moment in microseconds."""
+        """A shard's first rows enter the engine. Returns the clock's microseconds."""
         with self._lock:
             self._pass()
             self._shards[key] = _InFlight(rows)
@@ -74,13 +72,13 @@ class Meter:
             self._shards[key].unfinished -= rows
 
     def end(self, key: object) -> tuple[float, MeterReading]:
-        """The shard is done: its device-seconds, and the replica's reading at this moment."""
+        """End a shard. Returns its device-seconds and the replica's reading."""
         with self._lock:
             self._pass()
             return self._shards.pop(key).gpu_seconds, self._read()
 
     def reading(self) -> MeterReading:
-        """Where the time has gone up to now."""
+        """The replica's reading up to now."""
         with self._lock:
             self._pass()
             return self._read()

@@ -1,19 +1,19 @@
-"""What is written down about a shard and about a replica: the rows of the accounting.
+"""The accounting records of a shard and of a replica.
 
-A `ShardRecord` is the one row of an accounting file, and rides in the footer of the shard's data file
-too. A `ReplicaRecord` is a replica's journal, written by the replica itself while it lives, so that a
-crash loses at most the seconds since the last entry. Timestamps are whole microseconds since 1970 (UTC):
-sums of differences are then exact.
+A `ShardRecord` is the only row of an accounting file; the footer of the shard's data file has a copy. A
+`ReplicaRecord` is the journal that a running replica writes, so that a crash loses at most the seconds since the last
+entry. Timestamps are whole microseconds since 1970 (UTC), because sums of their differences are exact.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from batchinfer.catalog.accelerators import device_cost
 from batchinfer.errors import REJECTED_CODES
@@ -25,8 +25,54 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
+class Setup(BaseModel):
+    """What replicas ran with: device, weights, layout and price."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+
+    accelerator: str
+    """The device of the replicas."""
+    quantization: str
+    """How the weights were quantized."""
+    dtype: str
+    """The spec's `model.dtype` when the replicas ran."""
+    tensor_parallel: PositiveInt
+    """GPUs that share each layer in a replica."""
+    pipeline_parallel: PositiveInt
+    """Stages that a replica's layers are split into."""
+    price_per_gpu_hour: NonNegativeFloat
+    """Dollars for one GPU and hour, or for one replica and hour on a CPU."""
+
+
+class Ran(_Record, Setup):
+    """Which replica ran, for which job, and with what: the same in its journal, in its account and in its shards.
+
+    Each record names the fields that files of earlier versions lack in `earlier`, with the value to take for them.
+    """
+
+    earlier: ClassVar[Mapping[str, Any]] = {}
+
+    replica_id: str
+    run_id: str
+    job_name: str
+    node: str
+    num_gpus: PositiveInt
+    model: str
+    labels: dict[str, str]
+    """The spec's `labels`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_earlier_version(cls, values: Any) -> Any:
+        return {**cls.earlier, **values} if isinstance(values, dict) else values
+
+    def ran(self) -> dict[str, Any]:
+        """The fields of this class, to make another record of the same replica from."""
+        return {name: getattr(self, name) for name in Ran.model_fields}
+
+
 class MeterReading(_Record):
-    """Where a replica's device-seconds have gone up to `at_us`: load + busy + idle = its lifetime x devices."""
+    """A replica's device-seconds up to `at_us`: load + busy + idle = lifetime x devices."""
 
     at_us: NonNegativeInt
     load_seconds: NonNegativeFloat
@@ -35,35 +81,26 @@ class MeterReading(_Record):
 
     @property
     def seconds(self) -> float:
-        """Device-seconds of the whole life."""
+        """Device-seconds of the replica's life up to `at_us`."""
         return self.load_seconds + self.busy_seconds + self.idle_seconds
 
 
-class ShardRecord(_Record):
-    """What one attempt at one shard took. Seconds named gpu_seconds are device-seconds.
+class ShardRecord(Ran):
+    """The accounting of one committed attempt at a shard. `gpu_seconds` are device-seconds.
 
-    `generation` is 0 for the first commit and counts the retries of its failed rows; a retry's record
-    covers the rows that it ran again. `errors` counts the rows that failed, `finish_reasons` the answers of
-    those that did not; `evaluation` maps a
-    group to [right, compared]. `meter` is the replica's reading when the shard was finished.
-    `labels` are the spec's. `input_tokens` are of rows that the engine ran; `rejected_tokens` those of prompts that
-    it never ran (see `errors.REJECTED_CODES`). Files of earlier versions lack the fields that have defaults.
+    `generation` is 0 for the first commit and counts the retries of its failed rows; a retry's record covers only
+    the retried rows. `errors` counts failed rows by code, `finish_reasons` the answers of the other rows.
+    `evaluation` maps a group to [right, compared]. `meter` is the replica's reading when the shard was finished.
+    `input_tokens` are of rows that the engine ran, `rejected_tokens` of prompts that it never ran (see
+    `errors.REJECTED_CODES`).
     """
 
-    run_id: str
-    job_name: str
+    earlier = MappingProxyType({"labels": {}, "dtype": "auto", "rejected_tokens": 0})
+
     shard_id: NonNegativeInt
     attempt: NonNegativeInt
     generation: NonNegativeInt
-    replica_id: str
-    node: str
-    accelerator: str
-    num_gpus: PositiveInt
-    model: str
     revision: str | None
-    quantization: str
-    tensor_parallel: int
-    pipeline_parallel: int
     rows: NonNegativeInt
     rows_failed: NonNegativeInt
     input_tokens: NonNegativeInt
@@ -72,16 +109,13 @@ class ShardRecord(_Record):
     started_at_us: NonNegativeInt
     finished_at_us: NonNegativeInt
     gpu_seconds: NonNegativeFloat
-    price_per_gpu_hour: NonNegativeFloat
     errors: dict[str, int]
     finish_reasons: dict[str, int]
     evaluation: dict[str, tuple[int, int]]
     meter: MeterReading
-    labels: dict[str, str] = {}
-    rejected_tokens: NonNegativeInt = 0
+    rejected_tokens: NonNegativeInt
     reasoning_tokens: NonNegativeInt = 0
     """Tokens of the thinking, a part of `output_tokens`."""
-    dtype: str = "auto"
 
     @property
     def rows_rejected(self) -> int:
@@ -102,31 +136,24 @@ class ShardRecord(_Record):
         return device_cost(self.gpu_seconds, self.price_per_gpu_hour)
 
 
-class ReplicaRecord(_Record):
-    """One replica's life so far. `finished_at_us` is None while it lives, and for ever if it was killed.
+class ReplicaRecord(Ran):
+    """One replica's life so far. `finished_at_us` is None while the replica runs, and stays None if it was killed.
 
-    `shards_in_flight` of one that was killed are the shards whose attempts were lost with it. What has a default,
-    journals of earlier versions lack.
+    `shards_in_flight` of a killed replica are the shards whose attempts were lost.
     """
 
-    replica_id: str
-    run_id: str
-    node: str
-    accelerator: str
-    num_gpus: PositiveInt
-    price_per_gpu_hour: NonNegativeFloat
+    earlier = MappingProxyType(
+        {
+            "job_name": "", "labels": {}, "model": "", "quantization": "", "dtype": "auto", "tensor_parallel": 1,
+            "pipeline_parallel": 1,
+        }
+    )  # fmt: skip
+
     started_at_us: NonNegativeInt
     ready_at_us: NonNegativeInt | None
     finished_at_us: NonNegativeInt | None
     meter: MeterReading
     shards_in_flight: tuple[int, ...]
-    job_name: str = ""
-    labels: dict[str, str] = {}
-    model: str = ""
-    quantization: str = ""
-    dtype: str = "auto"
-    tensor_parallel: PositiveInt = 1
-    pipeline_parallel: PositiveInt = 1
     price_source: str = ""
 
 

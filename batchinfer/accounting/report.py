@@ -1,4 +1,4 @@
-"""What a run came to: the values of `_run/report.json` and of `batchinfer report --json`."""
+"""The report of a run: the values of `_run/report.json` and of `batchinfer report --json`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from batchinfer.accounting.ledger import ReplicaAccount, Totals
+from batchinfer.accounting.records import Setup
 from batchinfer.planner import Estimate, Plan
 
 
 class Seconds(BaseModel):
-    """Device-seconds by what they were spent on. They add up to the time that was paid for."""
+    """Device-seconds by what they were spent on. The fields add up to the time that was paid for."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
@@ -28,7 +29,7 @@ class Seconds(BaseModel):
 
     @property
     def paid(self) -> float:
-        """All of them: what the money is for."""
+        """Device-seconds in total, all of which cost money."""
         return self.load + self.work + self.idle + self.waste + self.in_flight
 
 
@@ -45,36 +46,22 @@ class Accuracy(BaseModel):
     """`right` over `compared`, 0 to 1."""
 
 
-class ReportPart(BaseModel):
-    """The replicas of a run that shared their device, weights, layout and price, and what they cost."""
+class ReportPart(Setup):
+    """The replicas of a run with the same device, weights, layout and price, and their cost."""
 
-    model_config = ConfigDict(frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
-
-    accelerator: str
-    """The device that they were on."""
-    quantization: str
-    """How their weights were quantized."""
-    dtype: str
-    """The spec's `model.dtype` when they ran."""
-    tensor_parallel: int
-    """GPUs that share each layer in a replica."""
-    pipeline_parallel: int
-    """Stages that a replica's layers are split into."""
-    price_per_gpu_hour: float
-    """Dollars for one GPU and hour, or for one replica and hour on a CPU."""
     price_source: str
     """Where the price comes from."""
     replicas: int
-    """How many they were."""
+    """The number of replicas."""
     device_seconds: float
-    """Their lifetimes times their devices."""
+    """Lifetime times devices, over the replicas."""
     cost_usd: float
-    """Dollars for that."""
+    """Dollars for the device-seconds."""
 
 
 class Report(BaseModel):
-    """One run. Rows and failures are of the output as it stands. Tokens and money are of all that was spent, retries
-    and lost attempts included.
+    """One run. Rows and failures are of the current output. Tokens include retries; money includes retries and lost
+    attempts.
     """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
@@ -82,7 +69,7 @@ class Report(BaseModel):
     job_name: str
     """The spec's `name`."""
     run_id: str
-    """The id of the run; every command that resumes it keeps it."""
+    """The id of the run; a command that resumes the run keeps the id."""
     tick: str | None = None
     """The instant that a scheduled or incremental run was for, as 20261120T010000Z. null: a job that runs once."""
     output: str
@@ -92,7 +79,7 @@ class Report(BaseModel):
     model: str
     """The spec's `model.source`."""
     quantization: str
-    """How the weights that ran are quantized; of the part with the most device-seconds, as the next three are."""
+    """How the weights are quantized. This field and the next three are of the part with the most device-seconds."""
     accelerator: str
     """The device that the run was on."""
     tensor_parallel: int
@@ -108,7 +95,7 @@ class Report(BaseModel):
     max_error_rate: float
     """The spec's `limits.max_error_rate` when the run was last made or resumed."""
     max_cost_usd: float | None = None
-    """The spec's `limits.max_cost_usd` at that time. null: no limit."""
+    """The spec's `limits.max_cost_usd` when the run was last made or resumed. null: no limit."""
     errors: dict[str, int]
     """Failed rows by `error_code`."""
     finish_reasons: dict[str, int]
@@ -126,9 +113,9 @@ class Report(BaseModel):
     reasoning_tokens: int = 0
     """Tokens of the thinking before the answers, a part of `output_tokens`. 0 without `reasoning`."""
     rows_ran: int = 0
-    """Rows that the engine ran, those of retries and those that failed in it included."""
+    """Rows that the engine ran, with retried rows and rows that failed in the engine."""
     rejected_tokens: int = 0
-    """Tokens of the prompts that the engine never ran, such as those that are too long. No other figure counts them."""
+    """Tokens of the prompts that the engine never ran, such as too long ones. No other figure counts these tokens."""
     tokens_per_second: float
     """Input and output tokens over the seconds in which at least one replica was ready."""
     rows_per_second: float
@@ -140,7 +127,7 @@ class Report(BaseModel):
     cost_per_thousand_rows: float | None
     """Dollars for a thousand rows of the output. null: there were no rows."""
     price_per_gpu_hour: float
-    """Dollars for one GPU and hour, or for one replica and hour on a CPU. Where `parts` differ, the mean over all
+    """Dollars for one GPU and hour, or for one replica and hour on a CPU. If `parts` differ, the mean over all
     device-seconds."""
     price_source: str
     """Where the price comes from: the spec's key, or a list price with its date."""
@@ -149,8 +136,8 @@ class Report(BaseModel):
     task: str = "generate"
     """The spec's `task`."""
     parts: tuple[ReportPart, ...] = ()
-    """The replicas by device, weights, layout and price: more than one where a later command changed them. Their costs
-    add up to `cost_usd`."""
+    """The replicas by device, weights, layout and price: more than one part if a later command changed these. The
+    parts' costs add up to `cost_usd`."""
     seconds: Seconds
     """Device-seconds by what they were spent on."""
     shards: int
@@ -158,19 +145,19 @@ class Report(BaseModel):
     shards_in_input: int
     """Shards that the input was cut into."""
     replicas: int
-    """Replicas that ever ran for this run, over all its commands."""
+    """Replicas that ran for this run, over all its commands."""
     replicas_killed: int
-    """Replicas that ended without closing their account, as after a kill or a lost machine."""
+    """Replicas that ended without closing their journal, for example after a kill or a lost machine."""
     replicas_running: int = 0
-    """Replicas that run now. Above 0 the run goes on, and its figures grow."""
+    """Replicas that run now. Above 0, the run is not over, and its figures grow."""
     hours: float
     """Hours in which at least one replica was up, loading included."""
     planned: Estimate | None
-    """What the first plan of the run expected of the whole job. null: it could not say."""
+    """The estimate of the run's first plan for the whole job. null: that plan had no estimate."""
     labels: dict[str, str] = {}
     """The spec's `labels`."""
     files_skipped: dict[str, str] = {}
-    """Files of the input that could not be read and were left out (`input.on_bad_file: skip`), with the reason."""
+    """Input files that were skipped because they could not be read (`input.on_bad_file: skip`), with the reason."""
 
     @property
     def error_rate(self) -> float:
@@ -197,8 +184,8 @@ def make_report(
     task: str = "generate",
     files_skipped: Mapping[str, str] | None = None,
 ) -> Report:
-    """The report of a run whose accounts are `totals`. `plan` is what the run was begun with, None where that is lost:
-    what the replicas say of themselves goes before it, and `model` is said where neither knows.
+    """The report of a run with the accounts `totals`. `plan` is the run's plan, None if the plan is lost. The
+    replicas' accounts override the plan; `model` is the model's name if the plan is lost.
     """
     tokens = totals.input_tokens + totals.output_tokens
     active = totals.active_seconds
@@ -265,7 +252,7 @@ def _mean_price(parts: Sequence[ReportPart], begun: Plan) -> float:
     prices = {part.price_per_gpu_hour for part in parts}
     paid = sum(part.device_seconds for part in parts)
     if len(prices) == 1 or not paid:
-        # To the last digit as it was given.
+        # A weighted mean of equal prices may differ in the last digit.
         return prices.pop() if prices else begun.price_per_gpu_hour
     return sum(part.price_per_gpu_hour * part.device_seconds for part in parts) / paid
 
@@ -288,37 +275,27 @@ def _nothing_known(model: str) -> Plan:
 
 def _parts(replicas: Sequence[ReplicaAccount], plan: Plan) -> tuple[ReportPart, ...]:
     """The replicas by what they ran on, in order of their first start."""
-    found: dict[ReportPart, list[ReplicaAccount]] = {}
+    found: dict[tuple[Setup, str], list[ReplicaAccount]] = {}
     for replica in replicas:
-        # A journal of an earlier version names device and price alone.
-        of = replica if replica.quantization else plan
-        part = ReportPart(
-            accelerator=replica.accelerator,
-            quantization=of.quantization,
-            dtype=replica.dtype,
-            tensor_parallel=of.tensor_parallel,
-            pipeline_parallel=of.pipeline_parallel,
-            price_per_gpu_hour=replica.price_per_gpu_hour,
-            price_source=replica.price_source or plan.price_source,
-            replicas=0,
-            device_seconds=0.0,
-            cost_usd=0.0,
-        )
-        found.setdefault(part, []).append(replica)
+        setup = {name: getattr(replica, name) for name in Setup.model_fields}
+        if not replica.quantization:
+            # Journals of earlier versions have only device and price.
+            setup |= {name: getattr(plan, name) for name in ("quantization", "tensor_parallel", "pipeline_parallel")}
+        found.setdefault((Setup(**setup), replica.price_source or plan.price_source), []).append(replica)
     return tuple(
-        part.model_copy(
-            update={
-                "replicas": len(group),
-                "device_seconds": sum(replica.gpu_seconds for replica in group),
-                "cost_usd": sum(replica.cost_usd for replica in group),
-            }
+        ReportPart(
+            **dict(setup),
+            price_source=price_source,
+            replicas=len(group),
+            device_seconds=sum(replica.gpu_seconds for replica in group),
+            cost_usd=sum(replica.cost_usd for replica in group),
         )
-        for part, group in found.items()
+        for (setup, price_source), group in found.items()
     )
 
 
 def overall_accuracy(groups: Iterable[Accuracy]) -> Accuracy | None:
-    """The accuracy over all groups together; None where nothing was compared."""
+    """The accuracy over all groups together; None if nothing was compared."""
     groups = list(groups)
     compared = sum(group.compared for group in groups)
     right = sum(group.right for group in groups)

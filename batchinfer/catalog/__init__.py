@@ -1,6 +1,15 @@
-"""Facts about models and accelerators: YAML files with source and date go in, typed values come out."""
+"""Facts about models and accelerators: YAML files with source and date, read into typed values."""
 
-from batchinfer.catalog.accelerators import Accelerator, Dtype, Price, accelerator, accelerators, list_price
+from batchinfer.catalog.accelerators import (
+    GIB,
+    MIB,
+    Accelerator,
+    Dtype,
+    Price,
+    accelerator,
+    accelerators,
+    list_price,
+)
 from batchinfer.catalog.hf_config import readable_architectures, shape_from_config
 from batchinfer.catalog.hf_quantization import quantization_of_config
 from batchinfer.catalog.models import (
@@ -16,10 +25,13 @@ from batchinfer.catalog.models import (
     near_models,
 )
 from batchinfer.catalog.nodes import NodeLabels, node_labels
-from batchinfer.catalog.quantization import QUANTIZATIONS, Quantization, QuantizationName
+from batchinfer.catalog.quantization import FOUR_BIT_GROUPS, QUANTIZATIONS, Quantization, QuantizationName
 from batchinfer.catalog.shape import Experts, LatentAttention, ModelShape, ParameterCount
 
 __all__ = [
+    "FOUR_BIT_GROUPS",
+    "GIB",
+    "MIB",
     "QUANTIZATIONS",
     "Accelerator",
     "Checkpoint",

@@ -15,13 +15,17 @@ from batchinfer.errors import ResourceError
 
 Dtype = Literal["bf16", "fp16", "fp8", "int8", "fp4"]
 
+MIB = 2**20
+GIB = 2**30
+"""Bytes. Sizes of memory are shown in these units, as GPU drivers and Kubernetes show them."""
+
 
 class _Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Price(_Facts):
-    """What one device costs for an hour in USD, who said so and when."""
+    """USD for one device and hour, with provider, source and date."""
 
     provider: str
     sku: str
@@ -34,12 +38,12 @@ class Price(_Facts):
 
 
 class Accelerator(_Facts):
-    """One entry of `gpus.yaml`. Figures are None for the CPU, whose host decides them.
+    """One entry of `gpus.yaml`. Figures are None for the CPU, because they depend on the host.
 
-    memory_bytes: what the driver shows, not the nominal size. bandwidth_gb_s: 10^9 bytes a second from its
-    memory. tflops: peak dense 10^12 operations a second of its matrix units by dtype, a missing one is not
-    fast on it. nvlink_gb_s: 10^9 bytes a second to its neighbours, both directions together; None: PCIe.
-    node_gpus: GPUs of one host. nvlink_domain: GPUs that NVLink joins, over hosts where there are switches.
+    memory_bytes: what the driver shows, not the nominal size. bandwidth_gb_s: 10^9 bytes a second from device
+    memory. tflops: peak dense 10^12 operations a second of the matrix units by dtype; a missing dtype is not
+    fast. nvlink_gb_s: 10^9 bytes a second to neighbours, both directions together; None: PCIe.
+    node_gpus: GPUs of one host. nvlink_domain: GPUs that NVLink joins, of several hosts if switches join these.
     internode_gb_s: 10^9 bytes a second of network, each direction, for each GPU.
     capability: CUDA compute capability x 10; None: not CUDA.
     unverified: fields, or dtypes of `tflops`, whose figure was not read in a source.
@@ -69,7 +73,7 @@ class Accelerator(_Facts):
 
 
 def device_cost(device_seconds: float, price_per_gpu_hour: float) -> float:
-    """Dollars for so many device-seconds, at a price in dollars for one device and hour: the only such formula."""
+    """Dollars for `device_seconds`, at a price in dollars for one device and hour. No other code computes a cost."""
     return device_seconds * price_per_gpu_hour / 3600
 
 
@@ -81,7 +85,7 @@ def accelerators() -> dict[str, Accelerator]:
 
 
 def accelerator(name: str) -> Accelerator:
-    """The entry of `name`, in any case. Raises ResourceError that names the nearest ones."""
+    """The entry of `name`, in any case. Raises ResourceError that names the nearest entries."""
     known = {entry.lower(): entry for entry in accelerators()}
     if name.lower() in known:
         return accelerators()[known[name.lower()]]
@@ -93,7 +97,7 @@ def accelerator(name: str) -> Accelerator:
 
 
 def list_price(name: str) -> Price | None:
-    """The catalog's price for the accelerator `name`, or None where it knows none. Raises KeyError for a
-    name that is not in the catalog."""
+    """The catalog's price for the accelerator `name`, or None if it has none. Raises KeyError for a name that is not
+    in the catalog."""
     prices = accelerators()[name].prices
     return prices[0] if prices else None

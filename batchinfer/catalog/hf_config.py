@@ -1,7 +1,7 @@
 """A model's dimensions and quantization from its `config.json`, for models outside the catalog.
 
-Keys that a `config.json` leaves out have the defaults of the configuration classes of `transformers`, which is
-what vLLM reads them with.
+A key that a `config.json` lacks has the default of the configuration class in `transformers`, as in vLLM, which
+reads the file with these classes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from batchinfer.errors import ModelError
 
 @dataclass(frozen=True, slots=True)
 class _Config:
-    """The keys of a `config.json`, or of its text part, read with an error that names what is missing."""
+    """The keys of a `config.json`, or of its text part. Reading a missing or wrong key raises a ModelError."""
 
     architecture: str
     values: Mapping[str, Any]
 
     def number(self, *keys: str, default: int | None = None) -> int:
-        """The first of `keys` that is there and not null."""
+        """The value of the first of `keys` that exists and is not null."""
         for key in keys:
             if self.values.get(key) is not None:
                 return self._int(key)
@@ -36,7 +36,7 @@ class _Config:
         return default
 
     def optional(self, key: str, default: int | None = None) -> int | None:
-        """None where the key is null, `default` where it is missing."""
+        """The value of `key`; None if it is null, `default` if it is missing."""
         if key not in self.values:
             return default
         return None if self.values[key] is None else self._int(key)
@@ -55,7 +55,7 @@ class _Config:
         return default if value is None else bool(value)
 
     def refuse(self, key: str, value: object, default: object) -> None:
-        """The one variant of an architecture whose parameters are not known here."""
+        """Raise ModelError if `key` has `value`, a variant whose parameters cannot be computed."""
         if self.values.get(key, default) == value:
             raise ModelError(
                 f"a {self.architecture} with {key}: {value} has parts whose size is not known here",
@@ -69,9 +69,9 @@ def readable_architectures() -> tuple[str, ...]:
 
 
 def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
-    """The dimensions of the model with this `config.json`; of one with vision, those of its text part.
+    """The dimensions of the model with this `config.json`; of a model with vision, those of its text part.
 
-    Raises ModelError for an architecture that is not known here, or a key that is missing or no number.
+    Raises ModelError for an unknown architecture, and for a key that is missing or no number.
     """
     named = config.get("architectures") or []
     architecture = next((name for name in named if name in _READERS), None)
@@ -93,7 +93,7 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
 
 
 def _shape(c: _Config, **differences: Any) -> ModelShape:
-    """By the names that most architectures share; `differences` are the fields where this one is otherwise."""
+    """The shape from the keys that most architectures share; `differences` replace fields of this architecture."""
     hidden = c.number("hidden_size")
     heads = c.number("num_attention_heads")
     fields: dict[str, Any] = {
@@ -116,8 +116,8 @@ _SCALED_ALREADY = ("default", "su", "longrope", "llama3", "yarn", "deepseek_yarn
 
 
 def _context(c: _Config) -> int:
-    """As vLLM derives it: the smallest of the keys, `model_max_length` before all of them, times the factor of
-    a rotary embedding whose config does not hold the scaled length."""
+    """The context in tokens, as vLLM derives it: `model_max_length` if set, otherwise the smallest of the keys. It is
+    multiplied by the factor of a rotary embedding whose type does not store the scaled length."""
     keys = ("max_position_embeddings", "max_seq_len", "seq_length")
     lengths = [c.number(key) for key in keys if c.values.get(key) is not None]
     if not lengths and c.values.get("model_max_length") is None:
@@ -130,14 +130,14 @@ def _context(c: _Config) -> int:
 
 
 def _window(c: _Config, size: int | None, layers: int) -> dict[str, int | None]:
-    """No window at all where it is as long as the context."""
+    """The fields of a window; none if the window is as long as the context."""
     if size is None or layers == 0 or size >= _context(c):
         return {}
     return {"window": size, "windowed_layers": layers}
 
 
 def _layers_of(c: _Config, kind: str, default: Sequence[str]) -> int:
-    """How many of `layer_types` are of one kind."""
+    """The number of `layer_types` of one kind."""
     return list(c.values.get("layer_types") or default).count(kind)
 
 
@@ -162,7 +162,7 @@ def _mixtral(c: _Config) -> ModelShape:
 
 
 def _llama4(c: _Config) -> ModelShape:
-    """Layers without rotary embedding (0 in `no_rope_layers`) see everything, the others their chunk."""
+    """Layers without rotary embedding (0 in `no_rope_layers`) see all tokens, other layers only their chunk."""
     layers = c.number("num_hidden_layers")
     step = c.number("interleave_moe_layer_step", default=1)
     listed = c.values.get("moe_layers")
@@ -221,8 +221,8 @@ def _cohere(c: _Config) -> ModelShape:
 
 
 def _falcon(c: _Config) -> ModelShape:
-    """The new decoder has groups of KV heads and, unless told otherwise, a norm for attention and one for the
-    MLP; the old one has one KV head (`multi_query`) or all."""
+    """The new decoder has groups of KV heads and, by default, one norm for attention and one for the MLP. The old
+    decoder has one KV head (`multi_query`) or all."""
     hidden, heads = c.number("hidden_size", "n_embed"), c.number("num_attention_heads", "n_head")
     new = c.flag("new_decoder_architecture")
     if new:
@@ -272,7 +272,7 @@ def _mpt(c: _Config) -> ModelShape:
 
 
 def _qwen1(c: _Config) -> ModelShape:
-    """`intermediate_size` is that of the gate and up projections together."""
+    """`intermediate_size` is the size of gate and up projections together."""
     return _shape(c, intermediate_size=c.number("intermediate_size") // 2, qkv_bias=True)
 
 

@@ -10,9 +10,9 @@ from batchinfer.errors import ModelError
 
 
 def quantization_of_config(config: Mapping[str, Any]) -> QuantizationName:
-    """How the checkpoint with this `config.json` is stored; "none" where it says nothing of it.
+    """The quantization of the checkpoint with this `config.json`; "none" if the file names none.
 
-    Raises ModelError for a way that is not known here (8-bit weights with 16-bit activations among them).
+    Raises ModelError for a quantization that is not in the catalog, such as 8-bit weights with 16-bit activations.
     """
     settings = _settings(config)
     if not settings:
@@ -35,7 +35,8 @@ def quantization_of_config(config: Mapping[str, Any]) -> QuantizationName:
 
 
 def _settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Models with vision may have it in their text part; old compressed-tensors have their own key."""
+    """The `quantization_config`. Models with vision may have it in their text part; old compressed-tensors
+    checkpoints have `compression_config` instead."""
     text = config.get("text_config")
     for part in (config, text if isinstance(text, Mapping) else {}):
         for key in ("quantization_config", "compression_config"):

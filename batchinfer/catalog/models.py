@@ -22,8 +22,8 @@ class _ModelFacts(BaseModel):
 
 
 class Licence(_ModelFacts):
-    """What a licence forbids, in short. commercial_use: allowed at all, None: it depends.
-    verified: read in a source; else general knowledge."""
+    """What a licence forbids, in short. commercial_use: whether it is allowed; None: it depends.
+    verified: read in a source; otherwise general knowledge."""
 
     title: str
     forbids: str
@@ -32,7 +32,7 @@ class Licence(_ModelFacts):
 
 
 class EngineSupport(_ModelFacts):
-    """The first and the last release of vLLM that runs an architecture; until None: it still does."""
+    """The first and the last release of vLLM that runs an architecture. until None: vLLM 0.32 runs it."""
 
     since: str | None = None
     until: str | None = None
@@ -40,7 +40,7 @@ class EngineSupport(_ModelFacts):
 
 
 class Checkpoint(_ModelFacts):
-    """A repository that holds the model quantized. verified: named in a source; else it may not exist.
+    """A repository with the quantized model. verified: named in a source; otherwise it may not exist.
     alternatives: other repositories in the same quantization."""
 
     repository: str
@@ -49,7 +49,7 @@ class Checkpoint(_ModelFacts):
 
 
 class Score(_ModelFacts):
-    """A published score in percent; `source` printed it."""
+    """A published score in percent. `source`: where it was published."""
 
     benchmark: str
     value: float
@@ -68,11 +68,11 @@ class Thinking(_ModelFacts):
 class Model(_ModelFacts):
     """One model of the catalog.
 
-    repository: its id on the Hugging Face hub. aliases: other repositories of the same dimensions.
-    native: the quantization in which `repository` itself is stored. checkpoints: the model in others.
-    gated: the hub asks for an approval; None: unknown. replacement: the catalog's name of what to use
-    where the engine has dropped the architecture. source, date: of the dimensions, and when they were taken
-    over. unverified: fields of this entry or of `shape` whose value was not read in a source.
+    repository: the model's id on the Hugging Face hub. aliases: other repositories of the same dimensions.
+    native: the quantization of `repository`. checkpoints: repositories in other quantizations.
+    gated: the hub requires an approval; None: unknown. replacement: the catalog's name of the model to use
+    if vLLM has dropped the architecture. source, date: where and when the dimensions were read.
+    unverified: fields of this entry or of `shape` whose value was not read in a source.
     """
 
     name: str
@@ -100,7 +100,7 @@ class Model(_ModelFacts):
         return self
 
     def repositories(self) -> dict[str, QuantizationName]:
-        """Every repository that this entry answers to, and in which quantization it holds the model."""
+        """Every repository of this entry, with the quantization of its weights."""
         found: dict[str, QuantizationName] = {self.repository: self.native}
         found |= dict.fromkeys(self.aliases, self.native)
         for quantization, checkpoint in self.checkpoints.items():
@@ -110,7 +110,7 @@ class Model(_ModelFacts):
 
     def stored_as(self, name: str) -> QuantizationName:
         """The quantization of the weights under `name`: a repository of this entry, or its short name, which
-        means `repository`. Raises KeyError for any other."""
+        means `repository`. Raises KeyError for any other name."""
         if name.lower() == self.name.lower():
             return self.native
         return {repository.lower(): quantization for repository, quantization in self.repositories().items()}[
@@ -124,7 +124,7 @@ def _load(*path: str) -> Any:
 
 @cache
 def licences() -> dict[str, Licence]:
-    """What is known of licences, by the name that entries use."""
+    """Every licence of the catalog, by the name that entries use."""
     return TypeAdapter(dict[str, Licence]).validate_python(_load("licences.yaml"))
 
 
@@ -134,7 +134,7 @@ def _engine_support() -> dict[str, EngineSupport]:
 
 
 def engine_support(architecture: str) -> EngineSupport | None:
-    """Which releases of vLLM run `architecture` (the class named in `config.json`); None: not known here."""
+    """The releases of vLLM that run `architecture` (the class in `config.json`); None if it is not in the catalog."""
     return _engine_support().get(architecture)
 
 
@@ -155,7 +155,7 @@ def models() -> MappingProxyType[str, Model]:
 
 @cache
 def _answers() -> dict[str, Model]:
-    """Everything that a model answers to, in lower case."""
+    """Every model by its short name and by its repositories, in lower case."""
     return {name.lower(): model for model in models().values() for name in (model.name, *model.repositories())}
 
 
@@ -165,7 +165,7 @@ def find_model(name: str) -> Model | None:
 
 
 def near_models(text: str, count: int = 3) -> list[str]:
-    """Short names of the models whose short name or repository is nearest to `text`, best first."""
+    """Short names of up to `count` models whose short name or repository is nearest to `text`, best first."""
     wanted = text.lower()
     scored = [
         (max(_likeness(wanted, answer) for answer in _short_and_long(model)), model.name) for model in models().values()

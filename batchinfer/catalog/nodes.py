@@ -1,4 +1,4 @@
-"""How Kubernetes nodes are labelled by what they have, as data with source and date: `nodes.yaml` beside this file."""
+"""The labels of Kubernetes nodes by accelerator, as data with source and date: `nodes.yaml` beside this file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 class NodeLabels(BaseModel):
     """One entry of `nodes.yaml`: `label` has one of `values` on the nodes with an accelerator.
 
-    spot: labels of nodes on spot capacity, any of them; empty where there is none. unverified: accelerators
-    whose value was not read in a source.
+    spot: labels of nodes on spot capacity, each of which is enough; empty if there is no such label.
+    unverified: accelerators whose value was not read in a source.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,6 +29,6 @@ class NodeLabels(BaseModel):
 
 @cache
 def node_labels() -> dict[str, NodeLabels]:
-    """The labels of each kind of cluster, by the name that `batchinfer render --nodes` takes."""
+    """The labels of each kind of cluster, by the values of `batchinfer render --nodes`."""
     text = (resources.files(__package__) / "nodes.yaml").read_text(encoding="utf-8")
     return TypeAdapter(dict[str, NodeLabels]).validate_python(yaml.safe_load(text))

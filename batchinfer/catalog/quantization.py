@@ -1,4 +1,4 @@
-"""The quantizations that vLLM runs: what they store, what they leave alone, and what they compute in."""
+"""The quantizations that vLLM runs: bits of a weight, the type of the computation, and the GPUs that support them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ QuantizationName = Literal["none", "fp8", "int8", "w8a8", "awq", "gptq", "w4a16"
 class Quantization:
     """One way to store weights.
 
-    bits: of a quantized weight, its share of scales and zero points included.
+    bits: bits of a quantized weight, with its share of scales and zero points.
     experts_only: attention stays in 16 bits (MXFP4).
-    compute: what the matrix products run in where the GPU has it fast; in 16 bits else (weight-only).
-    online: vLLM can quantize a 16-bit checkpoint while it loads it, so none has to be published.
-    needs: the smallest CUDA compute capability x 10 that runs it at all; None: any, CPUs too.
+    compute: type of the matrix products if the GPU is fast in it; otherwise they run in 16 bits (weight-only).
+    online: vLLM can quantize a 16-bit checkpoint while loading, so no quantized checkpoint has to be published.
+    needs: the smallest CUDA compute capability x 10 that runs the quantization; None: any, and CPUs.
     """
 
     name: QuantizationName
@@ -29,9 +29,9 @@ class Quantization:
     needs: int | None = None
 
 
-# Scales: fp8 has one a channel, or one of 32 bits for a block of 128 x 128 weights: under 0.01 bits a
-# weight. Groups of 128 with a 16-bit scale and a 4-bit zero point are 4 + 20/128 bits. NVFP4 has an 8-bit
-# scale for 16 weights, MXFP4 one for 32. Capabilities: vLLM's supported-hardware table (0.32).
+# Scales: fp8 has one a channel, or a 32-bit scale for a block of 128 x 128 weights, under 0.01 bits a weight.
+# A group of 128 with a 16-bit scale and a 4-bit zero point adds 20/128 bits. NVFP4 has an 8-bit scale for 16
+# weights, MXFP4 one for 32. Capabilities: vLLM's supported-hardware table (0.32).
 QUANTIZATIONS: dict[str, Quantization] = {
     q.name: q
     for q in (
@@ -46,3 +46,6 @@ QUANTIZATIONS: dict[str, Quantization] = {
         Quantization("mxfp4", 4.25, "fp4", experts_only=True, needs=80),
     )
 }
+
+FOUR_BIT_GROUPS: tuple[QuantizationName, ...] = ("awq", "gptq", "w4a16")
+"""Integers of 4 bits, with a scale for each group of 128: kernels need whole groups, on a CPU also AVX-512."""

@@ -1,6 +1,6 @@
-"""What a model is made of: its dimensions, the parameters they come to, and what a token costs it.
+"""A model's dimensions, and the parameters and KV cache bytes computed from them.
 
-Nothing is stored that can be computed: a parameter count in the catalog would be one more thing to be wrong.
+Computed figures are not stored, because a stored parameter count could contradict the dimensions.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ class _ShapeFacts(BaseModel):
 
 
 class Experts(_ShapeFacts):
-    """The mixture-of-experts part: `count` routed experts in each of `layers` layers, `active` of them a
-    token; `shared_size` is the intermediate size of all shared experts together, which every token takes.
+    """The mixture-of-experts part: `count` routed experts in each of `layers` layers; a token runs `active` of them.
 
-    `router_bias`: a bias of the router itself; `correction_bias`: a score correction for each expert.
+    `shared_size`: the intermediate size of all shared experts together, which every token runs. `router_bias`: the
+    router has a bias. `correction_bias`: each expert has a score correction.
     """
 
     count: int
@@ -44,11 +44,11 @@ class LatentAttention(_ShapeFacts):
 
 @dataclass(frozen=True, slots=True)
 class ParameterCount:
-    """Parameters by what becomes of them when a checkpoint is quantized, and by who reads them.
+    """Parameters by whether they are quantized, and by the tokens that use them.
 
-    attention, dense_mlp, experts, shared_experts: the linear layers that quantization takes.
-    embedding, head, router, other (norms, biases, sinks): what it leaves in 16 bits.
-    active: what one token is multiplied with, the head included, the embedding (a lookup) not.
+    attention, dense_mlp, experts, shared_experts: linear layers that can be quantized.
+    embedding, head, router, other (norms, biases, sinks): parameters that stay in 16 bits.
+    active: parameters that one token is multiplied with: with the head, without the embedding (a lookup).
     """
 
     embedding: int
@@ -63,7 +63,7 @@ class ParameterCount:
 
     @property
     def total(self) -> int:
-        """All parameters, as the files of the checkpoint hold them."""
+        """All parameters in the files of the checkpoint."""
         return self.embedding + self.head + self.quantizable + self.router + self.other
 
     @property
@@ -72,13 +72,12 @@ class ParameterCount:
 
 
 class ModelShape(_ShapeFacts):
-    """The dimensions of a decoder-only transformer, by the names of its `config.json` where it has them.
+    """The dimensions of a decoder-only transformer, under the names of `config.json` if it has them.
 
-    windowed_layers: layers whose attention sees at most `window` tokens (sliding or chunked); those hold
-    no more than `window` tokens of KV cache a sequence. dense layers of a mixture use `intermediate_size`.
-    gated_mlp: gate, up and down projections; else up and down. norms: how many of hidden size in a layer.
-    qk_norm: weights of the norms of queries and keys: one of head_dim for each of the two ("shared"), or
-    one for every head ("per_head").
+    windowed_layers: layers whose attention sees at most `window` tokens (sliding or chunked), and which hold at most
+    `window` tokens of KV cache a sequence. intermediate_size: of the dense layers, if there are experts.
+    gated_mlp: gate, up and down projections; otherwise up and down. norms: norms of hidden size in a layer.
+    qk_norm: norms of queries and keys, each with head_dim weights for all heads ("shared") or for each ("per_head").
     """
 
     architecture: str
@@ -107,7 +106,7 @@ class ModelShape(_ShapeFacts):
     attention_sinks: bool = False
 
     def parameters(self) -> ParameterCount:
-        """Exact, of the text model: vision encoders and multi-token-prediction layers are not served."""
+        """The exact counts of the text model, without vision encoders and multi-token-prediction layers."""
         dense_layers = self.layers - (self.experts.layers if self.experts else 0)
         projections = 3 if self.gated_mlp else 2
         experts = shared = router = router_other = active_experts = 0
@@ -149,7 +148,7 @@ class ModelShape(_ShapeFacts):
         return q + kv + heads * m.v_head_dim * self.hidden_size
 
     def _other(self, dense_layers: int, projections: int) -> int:
-        """Norms, biases and sinks."""
+        """Parameters of norms, biases and sinks."""
         q, kv = self.attention_heads * self.head_dim, self.kv_heads * self.head_dim
         norm = self.hidden_size * (2 if self.norm_bias else 1)
         layer = self.norms * norm + self.qkv_bias * (q + 2 * kv) + self.output_bias * self.hidden_size
@@ -161,11 +160,11 @@ class ModelShape(_ShapeFacts):
         return self.layers * layer + dense_layers * mlp + norm + self.head_bias * self.vocab_size
 
     def kv_bytes(self, tokens: int, bytes_per_value: float = 2.0, tensor_parallel: int = 1) -> float:
-        """Bytes of KV cache that one sequence of `tokens` takes on each GPU of a tensor-parallel group.
+        """Bytes of KV cache of one sequence of `tokens` on each GPU of a tensor-parallel group.
 
-        2 (keys, values) x layers x KV heads x head_dim x tokens; a windowed layer holds at most its
-        window, latent attention one vector for all heads, copied to every GPU; KV heads that are fewer
-        than the GPUs are copied too.
+        2 (keys, values) x layers x KV heads x head_dim x tokens. A windowed layer holds at most its window. Latent
+        attention holds one vector for all heads, copied to every GPU. If there are fewer KV heads than GPUs, the
+        heads are copied.
         """
         if self.latent is not None:
             width = float(self.latent.kv_lora_rank + self.latent.qk_rope_head_dim)

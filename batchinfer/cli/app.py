@@ -1,4 +1,4 @@
-"""What every command shares: the app, the options, and how to listen, print and fail."""
+"""Shared by all commands: the app, common options, event listeners, output, and errors as exit codes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from batchinfer.execution.progress import Listener
     from batchinfer.storage import Stores
 
-# Both report usage to their makers unless told not to; set before either is imported.
+# Ray and vLLM report usage to their makers by default. Set before either is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
@@ -78,12 +78,12 @@ def print_json(document: object) -> None:
 
 
 def console() -> Console:
-    """Where tables go; wide where nobody looks."""
+    """The console for tables: as wide as the terminal, 160 columns for a file or pipe."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
 def main() -> None:
-    """Run the command; every BatchinferError becomes one message and its exit code."""
+    """Run the command. A BatchinferError becomes one message and its exit code."""
     signals.take()
     open_standard_streams()
     code: str | int | None
@@ -91,9 +91,10 @@ def main() -> None:
         code = _exit_code()
     except (SystemExit, KeyboardInterrupt) as ending:
         if signals.pending() and not signals.is_ending():
-            # Ray's own handler of SIGTERM, for the moment that it stands: our thread is about to leave.
+            # Ray's own handler of SIGTERM may have raised this; the thread of `signals` is about to end the process.
             time.sleep(signals.CLEAN_SECONDS)
         code = ending.code if isinstance(ending, SystemExit) else signals.STOPPED
+    signals.let_leave()
     signals.ignore()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -104,6 +105,7 @@ def _exit_code() -> int:
     try:
         app()
     except BatchinferError as error:
+        signals.let_leave()
         print(f"error: {error.message}", file=sys.stderr)
         if error.remedy:
             print(f"  -> {error.remedy}", file=sys.stderr)

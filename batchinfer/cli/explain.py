@@ -1,4 +1,4 @@
-"""`batchinfer explain`: what the keys of a spec mean, from the models that check them."""
+"""`batchinfer explain`: the meaning of a spec's keys, from the pydantic models that check the spec."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AsSchema = Annotated[bool, typer.Option("--json", help="Print the JSON Schema of
 
 @app.command()
 def explain(key: KeyPath = "", as_json: AsSchema = False) -> None:
-    """Say what a key of the spec means; without KEY, list all keys and print a spec to start from."""
+    """Print the meaning of a key of the spec; without KEY, list all keys and print a spec to start from."""
     from batchinfer.jobspec.explain import EXAMPLE, json_schema
     from batchinfer.jobspec.explain import explain as explained
 

@@ -51,7 +51,7 @@ def render(
     env_secrets: Secrets = None,
     sample: Sample = True,
 ) -> None:
-    """Print the job, as planned, as a RayJob, or as a RayCronJob where it has a schedule; start nothing."""
+    """Print the planned job as a RayJob, or as a RayCronJob if it has a schedule; start nothing."""
     from batchinfer.deploy.kubernetes import Mount, Options, dump, render_job
     from batchinfer.jobspec import key_values, load
 

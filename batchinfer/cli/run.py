@@ -1,4 +1,4 @@
-"""Running jobs here, and looking at what is known and what was run."""
+"""The commands for jobs on this machine, for the catalog, and for the reports of runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TokensOut = Annotated[float | None, typer.Option("--out", min=0, help="Suppose a
 @app.command()
 def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at: At = None) -> None:
     """Check the spec, the model, the input and the output, and start nothing."""
-    from batchinfer.execution import runner
+    from batchinfer.execution import preview
     from batchinfer.jobspec import load
     from batchinfer.jobspec.constraints import advice
     from batchinfer.model.thinking import thinking_line
@@ -48,10 +48,10 @@ def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at:
 
     loaded = load(spec, overrides or [])
     times = run_times(loaded, date, at, None, None)
-    checked = runner.validate(loaded, times[0] if times else None)
+    checked = preview.validate(loaded, times[0] if times else None)
     manifest = checked.manifest
     done = f", {len(checked.committed)} of them done already" if checked.resumed else ""
-    print(f"{spec} is valid: {manifest.rows:,} rows in {len(manifest.shards):,} shards{done}")
+    print(f"{spec} is valid: {manifest.rows_of_all} in {len(manifest.shards):,} shards{done}")
     print(_read_by(manifest))
     for uri, reason in manifest.skipped:
         print(f"skips {uri}: {reason}")
@@ -65,20 +65,20 @@ def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at:
     thinking = thinking_line(checked.spec, checked.facts.folder)
     if thinking is not None:
         print(thinking)
-    for line in sample_lines(runner.forecast(checked), checked.spec.limits.max_error_rate):
+    for line in sample_lines(preview.forecast(checked), checked.spec.limits.max_error_rate):
         print(line)
     print("not checked here: whether the cluster has the devices and the memory; `batchinfer plan` says")
 
 
 _NAMED = 5
-"""Files that are left out and named; of more only the number is said."""
+"""Files that are left out and shown by name; further ones are only counted."""
 
 
 def _read_by(manifest: Manifest) -> str:
-    """How many files the run reads, and what lies beside them and is not read."""
-    sizes = {segment.entry.uri: segment.entry.size for shard in manifest.shards for segment in shard.segments}
+    """The number of files that the run reads, and the files beside them that it does not."""
+    sizes = [entry.size for entry in manifest.entries]
     files = len(sizes) + len(manifest.empty_files)
-    text = f"it reads {files:,} file{'s' if files != 1 else ''} of {sum(sizes.values()):,} bytes"
+    text = f"it reads {files:,} file{'s' if files != 1 else ''} of {sum(sizes):,} bytes"
     if manifest.left_out:
         more = ", ..." if len(manifest.left_out) > _NAMED else ""
         text += f", and leaves out {len(manifest.left_out):,}: {', '.join(manifest.left_out[:_NAMED])}{more}"
@@ -98,20 +98,20 @@ def plan(
     tokens_in: TokensIn = None,
     tokens_out: TokensOut = None,
 ) -> None:
-    """Say how the job would be laid out, how long it would take and what it would cost; start nothing."""
-    from batchinfer.execution import runner
+    """Print the layout, time and cost that the job would have; start nothing."""
+    from batchinfer.execution import preview
     from batchinfer.jobspec import load
     from batchinfer.reporting import render_plan
     from batchinfer.reporting.console import attending
 
     loaded = load(spec, overrides or [])
     times = run_times(loaded, date, at, None, None)
-    supposed = runner.Supposed(gpus, None if rows is None else int(rows), tokens_in, tokens_out)
+    supposed = preview.Supposed(gpus, None if rows is None else int(rows), tokens_in, tokens_out)
     with attending(loaded.storage) as listener:
-        if supposed != runner.Supposed():
-            made = runner.suppose(loaded, supposed)
+        if supposed != preview.Supposed():
+            made = preview.suppose(loaded, supposed)
         else:
-            made = runner.plan(loaded, listener, address, times[0] if times else None)
+            made = preview.plan(loaded, listener, address, times[0] if times else None)
     if as_json:
         print_json(made.document())
     else:
@@ -154,7 +154,7 @@ def run(
     first: From = None,
     last: To = None,
 ) -> None:
-    """Run the job, or go on where an earlier run of it stopped, and print the report."""
+    """Run the job, or resume an earlier run of it, and print the report."""
     from batchinfer.execution import runner
     from batchinfer.jobspec import load
     from batchinfer.scheduling import recurring
@@ -172,7 +172,7 @@ def run(
 
 
 def _require_consent(lines: list[str]) -> None:
-    """Ask before --fresh deletes results of another spec; raises UserError unless a person agrees."""
+    """Ask before --fresh deletes results of another spec. Raises UserError unless a person agrees."""
     if not lines:
         return
     shown = "\n  ".join(lines)
@@ -184,7 +184,7 @@ def _require_consent(lines: list[str]) -> None:
 
 @app.command()
 def retry(uri: RunUri, overrides: Overrides = None, as_json: AsJson = False, address: Address = None) -> None:
-    """Run the failed rows of a run again, and put what they give into their places."""
+    """Run the failed rows of a run again, and replace them by their new results."""
     from batchinfer.execution import runner
 
     _attended(lambda listener: runner.retry(uri, listener, address, overrides or []), as_json, {})
@@ -193,21 +193,21 @@ def retry(uri: RunUri, overrides: Overrides = None, as_json: AsJson = False, add
 @app.command()
 def report(uri: RunUri, as_json: AsJson = False, overrides: Evaluate = None) -> None:
     """Print the report of a run, from its accounting."""
-    from batchinfer.execution import runner
+    from batchinfer.execution import reports
 
-    _print(runner.report(uri, overrides or []), as_json)
+    _print(reports.report(uri, overrides or []), as_json)
 
 
 def _attended(command: Callable[[Listener], Report | list[Report]], as_json: bool, stores: Stores) -> None:
-    """Run a command, print its report or reports, and let its failed rows decide the exit code."""
-    from batchinfer.execution import runner
+    """Run a command and print its reports. Raises TooManyFailedRows or Stopped, by the limits of each report."""
+    from batchinfer.execution import reports
     from batchinfer.reporting.console import attending
 
     with attending(stores) as listener:
         made = command(listener)
     _print(made, as_json)
     for report in made if isinstance(made, list) else [made]:
-        runner.require_limits(report)
+        reports.require_limits(report)
 
 
 def _print(made: Report | list[Report], as_json: bool) -> None:

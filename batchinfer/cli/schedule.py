@@ -1,4 +1,4 @@
-"""The command line of jobs that run again and again: the times of `run`, and the group `schedule`."""
+"""The command line of recurring jobs: the time options of `run`, and the group `schedule`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Number = Annotated[int, typer.Option("-n", min=1, max=10_000, help="How many tic
 
 
 def run_times(spec: JobSpec, day: str | None, at: str | None, first: str | None, last: str | None) -> list[datetime]:
-    """The times that the options of `run` ask for, in order; none where they ask for nothing. Raises UserError."""
+    """The times that the options of `run` name, in order; empty without such an option. Raises UserError."""
     from batchinfer.jobspec.schedule import require_no_tick_blocked, times_on, uses_time
 
     if sum(value is not None for value in (day, at, first)) > 1 or (last is not None and first is None):
@@ -101,7 +101,7 @@ def next_ticks(specs: Specs, number: Number = 5, overrides: Overrides = None, as
 
 @schedule_app.command("list")
 def list_jobs(specs: Specs, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Print how each job stands: its last tick and what became of it, what is due, and its next tick."""
+    """Print the state of each job: its last tick and the result, the ticks that are due, and its next tick."""
     from batchinfer.scheduling import recurring
 
     now = recurring.utc_now()
@@ -111,8 +111,8 @@ def list_jobs(specs: Specs, overrides: Overrides = None, as_json: AsJson = False
 
 @schedule_app.command("run-due")
 def run_due(specs: Specs, overrides: Overrides = None, as_json: AsJson = False, address: Address = None) -> None:
-    """Resume what died, run every tick that is due, and end: for cron, systemd or Kubernetes."""
-    from batchinfer.execution import runner
+    """Resume unfinished runs, run every tick that is due, and end: for cron, systemd or Kubernetes."""
+    from batchinfer.execution import reports
     from batchinfer.reporting import render
     from batchinfer.reporting.console import attending
     from batchinfer.scheduling import recurring
@@ -125,7 +125,7 @@ def run_due(specs: Specs, overrides: Overrides = None, as_json: AsJson = False, 
         except Stopped:
             raise
         except BatchinferError as error:
-            # The other jobs have their turn all the same.
+            # The other jobs run anyway.
             outcome.errors.append(error)
     if as_json:
         print_json([report.model_dump(mode="json") for report in outcome.reports])
@@ -137,7 +137,7 @@ def run_due(specs: Specs, overrides: Overrides = None, as_json: AsJson = False, 
     if outcome.errors:
         raise outcome.errors[0]
     for report in outcome.reports:
-        runner.require_limits(report)
+        reports.require_limits(report)
 
 
 def _merge(outcome: DueOutcome, more: DueOutcome) -> None:
@@ -147,7 +147,7 @@ def _merge(outcome: DueOutcome, more: DueOutcome) -> None:
 
 @schedule_app.command()
 def serve(specs: Specs, overrides: Overrides = None, address: Address = None) -> None:
-    """Stay, and run each tick as it comes. SIGTERM ends it when the shards in flight are done."""
+    """Run each tick as it comes due, until SIGTERM; then wait for the shards in flight."""
     from batchinfer.reporting.console import event_log
     from batchinfer.scheduling import recurring
     from batchinfer.scheduling.serve import serve as stay

@@ -1,4 +1,4 @@
-"""Jobs on a cluster that runs elsewhere: submit, list, status, logs, stop."""
+"""The commands for jobs on another cluster: submit, list, status, logs, stop."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from batchinfer.cli.app import AsJson, Overrides, SpecPath, app, console, listened, print_json
 from batchinfer.errors import UserError
+from batchinfer.outlet import Outlet
 
 if TYPE_CHECKING:
     from batchinfer.deploy.ray_jobs import JobClient, SubmittedJob
@@ -83,12 +84,19 @@ def submit(
 
 
 def _followed(client: JobClient, job_id: str, sink: TextIO) -> SubmittedJob:
-    """The job as it ended; what it prints goes to `sink` meanwhile."""
+    """Print the job's output to `sink` until the job ends. Returns the ended job."""
+
+    def show(lines: str) -> None:
+        print(lines, end="", flush=True, file=sink)
+        if sink is sys.stdout and isinstance(sink, Outlet) and sink.reader_left:
+            # `logs --follow | head`: a log that nobody reads any more is no reason to wait for the job's end.
+            raise SystemExit(0)
+
     try:
-        return client.follow(job_id, lambda lines: print(lines, end="", flush=True, file=sink))
+        return client.follow(job_id, show)
     except KeyboardInterrupt:
         print(f"{job_id} goes on: `batchinfer logs {job_id} --follow` looks again", file=sys.stderr)
-        # 128 + SIGINT, as of any command that Ctrl-C ends: what the job comes to is not known.
+        # 128 + SIGINT, as for any command that Ctrl-C ends, because the job's own exit code is not known yet.
         raise typer.Exit(130) from None
 
 
@@ -112,7 +120,7 @@ def status(
     address: Dashboard = LOCAL_DASHBOARD,
     as_json: AsJson = False,
 ) -> None:
-    """Say how a submitted job stands."""
+    """Print the state of a submitted job."""
     from batchinfer.deploy import ray_jobs
 
     if (job_id is None) != all_jobs:
@@ -135,7 +143,7 @@ def status(
 
 @app.command()
 def logs(job_id: JobId, follow: Follow = False, address: Dashboard = LOCAL_DASHBOARD) -> None:
-    """Print what a submitted job says: its progress and its report. With --follow, end with the job's exit code."""
+    """Print the log of a submitted job, with its progress and report. With --follow, end with the job's exit code."""
     from batchinfer.deploy import ray_jobs
 
     client = ray_jobs.connect(address)
@@ -146,7 +154,7 @@ def logs(job_id: JobId, follow: Follow = False, address: Dashboard = LOCAL_DASHB
 
 @app.command()
 def stop(job_id: JobId, wait: Wait = True, address: Dashboard = LOCAL_DASHBOARD, as_json: AsJson = False) -> None:
-    """Stop a submitted job: the shards in flight end, and submitting it again goes on from there."""
+    """Stop a submitted job after the shards in flight; submitting it again resumes the run."""
     from batchinfer.deploy import ray_jobs
 
     client = ray_jobs.connect(address)

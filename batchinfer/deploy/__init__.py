@@ -1,1 +1,1 @@
-"""Jobs on machines that run elsewhere: a spec goes in, a submitted Ray job or Kubernetes manifests come out."""
+"""Jobs on other machines: from a spec to a submitted Ray job or to Kubernetes manifests."""

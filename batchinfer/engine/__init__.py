@@ -1,4 +1,4 @@
-"""Engines: prompts go in, completions come out, many shards at once."""
+"""Engines: turn prompts into completions, for many shards at once."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["Completion", "Engine", "EngineDied", "host_processes", "start_engine
 
 
 def start_engine(spec: JobSpec, plan: Plan) -> Engine:
-    """Load the model and return the engine that the spec asks for."""
-    # Workers on several nodes are Ray actors in the placement group of the actor that starts them. And who tells
-    # vLLM to stay in one process wants the engine in this one.
+    """Load the model and return the engine of the spec. Raises EngineError, ResourceError."""
+    # Workers on several nodes are Ray actors, which must start in the placement group of this actor. A user who
+    # disables vLLM's multiprocessing wants the engine in this process.
     here = plan.nodes_per_replica > 1 or os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0"
     if here or spec.model.source == SCRIPTED:
         return load_engine(spec, plan)

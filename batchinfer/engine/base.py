@@ -1,4 +1,4 @@
-"""What batchinfer asks of an engine."""
+"""The interface of every engine."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from batchinfer.prompting.prompts import Prompt
 
 @dataclass(slots=True)
 class Completion:
-    """The answer to one prompt: `n` texts with their finish reasons, or a vector, or an error.
+    """The answer to one prompt: `n` texts with their finish reasons, or a vector (float32, one dimension), or an error.
 
-    `logprobs`, where asked for, holds for each text a list over its tokens of lists of
+    `logprobs`, if the spec asks for it, has a list for each text, with a list for each token of
     {token, token_id, logprob, rank}.
     """
 
@@ -29,6 +29,10 @@ class Completion:
     error: RowError | None = None
     logprobs: list[list[list[dict[str, Any]]]] | None = None
     embedding: npt.NDArray[np.float32] | None = None
+    truncated_tokens: int = 0
+    """By how many tokens the prompt was cut."""
+    seconds: float = 0.0
+    """How long the engine had the row."""
     reasoning: list[str | None] | None = None
     """The thinking before each text; None if the text is kept whole."""
     reasoning_tokens: int = 0
@@ -64,9 +68,11 @@ def set_apart(
 
 
 class EngineDied(Exception):
-    """The engine is gone and will not answer again. `completions` are what it had finished of the prompts
-    that it was asked for, in their order, None for the others; `running` are the places of those that were in
-    it when it died."""
+    """The engine died and cannot be used again.
+
+    `completions`: one entry for each prompt of the call, in order; None if the prompt was not finished. `running`: the
+    positions of the prompts that were in the engine when it died.
+    """
 
     def __init__(self, message: str, completions: Sequence[Completion | None], running: Collection[int]) -> None:
         super().__init__(message)
@@ -75,18 +81,20 @@ class EngineDied(Exception):
 
 
 class Engine(Protocol):
-    """A loaded model that any number of threads may ask at once."""
+    """A loaded model, safe to use from several threads at once."""
 
     @property
     def steps(self) -> int:
-        """Grows whenever it gets on with any row: an engine that has rows and stands still hangs."""
+        """A counter of progress. An engine that has rows and does not increase it hangs."""
 
     def generate(
         self, prompts: Sequence[Prompt], begun: Callable[[int], None], finished: Callable[[int], None]
     ) -> list[Completion]:
-        """The completions, in order. Calls `begun(rows)` as rows enter the engine and `finished(rows)` as they
-        leave it; rows refused before they enter count in neither. Raises EngineDied.
+        """The completions, in order. Raises EngineDied.
+
+        Calls `begun(rows)` with the number of rows that enter the engine, and `finished(rows)` with the number that
+        leave it. Rows that are refused before they enter count in neither.
         """
 
     def close(self) -> None:
-        """End the engine and all its processes; also one that is dead."""
+        """End the engine and all its processes, also if the engine is dead."""

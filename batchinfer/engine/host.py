@@ -1,13 +1,14 @@
-"""The engine's host: a process of its own that imports vLLM, holds the engine and serves one replica.
+"""The engine's host: a separate process that imports vLLM, holds the engine and serves one replica.
 
-Why it is not the replica itself. vLLM takes 13 seconds of CPU to import, and its engine is one more process. A Ray
-worker must not be forked (it shares its sockets and has dozens of threads), so an engine that a replica starts
-imports everything a second time. The host is started afresh, runs no other thread of Python's while it loads, and may
-be forked: what it has imported its engine has too. Nor does Ray's own work share an interpreter with the tokenizer.
+Why the replica does not do this itself: importing vLLM takes 13 seconds of CPU, and vLLM's engine is one more process.
+A Ray worker must not be forked (it has dozens of threads, and a fork would share its sockets). So an engine that a
+replica starts would import everything again. The host starts fresh and runs no other Python thread while it loads, so
+the engine can be forked from it with all its imports. Also, Ray's work does not share an interpreter with the
+tokenizer.
 
-The two talk over a pair of sockets. The replica sends the spec and the plan, then (number, prompts) for each call; it
-closes its end when it leaves. The host sends that it is ready, or the exception that loading raised; then
-(number, what, value) of each call, and number 0 for the engine's steps.
+Replica and host exchange messages over a socket pair. The replica sends the spec and the plan, then (number, prompts)
+for each call; it closes its end when it leaves. The host sends None when the engine is loaded, or the exception of the
+loading. Then it sends (number, what, value) for each call, and the number 0 for the engine's steps.
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ from batchinfer.prompting.prompts import Prompt
 
 _BEAT_SECONDS = 0.25
 _LEAVE_SECONDS = 40.0
-"""What an engine gets to end its processes, before its host is killed and the replica's guard kills the rest."""
+"""Seconds for an engine to end its processes; then the host is killed, and the replica's guard kills the rest. Shorter
+kills engines that would end by themselves."""
 
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from batchinfer.engine import host; host.main()"
 
 _KEPT_LINES = 400
-"""Of what an engine prints: a traceback of vLLM's, through several processes, has some 100."""
+"""Lines of the engine's output that are kept for its last error. A traceback of vLLM through several processes has
+about 100; fewer lines may lose the error."""
 _LAST_WORDS_SECONDS = 2.0
 _ERROR = re.compile(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception|Interrupt)): (\S.*)")
 
@@ -49,14 +52,14 @@ _hosts: set[int] = set()
 
 
 def host_processes() -> frozenset[int]:
-    """The process ids of the hosts of this process. Their engines may be killed under them: they say so, and hand
-    over what was finished."""
+    """The process ids of this process's hosts. Kill their engines, not the hosts: a host reports the death and returns
+    the finished rows."""
     return frozenset(_hosts)
 
 
 def load_engine(spec: JobSpec, plan: Plan, fork: bool = False) -> Engine:
     """Load the model in this process. `fork`: see `VllmEngine`."""
-    # Imported here: vLLM takes seconds to import.
+    # The engines are imported here because vLLM takes seconds to import.
     if spec.model.source == SCRIPTED:
         from batchinfer.engine.scripted import ScriptedEngine
 
@@ -67,7 +70,7 @@ def load_engine(spec: JobSpec, plan: Plan, fork: bool = False) -> Engine:
 
 
 def last_error(lines: Sequence[str]) -> str | None:
-    """The last error that an engine printed ("ValueError: ..."), other than those that point to an earlier one."""
+    """The last error that an engine printed ("ValueError: ..."), without errors that refer to an earlier root cause."""
     for line in reversed(lines):
         found = _ERROR.search(line)
         if found is not None and "root cause" not in line:
@@ -83,8 +86,7 @@ class _Call:
 
 
 class HostedEngine:
-    """An engine in a process of its own; see `engine.base.Engine`. Raises EngineError and ResourceError as the engine
-    itself does."""
+    """An engine in a host process; see `engine.base.Engine`. Raises the EngineError and ResourceError of the engine."""
 
     def __init__(self, spec: JobSpec, plan: Plan) -> None:
         ours, theirs = socket.socketpair()
@@ -116,13 +118,13 @@ class HostedEngine:
         if isinstance(started, Exception):
             self.close()
             if isinstance(started, EngineError):
-                # A process of the engine that is left may hold the pipe open.
+                # Wait a limited time: a remaining process of the engine may keep the pipe open.
                 self._saying.join(_LAST_WORDS_SECONDS)
                 cause = last_error(list(self._said))
                 if cause is not None and cause not in started.message:
                     started.message += f"; the engine's own last error: {cause}"
             raise started
-        # Only now: a host that still loads may be killed with all that it has started.
+        # Registered after loading, because a host that is still loading may be killed with all its processes.
         _hosts.add(self._process.pid)
         threading.Thread(target=self._listen, name="engine-host", daemon=True).start()
 
@@ -133,7 +135,7 @@ class HostedEngine:
         with self._lock:
             self._calls[number] = call
             if self._death is None:
-                # A host that is gone is noticed by `_listen`, which answers every call.
+                # `_listen` notices a dead host and ends every call.
                 with contextlib.suppress(OSError):
                     self._pipe.send((number, list(prompts)))
             else:
@@ -141,7 +143,7 @@ class HostedEngine:
         call.done.wait()
         answer = call.answer
         if answer is None:
-            # With its host go all of the call's rows, also those that were finished, and what says which were running.
+            # The host died with the finished rows of this call, so every row is missing and counts as running.
             raise EngineDied(self._death or "", [None] * len(prompts), range(len(prompts)))
         if isinstance(answer, Exception):
             raise answer
@@ -152,25 +154,25 @@ class HostedEngine:
         return self._steps
 
     def close(self) -> None:
-        # The end of the stream is what the host leaves at; a close alone would not wake the thread that reads.
+        # The host leaves at the end of the stream. Closing the pipe alone would not wake the thread that reads.
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._pipe.fileno())) as end:
             end.shutdown(socket.SHUT_WR)
         self._ending()
         _hosts.discard(self._process.pid)
 
     def _repeat(self) -> None:
-        """Print what the host and its engine print, and keep the end of it."""
+        """Print the output of the host and its engine, and keep its last lines."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             text = line.decode(errors="replace")
             self._said.append(text.rstrip())
-            # Whoever reads the log may be gone.
+            # The reader of stderr may be gone.
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.write(text)
                 sys.stderr.flush()
 
     def _ending(self) -> str:
-        """Wait for the host to end, for as long as that may take; what it ended with."""
+        """Wait for the host to end, and kill it after _LEAVE_SECONDS. Returns its exit code or signal as text."""
         try:
             code = self._process.wait(_LEAVE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -197,13 +199,13 @@ class HostedEngine:
 
     @staticmethod
     def _answer(call: _Call, value: Any) -> None:
-        # An EngineDied loses its completions on the way: it comes in parts.
+        # An EngineDied arrives as a tuple, because pickling it would lose its completions.
         call.answer = EngineDied(*value) if isinstance(value, tuple) else value
         call.done.set()
 
 
 class _Host:
-    """The other end: answers calls, each in a thread, until the replica closes its end."""
+    """The host's end of the socket pair: runs each call in a thread, until the replica closes its end."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
@@ -223,10 +225,10 @@ class _Host:
 
     def _load(self, spec: JobSpec, plan: Plan) -> Engine | None:
         try:
-            # A GPU's engine is started afresh, as vLLM says for a process that may have touched CUDA.
+            # Engines for a GPU are not forked: vLLM advises against it for a process that may have initialised CUDA.
             engine = load_engine(spec, plan, fork=plan.accelerator == "cpu")
         except Exception as error:
-            # Whatever loading raises is the replica's to hear: this process has nobody else to tell.
+            # Any error of loading is sent to the replica, which reports it.
             self._send(_known(error))
             return None
         self._send(None)
@@ -242,7 +244,7 @@ class _Host:
         except EngineDied as death:
             found = (str(death), list(death.completions), list(death.running))
         except Exception as error:
-            # A call without an answer would wait for ever.
+            # Every error is sent as an answer: the replica waits without a timeout.
             found = _known(error)
         self._send((number, "answer", found))
 
@@ -254,14 +256,14 @@ class _Host:
                 self._send((0, "steps", steps))
 
     def _send(self, message: Any) -> None:
-        # Answers may be large, and whoever counts rows should not wait for one to be packed.
+        # Pickled before the lock is taken, so that a large answer does not delay the counts of rows.
         packed = ForkingPickler.dumps(message)
         with self._lock, contextlib.suppress(OSError):
             self._pipe.send_bytes(packed)
 
 
 def _known(error: Exception) -> BatchinferError:
-    """An exception that is sure to arrive as it left: another process may not be able to make it again."""
+    """The error as one of this package's types: the replica may be unable to unpickle others."""
     if isinstance(error, BatchinferError):
         return error
     traceback.print_exception(error)
@@ -273,10 +275,10 @@ def main() -> None:
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)
     pipe = Connection(descriptor)
-    # Else an engine that was forked from here would hold it open, and a host that dies would not be missed.
+    # A forked engine must not keep the pipe open: otherwise the replica would not notice that the host died.
     os.register_at_fork(after_in_child=pipe.close)
     _Host(pipe).serve()
     sys.stdout.flush()
     sys.stderr.flush()
-    # What is left is a second's work of forgetting vLLM, for which the replica would have to wait.
+    # Skip Python's own exit, which takes a second to release vLLM while the replica waits.
     os._exit(0)

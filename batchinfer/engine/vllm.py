@@ -1,4 +1,4 @@
-"""The real engine: vLLM, in a process of its own, fed by many shards at once."""
+"""The vLLM engine: runs in a separate process, for many shards at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from batchinfer.engine import vllm_private
 from batchinfer.engine.base import Completion, EngineDied, set_apart
-from batchinfer.engine.conversations import Conversations, Pieces
+from batchinfer.engine.conversations import EngineTokenizer, prompt_writer
 from batchinfer.engine.installed import not_importable
 from batchinfer.engine.pump import Pump, Request
 from batchinfer.errors import EngineError, RowError, SpecError, WrongRelease
@@ -22,16 +22,21 @@ from batchinfer.planner import Plan
 from batchinfer.planner.host import require_avx512
 from batchinfer.prompting.answers import require_whole_choices
 from batchinfer.prompting.prompts import Prompt
+from batchinfer.prompting.tokens import PromptTokens
 from batchinfer.storage import local_path
 
 LINGER_SECONDS = 0.25
-"""Shards of a job whose rows share prefixes arrive at a replica within this time of one another."""
+"""Seconds that an idle engine waits for further shards if rows share prefixes. Shorter misses shards that arrive
+together, longer leaves the engine idle."""
 
 
 def engine_arguments(
     spec: JobSpec, plan: Plan, adapter: Adapter | None = None, thinking: str | None = None
 ) -> dict[str, Any]:
-    """The keyword arguments for vLLM's EngineArgs: the spec's keys where given, vLLM's defaults else."""
+    """The keyword arguments for vLLM's EngineArgs. Keys of the spec override the plan; vLLM chooses the rest.
+
+    `thinking`: the name of vLLM's reasoning parser.
+    """
     arguments: dict[str, Any] = {
         "model": plan.checkpoint or spec.model.source,
         "tokenizer": spec.engine.tokenizer,
@@ -46,24 +51,24 @@ def engine_arguments(
         "disable_log_stats": True,
     }
     if plan.engine is not None:
-        # On a GPU all of what the fit was computed for: vLLM's own defaults are others.
+        # On a GPU all values for which the plan's fit was computed, because vLLM's defaults differ from them.
         arguments |= plan.engine.model_dump(include=None if plan.num_gpus else {"max_model_len"})
     if plan.expert_parallel:
         arguments["enable_expert_parallel"] = True
     if plan.nodes_per_replica > 1:
-        # The workers are Ray actors in the placement group that this replica stands in.
+        # The workers are Ray actors in the placement group of this replica.
         arguments["distributed_executor_backend"] = "ray"
     elif plan.tensor_parallel * plan.pipeline_parallel > 1:
-        # Ray pinned the GPUs to this actor: the workers are its children, not further Ray actors.
+        # Ray has assigned the GPUs to this actor, so the workers are its child processes, not further Ray actors.
         arguments["distributed_executor_backend"] = "mp"
     if plan.accelerator == "cpu" and spec.sampling.seed is not None:
-        # vLLM 0.32 dies on CPU when the prefill of a seeded request is cut in two: it winds the request's
-        # random generator back, which torch's CPU generator cannot do. Uncut prefills never need that.
+        # vLLM 0.32 dies on a CPU if the prefill of a seeded request is chunked: vLLM then rewinds the request's
+        # random generator, which torch's CPU generator cannot do. A whole prefill needs no rewind.
         arguments["enable_chunked_prefill"] = False
     if adapter is not None:
         arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": adapter.max_rank}
     if spec.task == "embed":
-        # `convert`: a model that was trained to generate gives its last token's hidden state.
+        # `convert` makes a generative model return the hidden state of the last token.
         arguments |= {"runner": "pooling", "convert": "embed"}
     if spec.model.speculative is not None:
         arguments["speculative_config"] = spec.model.speculative.model_dump(exclude_none=True)
@@ -79,7 +84,7 @@ def engine_arguments(
 
 
 def _quantization(plan: Plan) -> str | None:
-    """What vLLM must be told: to quantize while it loads. A checkpoint says itself how it is quantized."""
+    """vLLM's `quantization`, only to quantize while loading: a quantized checkpoint names its own in config.json."""
     return plan.quantization if plan.online or (plan.checkpoint is None and plan.quantization == "fp8") else None
 
 
@@ -92,13 +97,13 @@ def sampling_arguments(sampling: SamplingSpec) -> dict[str, Any]:
     for name in ("stop", "stop_token_ids", "allowed_token_ids", "bad_words"):
         if isinstance(arguments.get(name), tuple):
             arguments[name] = list(arguments[name])
-    # vLLM's processes exchange numbers of 64 bits; no context is as long.
+    # vLLM's processes exchange integers of at most 64 bits, and no context is longer than 2^31.
     arguments["max_tokens"] = min(sampling.max_tokens, 2**31)
     return arguments
 
 
 def _request_parameters(spec: JobSpec, thinking: str | None) -> Any:
-    """vLLM's parameters of every request of the job."""
+    """vLLM's parameters for every request of the job."""
     from vllm.pooling_params import PoolingParams
     from vllm.sampling_params import (
         RepetitionDetectionParams,
@@ -132,8 +137,10 @@ def _request_parameters(spec: JobSpec, thinking: str | None) -> Any:
 
 
 class VllmEngine:
-    """See `engine.base.Engine`. Raises EngineError if the model cannot be loaded. With `fork` vLLM's engine process is
-    forked from this one instead of importing everything again, unless other threads of Python run by then."""
+    """See `engine.base.Engine`. Raises EngineError if the model cannot be loaded.
+
+    `fork`: fork vLLM's engine process from this one, which saves its imports, unless other Python threads run.
+    """
 
     def __init__(self, spec: JobSpec, plan: Plan, fork: bool = False) -> None:
         fork = fork and "VLLM_WORKER_MULTIPROC_METHOD" not in os.environ
@@ -152,8 +159,8 @@ class VllmEngine:
         )
         lora = LoRARequest(lora_name="adapter", lora_int_id=1, lora_path=adapter.folder) if adapter else None
         arguments = engine_arguments(spec, plan, adapter, thinking)
-        # The worker in the engine's own process: vLLM gives it one of its own on a CPU, to set its threads
-        # by the environment. Ours is set already, and another process imports vLLM for 12 seconds more.
+        # On a CPU vLLM starts the worker in another process, to set its threads by the environment. This environment
+        # is set already, and another process would import vLLM for 12 seconds, so the worker shares the engine's.
         if spec.output.json_schema is not None:
             structured = arguments["structured_outputs_config"]
             structured["backend"] = vllm_private.json_backend(spec.output.json_schema)
@@ -168,12 +175,12 @@ class VllmEngine:
         try:
             engine = vllm_private.new_engine(arguments, worker_in_engine=here)
             if lora is not None:
-                # Now, not with the first request: an adapter that does not fit then kills the engine.
+                # Added before the first request: with a request, an adapter that does not fit would kill the engine.
                 engine.add_lora(lora)
         except WrongRelease:
             raise
         except Exception as error:
-            # vLLM raises many types here (ValueError, OSError, RuntimeError from its process).
+            # vLLM raises many types of errors here: ValueError, OSError, RuntimeError from its process.
             raise EngineError(
                 f"vLLM did not start with {spec.model.source}: {_brief(error)}",
                 "its own messages in the log say why; check the model and the engine keys",
@@ -184,20 +191,22 @@ class VllmEngine:
         self._verbatim = spec.output.choices is not None or spec.output.regex is not None
         self._special = [token for token in self._tokenizer.all_special_tokens if spec.sampling.skip_special_tokens]
         self._context: int = vllm_private.context_length(engine)
-        has_template = bool(getattr(self._tokenizer, "chat_template", None))
+        has_template = bool(spec.prompt.chat_template or getattr(self._tokenizer, "chat_template", None))
         # An embedding is of the text itself, unless the spec says otherwise.
-        self._chat = has_template and not self._embeds if spec.prompt.chat is None else spec.prompt.chat
-        if self._chat and not has_template:
+        chat = has_template and not self._embeds if spec.prompt.chat is None else spec.prompt.chat
+        if (chat or spec.prompt.needs_chat) and not has_template:
             raise EngineError(
                 f"{spec.model.source} has no chat template", "set prompt.chat: false, or take a chat model"
             )
         try:
             self._thinking = None if thinking is None else _thinking(spec, thinking, engine)
             _require_accepted(spec, engine, self._params)
+            writer = prompt_writer(spec.prompt, self._tokenizer, chat)
+            # A chat template writes its own special tokens.
+            self._tokens = PromptTokens(spec, EngineTokenizer(self._tokenizer), writer, not chat, self._context)
         except SpecError:
             vllm_private.Core(engine).shutdown()
             raise
-        self._conversations = Conversations(self._tokenizer) if self._chat else None
         sharing = plan.workload is not None and plan.workload.shares_apart
         self._pump = Pump(engine, lora, LINGER_SECONDS if sharing else 0.0)
 
@@ -206,20 +215,24 @@ class VllmEngine:
     ) -> list[Completion]:
         completions: list[Completion | None] = [None] * len(prompts)
         requests, places = [], []
-        texts = [self._text(prompt) for prompt in prompts]
-        for i, (text, ids) in enumerate(zip(texts, self._token_ids(texts), strict=True)):
-            if isinstance(text, RowError):
-                completions[i] = Completion.failed(text)
-            elif len(ids) + (not self._embeds) > self._context:
+        made = self._tokens(prompts)
+        for i, prompt in enumerate(made):
+            if isinstance(prompt, RowError):
+                completions[i] = Completion.failed(prompt)
+            elif len(prompt.ids) + (not self._embeds) > self._context:
                 room = "fit into" if self._embeds else "leave room for an answer in"
-                message = f"{len(ids)} tokens do not {room} a context of {self._context}"
-                completions[i] = Completion.failed(RowError("prompt_too_long", message), len(ids))
+                message = f"{len(prompt.ids)} tokens do not {room} a context of {self._context}"
+                completions[i] = Completion.failed(RowError("prompt_too_long", message), len(prompt.ids))
             else:
-                requests.append(Request({"type": "token", "prompt_token_ids": ids}, self._params, "".join(text)))
+                ids = list(prompt.ids)
+                requests.append(Request({"type": "token", "prompt_token_ids": ids}, self._params, prompt.text))
                 places.append(i)
         batch = self._pump.run(requests, begun, finished)
-        for i, result in zip(places, batch.results, strict=True):
-            completions[i] = None if result is None else self._completion(result)
+        for i, result, seconds in zip(places, batch.results, batch.seconds, strict=True):
+            prompt = made[i]
+            if result is not None and not isinstance(prompt, RowError):
+                completions[i] = completion = self._completion(result)
+                completion.truncated_tokens, completion.seconds = prompt.truncated, seconds
         if None in completions:
             running = [places[i] for i in batch.running()]
             raise EngineDied(self._pump.death or "the engine gave no answer", completions, running)
@@ -228,20 +241,6 @@ class VllmEngine:
     @property
     def steps(self) -> int:
         return self._pump.steps
-
-    def _token_ids(self, texts: Sequence[Pieces | RowError]) -> list[list[int]]:
-        """The tokens of each prompt, none for an error. All prompts of a shard at once: a fast tokenizer then uses
-        all cores, and lets go of the GIL."""
-        found: list[Pieces] = [() if isinstance(text, RowError) else text for text in texts]
-        pieces = [piece for text in found for piece in text]
-        # A chat template writes its own special tokens.
-        ids = iter(self._tokenizer(pieces, add_special_tokens=not self._chat)["input_ids"] if pieces else [])
-        return [next(ids) if len(text) == 1 else [token for _ in text for token in next(ids)] for text in found]
-
-    def _text(self, prompt: Prompt) -> Pieces | RowError:
-        if self._conversations is None:
-            return (prompt.as_text(),)
-        return self._conversations.pieces(prompt.as_messages())
 
     def _completion(self, result: Any) -> Completion:
         if isinstance(result, Exception):
@@ -310,7 +309,7 @@ def _thinking(spec: JobSpec, name: str, engine: Any) -> vllm_private.Thinking:
 
 
 def _require_accepted(spec: JobSpec, engine: Any, params: Any) -> None:
-    """Raise SpecError for parameters that vLLM would refuse with every row, and for choices that are never whole."""
+    """Raise SpecError for parameters that vLLM would refuse for every row, and for choices longer than `max_tokens`."""
     if spec.task == "embed":
         return
     try:
@@ -318,7 +317,7 @@ def _require_accepted(spec: JobSpec, engine: Any, params: Any) -> None:
     except WrongRelease:
         raise
     except Exception as error:
-        # Of many types: vLLM's own, a grammar compiler's, ValueError.
+        # The errors have many types: vLLM's own, those of grammar compilers, ValueError.
         raise SpecError(
             f"vLLM refuses every row of this job: {_brief(error)}", "change what it names: output or sampling"
         ) from error
@@ -327,17 +326,17 @@ def _require_accepted(spec: JobSpec, engine: Any, params: Any) -> None:
 
 
 def require_vllm() -> None:
-    """Raise EngineError if vLLM cannot be imported, with the packages in its way."""
+    """Raise EngineError if vLLM cannot be imported; the message names the packages that prevent it."""
     try:
-        # What imports transformers, which a wrong build of torchvision breaks: RuntimeError, OSError or ImportError.
+        # This module imports transformers. A wrong build of torchvision raises RuntimeError, OSError or ImportError.
         import vllm.engine.arg_utils  # noqa: F401
     except Exception as error:
         raise not_importable(error) from error
 
 
 def _require_kernels(spec: JobSpec, plan: Plan) -> None:
-    """Raise ResourceError for 4-bit weights on a CPU without AVX-512: vLLM 0.32 loads them, and dies with the
-    first request. Needs vLLM imported, which loads the kernels that this CPU can run."""
+    """Raise ResourceError for 4-bit weights on a CPU without AVX-512: vLLM 0.32 loads them, then dies with the first
+    request. vLLM must be imported before, which loads the kernels that this CPU can run."""
     if plan.accelerator == "cpu":
         require_avx512(spec.model.source, plan.quantization, vllm_private.has_four_bit_kernel())
 
@@ -353,30 +352,30 @@ def _logprobs(output: Any) -> list[list[dict[str, Any]]]:
 
 
 def _prepare_environment(plan: Plan) -> None:
-    """What vLLM reads from the environment, unless the user has set it."""
+    """Set the variables that vLLM reads from the environment, unless the user has set them."""
     if not os.environ.get("VLLM_PORT", "0").isdigit():
-        # Kubernetes sets VLLM_PORT=tcp://... for every Service called vllm; vLLM takes a number.
+        # Kubernetes sets VLLM_PORT=tcp://... for every Service called vllm, but vLLM expects a number.
         del os.environ["VLLM_PORT"]
-    # The engine in a process of its own, started afresh: a fork of a Ray worker would share its sockets.
+    # The engine runs in a spawned process: a fork of a Ray worker would share its sockets.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if plan.accelerator == "cpu":
         if plan.tensor_parallel * plan.pipeline_parallel * plan.max_replicas > 1:
-            # On one NUMA node, binding would give every rank the same cores or refuse.
+            # On one NUMA node, binding assigns the same cores to every rank, or fails.
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         else:
-            # By default vLLM leaves one core to other work, half of a small machine, and its threads
-            # spin while they wait for work. Threads that sleep instead can share all cores.
+            # By default vLLM reserves one core for other work, because its idle threads spin. Threads that sleep
+            # (OMP_WAIT_POLICY) can share all cores, and one core is half of a small machine.
             os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        # Ray sets this to the actor's CPU share, which says nothing about the engine's.
+        # Ray sets this to the actor's CPU share, which is not the engine's.
         os.environ.pop("OMP_NUM_THREADS", None)
 
 
 def _brief(error: BaseException) -> str:
-    """The last line that says something; pydantic ends its errors with a link and its input."""
+    """The last line with content, at most 500 characters: pydantic ends its errors with a link and the input."""
     lines = [line.strip() for line in str(error).splitlines()]
     lines = [line for line in lines if line and not line.startswith("For further information visit")]
     return (lines[-1].partition(" [type=")[0] if lines else type(error).__name__)[:500]

@@ -1,7 +1,7 @@
-"""All of vLLM that is not its public interface: each name looked up at start, and used through this file alone.
+"""Every private name of vLLM that this package uses. All of them are looked up at start.
 
-vLLM promises `LLM`, `EngineArgs`, `SamplingParams` and the command line. Its engine's loop, its client's queues and
-the start of its processes move with its releases.
+vLLM's public interface is `LLM`, `EngineArgs`, `SamplingParams` and the command line. The engine's loop, the client's
+queues and the start of processes change with its releases.
 """
 
 from __future__ import annotations
@@ -50,16 +50,15 @@ _NAMES = (
 
 
 def require() -> None:
-    """Raise WrongRelease unless every private name of vLLM is there. Imports vLLM, which takes seconds."""
+    """Raise WrongRelease unless vLLM has every private name. Imports vLLM, which takes seconds."""
     for path in _NAMES:
         VLLM.name(path)
 
 
 def new_engine(arguments: dict[str, Any], worker_in_engine: bool) -> Any:
-    """An LLMEngine with EngineArgs of these keyword arguments. `worker_in_engine`: its
-    worker has no process of its own.
+    """An LLMEngine with EngineArgs of these keyword arguments.
 
-    Raises what vLLM raises.
+    `worker_in_engine`: the worker runs in the engine's process. Raises whatever vLLM raises, and WrongRelease.
     """
     if "structured_outputs_config" in arguments:
         from vllm.config import StructuredOutputsConfig
@@ -70,7 +69,7 @@ def new_engine(arguments: dict[str, Any], worker_in_engine: bool) -> Any:
         arguments = {**arguments, "distributed_executor_backend": VLLM.name(_WORKER_HERE)}
     from vllm.engine.arg_utils import EngineArgs
 
-    # vLLM's batch sizes for offline work: without this context they are those of a server, half as large or less.
+    # This context selects vLLM's batch sizes for offline work; those of a server are half as large or less.
     usage = VLLM.name("vllm.usage.usage_lib:UsageContext.LLM_CLASS")
     engine = VLLM.name("vllm.v1.engine.llm_engine:LLMEngine").from_engine_args(
         EngineArgs(**arguments), usage_context=usage
@@ -80,21 +79,21 @@ def new_engine(arguments: dict[str, Any], worker_in_engine: bool) -> Any:
 
 
 def context_length(engine: Any) -> int:
-    """The longest sequence in tokens, prompt and answer."""
+    """The longest sequence in tokens, prompt and answer together."""
     length: int = VLLM.attribute(VLLM.attribute(engine, "model_config"), "max_model_len")
     return length
 
 
 def json_backend(schema: dict[str, Any]) -> str:
-    """Which of the engine's makers of grammars knows all keywords of the JSON Schema; both write compact JSON."""
+    """The engine's grammar backend that knows all keywords of the JSON Schema. Both backends write compact JSON."""
     return "guidance" if VLLM.name(_UNKNOWN_TO_XGRAMMAR)(schema) else "xgrammar"
 
 
 def require_accepted(engine: Any, params: Any) -> None:
-    """Raise what vLLM raises for each request with these sampling parameters, before there is one."""
+    """Raise what vLLM would raise for each request with these sampling parameters, before the first request."""
     config = VLLM.attribute(engine, "vllm_config")
     tokenizer = engine.get_tokenizer()
-    # The engine's own check writes into the parameters.
+    # The engine's check changes the parameters, so it gets a copy.
     params = params.clone()
     params.update_from_tokenizer(tokenizer)
     params.verify(
@@ -106,7 +105,7 @@ def require_accepted(engine: Any, params: Any) -> None:
 
 
 class Core:
-    """The end of the engine's core that lies in this process: a client of another process, or the core itself."""
+    """The engine's core as seen from this process: a client of another process, or the core itself."""
 
     def __init__(self, engine: Any) -> None:
         self._core = VLLM.attribute(engine, "engine_core")
@@ -117,18 +116,18 @@ class Core:
             VLLM.attribute(self._core, "outputs_queue")
 
     def death(self) -> Exception | None:
-        """What the core died of, None while it lives, or while it is this process."""
+        """Why the core died; None while it lives, or if it runs in this process."""
         if not self._apart:
             return None
         try:
             self._core.ensure_alive()
         except Exception as error:
-            # Whatever it raises means that the engine is gone; its own type moves between vLLM's versions.
+            # Any exception means that the engine is gone; its type changes between vLLM's releases.
             return error
         return None
 
     def wake(self, death: BaseException) -> None:
-        """End a step that waits for an answer of a process that is gone: the step raises `death`."""
+        """End a step that waits for an answer of a dead process: the step raises `death`."""
         if self._apart:
             self._core.outputs_queue.put_nowait(death)
 
@@ -138,7 +137,7 @@ class Core:
 
 
 class Capacity:
-    """How much an engine takes at once."""
+    """The capacity of an engine: tokens of a KV block, number of blocks, and rows at a time."""
 
     def __init__(self, engine: Any) -> None:
         config = VLLM.attribute(engine, "vllm_config")
@@ -150,28 +149,34 @@ class Capacity:
 
 
 def fork_engines() -> None:
-    """Have vLLM fork its engine process. Its own variable says spawn or fork, but on a CPU it overwrites the user's
-    choice with spawn, since a child that was forked after OpenMP had started threads hangs in its first loop."""
-    # What the engine would import first of all: here for both.
+    """Make vLLM fork its engine process.
+
+    On a CPU vLLM overwrites its own variable with spawn, because a child that is forked after OpenMP started threads
+    hangs in its first loop.
+    """
+    # The engine's imports, done before the fork so that the engine has them too.
     VLLM.name("vllm.v1.worker.cpu_worker")
     VLLM.name(_CONTEXT)
 
     def context() -> multiprocessing.context.BaseContext:
-        # ZeroMQ's threads are there by now, as where vLLM forks of its own accord; OpenMP's and others' are not.
+        # ZeroMQ's threads exist by now, as they do if vLLM itself forks. OpenMP has no threads yet.
         return multiprocessing.get_context("fork" if threading.active_count() == 1 else "spawn")
 
-    # Only for the engine: workers of a tensor-parallel one are started by an engine that has threads.
+    # Only the engine is forked: the workers of a tensor-parallel engine are started from a process with threads.
     VLLM.name(_PROCESS_STARTS_IN).get_mp_context = context
 
 
 def import_model(source: str) -> None:
-    """Import the classes of the model in a folder. vLLM looks at a class that it meets for the first time on a machine
-    in a process of its own, which imports everything once more, to keep CUDA out of the process that asks."""
+    """Import and register the classes of the model in the folder `source`.
+
+    Otherwise vLLM inspects a class that is new on this machine in another process, to keep CUDA out of the asking
+    process. That process would import everything again.
+    """
     registry = VLLM.name("vllm:ModelRegistry")
     try:
         config = json.loads(Path(source, "config.json").read_text())
     except (OSError, ValueError):
-        # A model of the hub, or none: vLLM says what is wrong with it.
+        # A repository of the hub, or no model at all, which vLLM reports.
         return
     for name in config.get("architectures") or []:
         known = registry.models.get(name)
@@ -180,7 +185,7 @@ def import_model(source: str) -> None:
 
 
 def has_four_bit_kernel() -> bool:
-    """Whether this CPU has vLLM's kernel for 4-bit weights. Needs vLLM imported, which loads the kernels."""
+    """Whether this CPU has vLLM's kernel for 4-bit weights. vLLM must be imported before, which loads the kernels."""
     import torch
 
     return hasattr(torch.ops._C, "cpu_gemm_wna16")
@@ -225,8 +230,8 @@ class Thinking:
                 thought, answer = self._parser.extract_reasoning(text, None)
             except NotImplementedError:
                 thought, answer = _of_channels(text)
-                said = len(self._tokenizer.encode(answer, add_special_tokens=False)) if answer else 0
-                return thought, answer, max(0, len(ids) - said)
+                of_answer = len(self._tokenizer.encode(answer, add_special_tokens=False)) if answer else 0
+                return thought, answer, max(0, len(ids) - of_answer)
             over = bool(answer) or self._parser.is_reasoning_end(ids)
             if not over:
                 return thought, None, len(ids)

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 
 from batchinfer import signals
+from batchinfer.catalog import GIB
 from batchinfer.errors import ClusterError
 
 ADDRESS = "127.0.0.1"
@@ -25,7 +26,7 @@ _REACH_SECONDS = 5.0
 LEAST_PROCESSES = 512
 """Processes and threads. A local cluster has some 300 threads before its first worker loads a model; with fewer
 allowed, processes of Ray end without a message."""
-LEAST_ADDRESSES = 16 * 2**30
+LEAST_ADDRESSES = 16 * GIB
 """Bytes. Ray's processes map far more than they use; torch and vLLM reserve more still."""
 
 _TOKEN = secrets.token_hex(32)

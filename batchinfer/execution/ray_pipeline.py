@@ -26,6 +26,7 @@ from batchinfer.execution import local_cluster, ray_private
 from batchinfer.execution.job import Job
 from batchinfer.execution.placement import replica_arguments
 from batchinfer.execution.process_guard import DRIVER, Guard
+from batchinfer.execution.progress import Listener
 from batchinfer.execution.replica import Replica
 from batchinfer.execution.shard_block import Envelope, seal, unseal
 from batchinfer.execution.this_machine import has_avx512
@@ -115,14 +116,16 @@ class _Read:
         generations = {s.shard_id: (self._work.generations or {}).get(s.shard_id, 0) for s in shards}
 
         def read() -> Iterator[pa.Table]:
-            for shard, rows in read_shards(shards, schema, partitions, source.uri, source.format, stores):
+            read_from = (source.uri, source.format, stores, source.csv)
+            for shard, rows in read_shards(shards, schema, partitions, *read_from):
                 if _stopping(layout):
                     return
                 kept = positions[shard.shard_id]
                 envelope = Envelope(
                     shard_id=shard.shard_id,
                     generation=generations[shard.shard_id],
-                    first_row=shard.first_row,
+                    first_row=shard.segments[0].place,
+                    numbers=shard.scattered_numbers,
                     retried=None if kept is None else tuple(kept),
                 )
                 yield seal(rows if kept is None else rows.take(kept), envelope)
@@ -245,6 +248,13 @@ def _plain_errors() -> Iterator[None]:
                 "their last messages in the log say why; the same command resumes the run",
             ) from error
         raise
+
+
+def announced(address: str | None, listener: Listener) -> contextlib.AbstractContextManager[None]:
+    """`connected`, after an event to `listener`: from then on a signal stops the run instead of the process."""
+    signals.let_end(False)
+    listener.event("connecting", cluster=address or "a local one, started for this run")
+    return connected(address)
 
 
 @contextlib.contextmanager

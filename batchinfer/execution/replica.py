@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from batchinfer import events
 from batchinfer.accounting.meter import Meter
-from batchinfer.accounting.records import ReplicaRecord, ShardRecord
+from batchinfer.accounting.records import Ran, ReplicaRecord, ShardRecord
 from batchinfer.engine import Completion, host_processes, start_engine
 from batchinfer.engine.supervisor import Outcome, Supervisor
 from batchinfer.errors import BatchinferError, RowError, StorageError
@@ -34,8 +34,8 @@ from batchinfer.prompting.prompts import PromptMaker
 JOURNAL_SECONDS = 1.0
 
 COLLECTED_AFTER = 50_000
-"""New objects before Python collects cycles, instead of 700. A shard's rows are a few times as many objects without
-cycles; with a lower value the collector scans them repeatedly."""
+"""New objects before Python collects cycles, instead of 700. A shard's rows are many objects without cycles, which the
+collector scans repeatedly: at 700 for half of the time in which such rows are built, at 50,000 for a quarter."""
 
 
 NAMED_ROWS = 20
@@ -56,25 +56,24 @@ class Journal:
     """Writes the replica's record every second, from a thread of its own, until closed."""
 
     def __init__(self, job: Job, meter: Meter) -> None:
-        self.replica_id = uuid.uuid4().hex[:12]
-        self.node = socket.gethostname()
+        self.ran = _ran(job)
         self._job = job
         self._meter = meter
         self._ready_at_us: int | None = None
         self._in_flight: Counter[int] = Counter()
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._failure: StorageError | None = None
         self.write()
         self._thread = threading.Thread(target=self._beat, name="journal", daemon=True)
         self._thread.start()
 
     def _beat(self) -> None:
-        try:
-            while not self._stop.wait(JOURNAL_SECONDS):
+        while not self._stop.wait(JOURNAL_SECONDS):
+            try:
                 self.write()
-        except StorageError as error:
-            self._failure = error
+            except StorageError as error:
+                # The next record that is written has these seconds, too. Meanwhile no shard begins: `begin` raises.
+                events.tell("journal not written", reason=error.message)
 
     def ready(self) -> None:
         self._ready_at_us = self._meter.ready()
@@ -83,10 +82,8 @@ class Journal:
     def begin(self, shard_id: int) -> None:
         """Record that a shard is in flight: from now on a crash counts as an attempt at the shard.
 
-        Raises StorageError, also one that stopped the journal earlier, so that no seconds are lost silently.
+        Raises StorageError if the record cannot be written: a shard without one could be lost without its seconds.
         """
-        if self._failure is not None:
-            raise self._failure
         with self._lock:
             self._in_flight[shard_id] += 1
         self.write()
@@ -97,31 +94,19 @@ class Journal:
 
     def write(self, finished: bool = False) -> None:
         """Write the record as of now."""
-        job, plan = self._job, self._job.plan
+        job = self._job
         with self._lock:
             reading = self._meter.reading()
             record = ReplicaRecord(
-                replica_id=self.replica_id,
-                run_id=job.run_id,
-                node=self.node,
-                accelerator=plan.accelerator,
-                num_gpus=plan.devices,
-                price_per_gpu_hour=plan.price_per_gpu_hour,
+                **self.ran.ran(),
                 started_at_us=self._meter.started_at_us,
                 ready_at_us=self._ready_at_us,
                 finished_at_us=reading.at_us if finished else None,
                 meter=reading,
                 shards_in_flight=tuple(sorted(self._in_flight)),
-                job_name=job.spec.name,
-                labels=job.spec.labels,
-                model=plan.model,
-                quantization=plan.quantization,
-                dtype=job.spec.model.dtype,
-                tensor_parallel=plan.tensor_parallel,
-                pipeline_parallel=plan.pipeline_parallel,
-                price_source=plan.price_source,
+                price_source=job.plan.price_source,
             )
-            uri = job.layout.journal(self.replica_id)
+            uri = job.layout.journal(self.ran.replica_id)
             job.layout.storage.put(uri, record.model_dump_json().encode())
 
     def close(self) -> None:
@@ -129,6 +114,26 @@ class Journal:
         self._stop.set()
         self._thread.join()
         self.write(finished=True)
+
+
+def _ran(job: Job) -> Ran:
+    """What the records of a new replica of the job, on this machine, have in common."""
+    spec, plan = job.spec, job.plan
+    return Ran(
+        replica_id=uuid.uuid4().hex[:12],
+        run_id=job.run_id,
+        job_name=spec.name,
+        node=socket.gethostname(),
+        accelerator=plan.accelerator,
+        num_gpus=plan.devices,
+        model=plan.model,
+        quantization=plan.quantization,
+        dtype=spec.model.dtype,
+        tensor_parallel=plan.tensor_parallel,
+        pipeline_parallel=plan.pipeline_parallel,
+        price_per_gpu_hour=plan.price_per_gpu_hour,
+        labels=spec.labels,
+    )
 
 
 class Replica:
@@ -148,9 +153,9 @@ class Replica:
         self._lost = lost
         self._attempts = attempts
         self._journal = Journal(job, self._meter)
-        self._events = EventFile(job.layout, job.run_id, self._journal.replica_id)
-        events.tell("replica started", node=self._journal.node)
-        self._guard = Guard(REPLICA, self._journal.replica_id)
+        self._events = EventFile(job.layout, job.run_id, self._journal.ran.replica_id)
+        events.tell("replica started", node=self._journal.ran.node)
+        self._guard = Guard(REPLICA, self._journal.ran.replica_id)
         self._maker = PromptMaker(job.spec.prompt)
         self._check = OutputCheck(job.spec.output, job.spec.sampling.max_tokens)
         self._engine: Supervisor | BatchinferError
@@ -190,7 +195,7 @@ class Replica:
             Completion.failed(prompt) if isinstance(prompt, RowError) else self._checked(next(answers))
             for prompt in prompts
         ]
-        results = result_table(self._job.spec, rows, envelope, completions)
+        results = result_table(self._job.spec, rows, envelope, completions, self._job.timed)
         record = self._record(envelope, rows, completions, results, started_at_us, outcome)
         return seal(results, envelope.model_copy(update={"record": record}))
 
@@ -198,7 +203,7 @@ class Replica:
         job, limits = self._job, self._job.spec.limits
         return Supervisor(
             start=lambda: start_engine(*with_local_model(job.spec, job.plan)),
-            kill=lambda: kill_marked(REPLICA, self._journal.replica_id, host_processes()),
+            kill=lambda: kill_marked(REPLICA, self._journal.ran.replica_id, host_processes()),
             meter=self._meter,
             max_restarts=limits.max_engine_restarts,
             timeout_seconds=limits.engine_timeout_seconds,
@@ -226,32 +231,20 @@ class Replica:
         started_at_us: int,
         outcome: Outcome,
     ) -> ShardRecord:
-        spec, plan = self._job.spec, self._job.plan
+        spec = self._job.spec
         return ShardRecord(
-            run_id=self._job.run_id,
-            job_name=spec.name,
+            **self._journal.ran.ran(),
             shard_id=envelope.shard_id,
             attempt=1 + envelope.generation + self._lost[envelope.shard_id] + self._attempts() + outcome.deaths,
             generation=envelope.generation,
-            replica_id=self._journal.replica_id,
-            node=self._journal.node,
-            accelerator=plan.accelerator,
-            num_gpus=plan.devices,
-            model=plan.model,
             revision=spec.model.revision,
-            quantization=plan.quantization,
-            tensor_parallel=plan.tensor_parallel,
-            pipeline_parallel=plan.pipeline_parallel,
             rows=rows.num_rows,
             started_at_us=started_at_us,
             finished_at_us=outcome.reading.at_us,
             gpu_seconds=outcome.gpu_seconds,
-            price_per_gpu_hour=plan.price_per_gpu_hour,
             **counts(results),
             evaluation=evaluate(spec, rows, completions),
             meter=outcome.reading,
-            labels=spec.labels,
-            dtype=spec.model.dtype,
         )
 
     def _leave(self) -> None:
@@ -280,7 +273,7 @@ class _Note:
     def _row(self, place: int) -> int:
         position = self._places[place]
         retried = self._envelope.retried
-        return self._envelope.first_row + (position if retried is None else retried[position])
+        return self._envelope.number(position if retried is None else retried[position])
 
 
 def with_local_model(spec: JobSpec, plan: Plan) -> tuple[JobSpec, Plan]:

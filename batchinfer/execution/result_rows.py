@@ -13,22 +13,27 @@ from batchinfer.engine import Completion
 from batchinfer.errors import REJECTED_CODES
 from batchinfer.execution.shard_block import Envelope
 from batchinfer.jobspec import EvaluateSpec, JobSpec
-from batchinfer.jobspec.templates import printed
+from batchinfer.jobspec.printed import printed
 from batchinfer.prompting.prompts import column_values
 from batchinfer.prompting.typed import arrow_type
 
+SECONDS = "row_seconds"
+"""The column of a trial's results with the seconds that the engine had each row."""
 
-def result_table(spec: JobSpec, rows: pa.Table, envelope: Envelope, completions: Sequence[Completion]) -> pa.Table:
+
+def result_table(
+    spec: JobSpec, rows: pa.Table, envelope: Envelope, completions: Sequence[Completion], timed: bool = False
+) -> pa.Table:
     """The rows of the result file: id, passed-through columns, output, and the row's outcome.
 
     With n > 1 the output, the finish reason and the logprobs are lists of n. An embedding is a list of
     float32. A row that failed before the engine has a null output. An answer of the wrong shape is kept beside
-    its error, unless answers are typed: then it is null.
+    its error, unless answers are typed: then it is null. `timed` adds the column SECONDS.
     """
     columns: dict[str, pa.Array | pa.ChunkedArray] = {}
     if spec.input.id_column is None:
         places = envelope.retried if envelope.retried is not None else range(rows.num_rows)
-        columns[spec.id_column] = pa.array([envelope.first_row + place for place in places], pa.int64())
+        columns[spec.id_column] = pa.array([envelope.number(place) for place in places], pa.int64())
     else:
         columns[spec.id_column] = rows.column(spec.input.id_column)
     for name in spec.input.columns:
@@ -55,6 +60,10 @@ def result_table(spec: JobSpec, rows: pa.Table, envelope: Envelope, completions:
         columns["logprobs"] = pa.array(
             [c.logprobs[first] if c.logprobs else None for c in completions], _logprobs_type(many)
         )
+    if spec.prompt.cut_column is not None:
+        columns["truncated_tokens"] = pa.array([c.truncated_tokens for c in completions], pa.int32())
+    if timed:
+        columns[SECONDS] = pa.array([c.seconds for c in completions], pa.float64())
     if spec.reasoning is not None:
         columns["reasoning_tokens"] = pa.array([c.reasoning_tokens for c in completions], pa.int32())
         if spec.reasoning.column is not None:

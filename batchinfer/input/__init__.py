@@ -1,4 +1,4 @@
-"""The input: a URI goes in, a manifest of shards comes out, and then the rows of each shard."""
+"""The input: makes a manifest of shards from a URI, and reads the rows of each shard."""
 
 from batchinfer.input.files import input_entries
 from batchinfer.input.inspect import build_manifest

@@ -1,7 +1,7 @@
-"""The type that a column has in the whole input, and values made to fit it without loss. Pure.
+"""The type of a column in the whole input, and the conversion of values to that type without loss. Pure.
 
-Files may store one column in several types. What fits together without loss becomes one type; everything else is
-refused, and `input.cast` says which type is meant.
+Files may store one column in several types. Types with a lossless common type become that type. Others are refused,
+unless `input.cast` names the type.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 JSON = pa.json_(pa.string())
-"""The type of a JSON column whose objects do not all have the same keys: each value is its own JSON text."""
+"""The type of a JSON column whose objects differ in their keys: each value is stored as JSON text."""
 
 PARSED = {b"batchinfer.json": b"object"}
-"""Metadata of such a column: prompts get its values as objects, where a column that a file calls JSON stays text."""
+"""Metadata of such a column: prompts read its values as objects. A column that a file declares as JSON stays text."""
 
 CASTS: Mapping[str, pa.DataType] = {
     "string": pa.string(),
@@ -26,18 +26,20 @@ CASTS: Mapping[str, pa.DataType] = {
     "timestamp": pa.timestamp("us", "UTC"),
     "binary": pa.binary(),
 }
-"""What `input.cast` may name."""
+"""The types of `input.cast`."""
 
 _INT_DIGITS = {8: 3, 16: 5, 32: 10, 64: 19}
 _UINT64_DIGITS = 20
 _EXACT_BITS = {16: 11, 32: 24, 64: 53}
-"""The bits of a whole number that a float of so many bits holds exactly."""
+"""By the bits of a float: the bits of the largest integers that the float holds exactly."""
 
 _UNITS = ("s", "ms", "us", "ns")
+_UTC = {"UTC", "Etc/UTC", "+00:00", "Z"}
+"""Names that writers give to the one zone."""
 
 
 class Misfit(Exception):
-    """Two types, or their names, have no type in common that loses nothing."""
+    """Two types have no lossless common type."""
 
 
 def _value_type(kind: pa.DataType) -> pa.DataType:
@@ -47,7 +49,7 @@ def _value_type(kind: pa.DataType) -> pa.DataType:
 def common(one: pa.DataType, other: pa.DataType, objects: bool = False) -> pa.DataType:
     """The narrowest type that holds the values of both without loss. Raises Misfit.
 
-    `objects`: both come from JSON, where objects with other keys are other values, and become JSON text.
+    `objects`: both come from JSON. Objects with different keys have no common struct there, and become JSON text.
     """
     if one.equals(other) or pa.types.is_null(other):
         return one
@@ -85,7 +87,7 @@ def _common(one: pa.DataType, other: pa.DataType, objects: bool) -> pa.DataType:
 
 
 def _texts(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """Text that one writer calls text and another calls bytes, or JSON, is text."""
+    """The common type of texts, bytes and JSON: text if one of the two is text or JSON, bytes if both are bytes."""
     kinds = pa.types
     pair = [pa.string() if kind == JSON else kind for kind in (one, other)]
 
@@ -133,8 +135,8 @@ def _times(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     kinds = pa.types
     if kinds.is_date(one) and kinds.is_date(other):
         return pa.date32()
-    if kinds.is_timestamp(one) and kinds.is_timestamp(other) and one.tz == other.tz:
-        return pa.timestamp(_finer(one, other), one.tz)
+    if kinds.is_timestamp(one) and kinds.is_timestamp(other) and (one.tz == other.tz or {one.tz, other.tz} <= _UTC):
+        return pa.timestamp(_finer(one, other), one.tz if one.tz == other.tz else "UTC")
     if kinds.is_duration(one) and kinds.is_duration(other):
         return pa.duration(_finer(one, other))
     if kinds.is_time(one) and kinds.is_time(other):
@@ -173,7 +175,7 @@ def _structs(one: pa.DataType, other: pa.DataType, objects: bool) -> pa.DataType
 
 
 def may_lose(stored: pa.DataType, wanted: pa.DataType) -> bool:
-    """May a value of the type `stored` not fit `wanted`? Then each value must be tried before a run begins."""
+    """May a value of the type `stored` not fit `wanted`? If so, each value must be tried before a run begins."""
     kinds = pa.types
     stored, wanted = _value_type(stored), _value_type(wanted)
     if stored.equals(wanted) or kinds.is_null(stored):
@@ -193,9 +195,9 @@ def may_lose(stored: pa.DataType, wanted: pa.DataType) -> bool:
 
 
 def fitted(column: pa.ChunkedArray | pa.Array, wanted: pa.DataType) -> pa.ChunkedArray | pa.Array:
-    """The values in the type `wanted`; raises pa.ArrowException where one does not fit.
+    """The values in the type `wanted`; raises pa.ArrowException if one does not fit.
 
-    Bytes become text as they are: a prompt tells which row is no UTF-8, and the other rows run.
+    Bytes become text without a check for UTF-8: a bad value then fails its row only, when its prompt is made.
     """
     kinds = pa.types
     stored = column.type
@@ -216,9 +218,21 @@ def fitted(column: pa.ChunkedArray | pa.Array, wanted: pa.DataType) -> pa.Chunke
         return column.cast(wanted, safe=False)
     if kinds.is_timestamp(wanted) and kinds.is_timestamp(stored) and stored.tz is None and wanted.tz is not None:
         column = column.cast(pa.timestamp(stored.unit, "UTC"))
+    if (
+        kinds.is_timestamp(wanted)
+        and wanted.tz is not None
+        and (kinds.is_string(stored) or kinds.is_large_string(stored))
+    ):
+        column = _with_zone(column)
     if kinds.is_timestamp(wanted) and kinds.is_date(stored):
         column = column.cast(pa.timestamp(wanted.unit))
     return column.cast(wanted)
+
+
+def _with_zone(texts: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """Texts of times, those without a zone in UTC."""
+    texts = pc.replace_substring_regex(texts, r"^(\d{4}-\d\d-\d\d)$", r"\1 00:00:00Z")
+    return pc.replace_substring_regex(texts, r"^([^:]*:\d\d(:[\d.]+)?)$", r"\1Z")
 
 
 def _uuid_texts(column: pa.ChunkedArray | pa.Array, wanted: pa.DataType) -> pa.Array:
@@ -239,10 +253,10 @@ def _wrapped(column: pa.ChunkedArray | pa.Array, wanted: pa.DataType) -> pa.Chun
 
 
 def same_text(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """Ids as texts that are equal where the ids are. Raises pa.ArrowException for what is no id."""
+    """The values as texts; equal values have equal texts. Raises pa.ArrowException for values without a text."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_floating(column.type):
-        # 0.0 and -0.0 are equal, and their texts are not.
+        # 0.0 and -0.0 are equal, but their texts are not; adding 0.0 turns -0.0 into 0.0.
         column = pc.add(column.cast(pa.float64()), pa.scalar(0.0))
     return fitted(column, pa.large_string())

@@ -1,4 +1,4 @@
-"""Which files an input URI means, and the hive partitions in their paths."""
+"""The files that an input URI means, and the Hive partitions in their paths."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ _LINES = (".jsonl", ".ndjson", ".json")
 _SUFFIXES = {
     "parquet": (".parquet", ".parq", ".pq"),
     "jsonl": tuple(line + packed for packed in ("", ".gz", ".zst") for line in _LINES),
+    "csv": tuple(text + packed for packed in ("", ".gz", ".zst") for text in (".csv", ".tsv")),
 }
 _LOOKED_AT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The files that an input URI means, in natural order of their paths, and those beside them that are not read."""
+    """The files that an input URI means, in natural order of their paths, and the ignored files beside them."""
 
     entries: tuple[Entry, ...]
     left_out: tuple[str, ...]
@@ -55,9 +56,9 @@ def find_input(
 ) -> Found:
     """The files that `uri` (a folder, a file or a glob) means.
 
-    Left out is what every tool ignores (`_ignored_by_all`) and what `ignore` names, unless `uri` is the file itself.
-    Raises InputError for any other file that the format does not read, and when there are no files, unless
-    `none_is_fine`.
+    Files that every tool ignores (`_ignored_by_all`) or that `ignore` names are left out, unless `uri` is the file
+    itself. Raises InputError for any other file that the format does not read. Raises InputError if there are no
+    files, unless `none_is_fine`.
     """
     storage, whole = storage_for(uri, stores), normal_uri(uri)
     pattern = is_glob(uri, stores)
@@ -101,13 +102,13 @@ def _place(path: str) -> tuple[list[tuple[int, int | str]], str]:
 
 
 def _like(path: str) -> str:
-    """A pattern for the files that are named as `path` is: by its last ending, or by its whole name."""
+    """A pattern for files like `path`: by the suffix, or by the whole name if there is no suffix."""
     name = posixpath.basename(path)
     return f"*{posixpath.splitext(name)[1]}" if posixpath.splitext(name)[1] else name
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    """Does a pattern fit the path below the input, or one of the names on it?"""
+    """Does a pattern match the path below the input, or one name on that path?"""
     return any(
         fnmatch.fnmatchcase(name, pattern) or any(fnmatch.fnmatchcase(part, pattern) for part in name.split("/"))
         for pattern in patterns
@@ -115,9 +116,9 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _ignored_by_all(name: str) -> bool:
-    """What Spark, Hive, DuckDB and Arrow agree is no data: hidden names, `_SUCCESS`, checksums, markers of folders.
+    """Is it a file that no tool reads as data: hidden names, `_SUCCESS`, checksums, markers of folders?
 
-    A folder `_date=2026-01-01` is a partition, as in Spark: only a name without `=` is hidden by its `_`.
+    A folder `_date=2026-01-01` is a partition, as in Spark: a folder with `_` is hidden only if its name has no `=`.
     """
     *folders, file = name.split("/")
     return (
@@ -135,11 +136,11 @@ _TABLES = {
     ".hoodie": ("a Hudi table", "Spark reads its live rows"),
     "metadata": ("an Iceberg table", "`table.scan().to_arrow()` of pyiceberg reads its live rows"),
 }
-"""The folder in which a table keeps its log. Its other files hold rows that were deleted or replaced since."""
+"""By the folder of its log: the table format, and how to read its live rows. Data files keep deleted rows too."""
 
 
 def _require_no_table(root: str, listed: Collection[str], file_format: str, storage: Storage) -> None:
-    """Refuse the files of a table: which rows of them are live is only in the table's log."""
+    """Raise InputError for the files of a table: only the table's log says which rows are live."""
     if file_format != "parquet":
         return
     found = {_log_of(_below(root, path)) for path in listed}
@@ -147,7 +148,7 @@ def _require_no_table(root: str, listed: Collection[str], file_format: str, stor
     while not any(found) and place:
         found = {_log_of(f"{name}/{inner}") for name in _TABLES for inner in _inside(join(place, name), storage)}
         base = posixpath.basename(place)
-        # A table's files lie in `data` and in folders of partitions below the table's own folder.
+        # A table's files lie in its folders `data` and `key=value`, so look for the log above such a folder.
         place = posixpath.dirname(place) if "=" in base or base == "data" else ""
     for log in filter(None, found):
         what, way = _TABLES[log]
@@ -169,13 +170,16 @@ def _inside(folder: str, storage: Storage) -> Sequence[str]:
     try:
         return storage.names(folder)
     except StorageError:
-        # Credentials may reach the input alone, and not what lies above it.
+        # The credentials may cover the input only, not the folders above it.
         return ()
 
 
 def _require_no_broken_links(root: str, ignore: Sequence[str]) -> None:
-    """A listing does not go through links to folders, which may lead anywhere or round in a circle, nor to files
-    that are gone: what is behind a link must not be missing silently."""
+    """Raise InputError for a link to a folder or to a missing file.
+
+    A listing does not follow links to folders, which may form a cycle. Rows behind such a link would be missing
+    silently.
+    """
     waiting = [root] if os.path.isdir(root) else []
     while waiting:
         with os.scandir(waiting.pop()) as found:
@@ -202,18 +206,18 @@ def _require_file(link: os.DirEntry[str]) -> None:
 
 
 def is_glob(uri: str, stores: Stores | None = None) -> bool:
-    """Is `uri` a pattern, and not the name of something that has such characters in it?"""
+    """Is `uri` a pattern? A path with pattern characters in its name is no pattern if it exists."""
     whole, storage = normal_uri(uri), storage_for(uri, stores)
     return glob.has_magic(uri) and storage.stat(whole) is None and not storage.names(whole)
 
 
 def fixed_part(pattern: str) -> str:
-    """The folder below which everything lies that `pattern` can match."""
+    """The deepest folder that contains every path that `pattern` can match."""
     return posixpath.dirname(re.split(r"[*?\[]", pattern, maxsplit=1)[0])
 
 
 def partition_root(uri: str, path: str) -> str:
-    """The folder above which `key=value` parts of `path`, a file that the input `uri` means, are no partitions."""
+    """The root of the partitions of `path`, a file of the input `uri`: only `key=value` folders below it count."""
     if path == uri:
         return posixpath.dirname(uri)
     return uri if path.startswith(join(uri, "")) else fixed_part(uri)
@@ -224,7 +228,7 @@ def _below(root: str, path: str) -> str:
 
 
 def partition_values(uri: str, path: str) -> dict[str, str | None]:
-    """Hive partitions in one file's path: `.../year=2026/...` gives {"year": "2026"}. Raises InputError."""
+    """The Hive partitions in one file's path: {"year": "2026"} for `.../year=2026/...`. Raises InputError."""
     return _values_below(normal_uri(uri), path)
 
 
@@ -251,7 +255,7 @@ def _values_below(whole: str, path: str) -> dict[str, str | None]:
 
 
 def partition_schema(uri: str, paths: Sequence[str]) -> pa.Schema:
-    """The partition columns of all files: int64 where every value is a number, text else.
+    """The partition columns of all files: int64 if every value of a column is a number, otherwise text.
 
     Raises InputError when a column is a partition of some files only.
     """
@@ -272,12 +276,12 @@ def partition_schema(uri: str, paths: Sequence[str]) -> pa.Schema:
 
 
 def _is_number(value: str | None) -> bool:
-    # 007 is a name, and a number would lose something of it; so is -0.
+    # 007 and -0 stay text: a number would lose the zeros or the sign.
     return value is None or (re.fullmatch(r"0|-?[1-9][0-9]{0,17}", value) is not None)
 
 
 def _natural(path: str) -> list[tuple[int, int | str]]:
-    """part-2 comes before part-10."""
+    """A sort key that puts part-2 before part-10."""
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", path)]
 
 
@@ -291,10 +295,15 @@ def _advice(uri: str, file_format: str, storage: Storage) -> str:
     parent = posixpath.dirname(uri)
     if parent == "s3:":
         return "that bucket is empty"
-    beside = storage.names(parent)
+    try:
+        beside = storage.names(parent)
+        exists = bool(beside) or storage.stat(parent) is not None
+    except StorageError:
+        # Credentials may reach the input alone, and not what lies beside it.
+        return f"check input.uri; what else lies in {parent} cannot be listed with these credentials"
     if posixpath.dirname(parent) == "s3:" and not beside:
         return "that bucket is empty"
-    if not beside and storage.stat(parent) is None:
+    if not exists:
         return f"the folder {parent} does not exist; paths are relative to where you run"
     near = difflib.get_close_matches(posixpath.basename(uri), beside, n=1)
     return f"did you mean {join(parent, near[0])}?" if near else "paths are relative to where you run"

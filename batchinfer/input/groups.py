@@ -1,4 +1,4 @@
-"""Where the groups of `input.group_by` begin, for any number of rows: a bit a row is kept, no value."""
+"""Where the groups of `input.group_by` begin. Keeps one bit for each row and no values, so inputs may be large."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from batchinfer.errors import InputError
 from batchinfer.input.column_types import same_text
 
 _KEPT = 4096
-"""Distinct groups are counted exactly up to here, beyond to about 1.6% (one over the root of it)."""
+"""Smallest hashes kept. Fewer distinct groups are counted exactly, more with an error of about 1.6% (1/sqrt(4096)).
+A larger number needs more memory, a smaller one makes a larger error."""
 
 _SCATTERED = 2.0
-"""Runs of rows for each group from which on sorting is worth a word."""
+"""Runs of rows for each group. From this ratio on `plan` and `validate` advise to sort; lower advises in vain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """The groups of an input. A row without a value is a group of its own, and in none of the two counts.
+    """The groups of an input. Each row without a value is its own group; `runs` and `groups` do not count it.
 
-    `begins` has a bit for each row, as np.packbits packs them: 1 where a group begins. `runs` counts the
-    runs of neighbouring rows of one group, `groups` the groups (about, where they are many).
+    `begins` has a bit for each row, packed by np.packbits: 1 if a group begins at the row. `runs` counts the runs of
+    neighbouring rows with one value, `groups` the distinct values (an estimate from 4096 on).
     """
 
     begins: npt.NDArray[np.uint8]
@@ -34,7 +35,7 @@ class Groups:
     groups: int
 
     def scattered(self, column: str) -> str | None:
-        """One line for a person if sorting would bring rows together, else None."""
+        """One line for a person if sorting would bring rows together, otherwise None."""
         if self.runs < _SCATTERED * self.groups:
             return None
         return (
@@ -44,10 +45,9 @@ class Groups:
 
 
 def find_groups(column: str, chunks: Iterable[tuple[str, pa.Array]]) -> Groups:
-    """Look at the values of `column`, given as (file, values) in input order.
+    """The groups of the values of `column`. `chunks` are (file, values) in input order.
 
-    Raises InputError for values that are neither texts nor numbers. Values are the same where their 64-bit
-    hashes are.
+    Values with equal 64-bit hashes count as equal. Raises InputError for values that are neither texts nor numbers.
     """
     packed: list[npt.NDArray[np.uint8]] = []
     open_bits = np.zeros(0, dtype=np.uint8)
@@ -62,7 +62,7 @@ def find_groups(column: str, chunks: Iterable[tuple[str, pa.Array]]) -> Groups:
         differs[0] = before is None or bool(null[0]) or hashes[0] != before
         before = None if null[-1] else hashes[-1]
         runs += int((differs & ~null).sum())
-        # The smallest hashes of all tell how many different ones there are (`_distinct`).
+        # The smallest hashes are enough to estimate the number of distinct ones (`_distinct`).
         least = np.unique(np.concatenate([least, hashes[differs & ~null]]))[:_KEPT]
         bits = np.concatenate([open_bits, differs.astype(np.uint8)])
         whole = len(bits) // 8 * 8
@@ -73,7 +73,7 @@ def find_groups(column: str, chunks: Iterable[tuple[str, pa.Array]]) -> Groups:
 
 
 def _distinct(least: npt.NDArray[np.uint64]) -> int:
-    """How many different hashes there are, of which these are the smallest (Bar-Yossef et al., RANDOM 2002)."""
+    """The number of distinct hashes, estimated from the smallest ones (Bar-Yossef et al., RANDOM 2002)."""
     if len(least) < _KEPT:
         return len(least)
     return round((_KEPT - 1) / (float(least[-1]) / 2.0**64))

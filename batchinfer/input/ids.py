@@ -1,9 +1,10 @@
-"""Are the ids unique? Answered for any number of rows in little memory."""
+"""Checks that ids are unique. Memory does not grow with the number of rows."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,19 @@ from batchinfer.input.column_types import JSON, same_text
 _BUCKETS = 64
 
 _WRITTEN_AT_ONCE = 2**16
-"""Hashes gathered before they are written, half a megabyte: fewer cost a system call each, more cost memory."""
+"""Hashes collected before a write, half a megabyte. Fewer need more system calls, more need more memory."""
 
 
-def require_unique(column: str, scan: Callable[[], Iterable[tuple[str, pa.Array]]]) -> None:
-    """Raise InputError if an id is null or occurs twice. `scan` gives (file, ids) in input order.
+def require_unique(
+    column: str,
+    scan: Callable[[], Iterable[tuple[str, pa.Array]]],
+    nulls: Mapping[str, int] | None = None,
+    row_of: Callable[[str, int], int] = lambda uri, number: number,
+) -> None:
+    """Raise InputError if an id is null or occurs twice. `scan` gives (file, ids) in input order; `row_of` the row of
+    the file that an id is of, by its number among the file's ids.
+
+    `nulls` says how many ids of a file may be null, because their rows cannot be read.
 
     The ids' 64-bit hashes go to temporary files by their upper bits, and each file is searched by
     itself, so that memory does not grow with the rows. Equal hashes are looked at once more in full.
@@ -30,7 +39,7 @@ def require_unique(column: str, scan: Callable[[], Iterable[tuple[str, pa.Array]
         buckets = [Path(folder, str(i)) for i in range(_BUCKETS)]
         files = [path.open("wb") for path in buckets]
         try:
-            for hashes in _gathered(_hashes(column, uri, ids) for uri, ids in scan()):
+            for hashes in _gathered(_hashes(column, ids) for ids in _with_ids(column, scan(), nulls or {})):
                 place = (hashes >> np.uint64(58)).astype(np.intp)
                 order = np.argsort(place, kind="stable")
                 ends = np.cumsum(np.bincount(place, minlength=_BUCKETS))
@@ -41,11 +50,11 @@ def require_unique(column: str, scan: Callable[[], Iterable[tuple[str, pa.Array]
                 file.close()
         suspects = {int(value) for path in buckets for value in _repeated(path)}
     if suspects:
-        _report(column, suspects, scan())
+        _report(column, suspects, scan(), row_of)
 
 
 def _gathered(parts: Iterable[npt.NDArray[np.uint64]]) -> Iterator[npt.NDArray[np.uint64]]:
-    """The hashes in larger arrays: of each array 64 parts are written, which a small file is not worth."""
+    """The hashes in larger arrays: each array costs up to 64 writes, too many for the ids of one small file."""
     waiting: list[npt.NDArray[np.uint64]] = []
     held = 0
     for part in parts:
@@ -64,12 +73,20 @@ def _repeated(path: Path) -> npt.NDArray[np.uint64]:
     return repeated
 
 
-def _hashes(column: str, uri: str, ids: pa.Array) -> npt.NDArray[np.uint64]:
-    if ids.null_count:
-        raise InputError(
-            f"{uri}: id column {column!r} has {ids.null_count} null values",
-            "give every row an id, or leave input.id_column out: rows are then numbered",
-        )
+def _with_ids(column: str, scan: Iterable[tuple[str, pa.Array]], nulls: Mapping[str, int]) -> Iterator[pa.Array]:
+    """The ids that are not null. Raises InputError for a file with more nulls than `nulls` has for it."""
+    seen: Counter[str] = Counter()
+    for uri, ids in scan:
+        seen[uri] += ids.null_count
+        if seen[uri] > nulls.get(uri, 0):
+            raise InputError(
+                f"{uri}: id column {column!r} has {seen[uri] - nulls.get(uri, 0)} null values",
+                "give every row an id, or leave input.id_column out: rows are then numbered",
+            )
+        yield ids.drop_null() if ids.null_count else ids
+
+
+def _hashes(column: str, ids: pa.Array) -> npt.NDArray[np.uint64]:
     hashes: npt.NDArray[np.uint64] = pd.util.hash_array(
         _as_text(column, ids).to_numpy(zero_copy_only=False), categorize=False
     )
@@ -77,10 +94,10 @@ def _hashes(column: str, uri: str, ids: pa.Array) -> npt.NDArray[np.uint64]:
 
 
 def require_id_kind(column: str, kind: pa.DataType) -> None:
-    """Raise InputError unless values of the type can be ids: texts, whole and other numbers, dates, times, UUIDs, and
-    bytes that are text.
+    """Raise InputError unless values of the type can be ids: texts, numbers, dates, times, UUIDs, and UTF-8 bytes.
 
-    True and false tell no rows apart, and no two lists or objects are compared.
+    Booleans are refused because two values cannot identify rows. Lists and objects are refused because they are not
+    compared.
     """
     kinds = pa.types
     value = kind.value_type if kinds.is_dictionary(kind) else kind
@@ -103,9 +120,12 @@ def _as_text(column: str, ids: pa.Array) -> pa.Array:
         ) from None
 
 
-def _report(column: str, suspects: set[int], scan: Iterable[tuple[str, pa.Array]]) -> None:
+def _report(
+    column: str, suspects: set[int], scan: Iterable[tuple[str, pa.Array]], row_of: Callable[[str, int], int]
+) -> None:
     seen: dict[str, str] = {}
-    for value, place in _places(column, suspects, scan):
+    for value, uri, number in _places(column, suspects, scan):
+        place = f"row {row_of(uri, number)} of {uri}"
         if value in seen:
             raise InputError(
                 f"id column {column!r} has {value!r:.80} twice: {seen[value]} and {place}",
@@ -114,12 +134,13 @@ def _report(column: str, suspects: set[int], scan: Iterable[tuple[str, pa.Array]
         seen[value] = place
 
 
-def _places(column: str, suspects: set[int], scan: Iterable[tuple[str, pa.Array]]) -> Iterator[tuple[str, str]]:
+def _places(column: str, suspects: set[int], scan: Iterable[tuple[str, pa.Array]]) -> Iterator[tuple[str, str, int]]:
     row, before = 0, ""
     for uri, ids in scan:
         row = row if uri == before else 0
         before = uri
-        wanted = np.isin(_hashes(column, uri, ids), np.fromiter(suspects, dtype=np.uint64))
-        for i in np.flatnonzero(wanted):
-            yield str(_as_text(column, ids)[int(i)].as_py()), f"row {row + int(i)} of {uri}"
+        with_id = np.flatnonzero(ids.is_valid().to_numpy(zero_copy_only=False))
+        wanted = np.isin(_hashes(column, ids.drop_null()), np.fromiter(suspects, dtype=np.uint64))
+        for i in with_id[wanted]:
+            yield str(_as_text(column, ids)[int(i)].as_py()), uri, row + int(i)
         row += len(ids)

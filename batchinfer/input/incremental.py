@@ -1,7 +1,7 @@
-"""Which files of an input a run takes, given what earlier runs of the job have taken. Pure.
+"""Selects the files that an incremental run reads: those that no earlier run of the job has claimed. Pure.
 
-A file is its URI and its tag, which changes whenever its content does. A run takes what its manifest names,
-from the moment the manifest is written, whether it ends well or not: if it dies it is resumed, with its own files.
+A file is identified by its URI and its tag, which changes with the content. A run claims its files when its manifest
+is written. A run that dies keeps its claim, because the same run is resumed with the same files.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from batchinfer.jobspec import IncrementalSpec
 from batchinfer.storage import Entry
 
 Unit = Callable[[str], str]
-"""The partition that the file at a URI belongs to."""
+"""Maps a file's URI to its partition."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What the runs of a job have taken: every tag of each file, and which files had rows at the time."""
+    """What the runs of a job have claimed: every tag of each file, and the files that had rows at the time."""
 
     tags: Mapping[str, frozenset[str]] = field(default_factory=dict)
     with_rows: frozenset[str] = frozenset()
@@ -29,7 +29,7 @@ class Claims:
 
     @classmethod
     def of(cls, runs: Iterable[tuple[Mapping[str, str], Iterable[str]]]) -> Claims:
-        """What each run took (the tag of each file, and which of these have rows), taken together."""
+        """The union of the claims of `runs`; each is the tag of each file, and the files that have rows."""
         tags: dict[str, set[str]] = {}
         with_rows: set[str] = set()
         for files, having in runs:
@@ -41,8 +41,11 @@ class Claims:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The entries to run, in input order; of these, how many files or partitions are run again because they
-    changed; and the changed ones that are left as they are."""
+    """What an incremental run reads.
+
+    `taken`: the entries, in input order. `again`: how many changed files or partitions are among them. `ignored`: the
+    changed files or partitions that are not read again.
+    """
 
     taken: tuple[Entry, ...]
     again: int
@@ -50,9 +53,9 @@ class Selection:
 
 
 def select(entries: Iterable[Entry], claims: Claims, rule: IncrementalSpec, partition: Unit) -> Selection:
-    """What a run takes. Raises InputError for a changed file or partition where the rule says so.
+    """The files that a run reads. Raises InputError for a changed file or partition if the rule is `fail`.
 
-    A file that had no row when it was taken has done nothing yet: with other content it is new.
+    A file without rows has no results yet, so its changed content counts as new.
     """
     entries = list(entries)
     if rule.by == "file":

@@ -1,34 +1,36 @@
-"""From an input URI to the manifest: look at every file, check the columns and the ids, find the groups, cut."""
+"""Builds the manifest from an input URI: inspects every file, checks columns, selects rows, checks ids, cuts shards."""
 
 from __future__ import annotations
 
 import difflib
-from collections import deque
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.errors import InputError
+from batchinfer.input.bad_rows import BAD_ROW
 from batchinfer.input.column_types import CASTS, JSON, PARSED, Misfit, common, may_lose
+from batchinfer.input.csv import inspect_csv
 from batchinfer.input.files import find_input, partition_schema, partition_values
 from batchinfer.input.formats import Inspected, first_line, fit
 from batchinfer.input.groups import Groups, find_groups
 from batchinfer.input.ids import require_id_kind, require_unique
-from batchinfer.input.jsonl import inspect_jsonl, jsonl_column, require_exact, whole_numbers
+from batchinfer.input.jsonl import inspect_jsonl, require_exact, whole_numbers
 from batchinfer.input.manifest import Fingerprint, InputFile, Manifest, Shard, cut
 from batchinfer.input.parquet import inspect_parquet, parquet_column, require_arrow_reads, require_exact_times
+from batchinfer.input.row_bits import RowBits
+from batchinfer.input.scan import Scan
+from batchinfer.input.select_rows import select_rows
 from batchinfer.input.shard_sizes import at_groups, shard_sizes, small_at_first
-from batchinfer.jobspec import JobSpec
-from batchinfer.storage import Entry
+from batchinfer.jobspec import InputSpec, JobSpec
+from batchinfer.storage import REQUESTS_AT_ONCE, Entry
 
-_THREADS = 16
-
-_READ_AT_ONCE = 2**22
-"""Files up to this many bytes are read whole, several ahead of time: more would hold memory that nobody bounds."""
-
-_AHEAD = 4 * _THREADS
+_MOST_HELD = 2**27
+"""Bytes of the ids of CSV files that are kept from the first look. Further ids are read once more: memory must not grow
+with the number of rows."""
 
 
 def build_manifest(
@@ -37,72 +39,113 @@ def build_manifest(
     fingerprint: Fingerprint,
     choose: Callable[[list[Entry]], list[Entry]] | None = None,
 ) -> Manifest:
-    """Cut the input of `spec`. `columns` maps each column that is needed to the spec key that needs it.
-    `choose` picks which of the input's files this run takes, none if need be; without it, all.
+    """Cut the input of `spec` into shards.
 
-    Raises InputError for a file that cannot be read, a column that does not exist, files that do not
-    fit together, values that would change on the way, and ids that are not unique.
+    `columns` maps each needed column to the spec key that names it. `choose` selects the files of this run, possibly
+    none; without `choose` the run reads all files.
+
+    Raises InputError for unreadable files, missing columns, types that do not fit together, values that a conversion
+    would change, and duplicate ids.
     """
     given = spec.input
     there = find_input(given.uri, given.format, spec.storage, choose is not None, given.ignore)
     entries = list(there.entries)
-    # Of all files, so that a partition column has one type in every run.
+    # Computed before `choose`, over all files, so that a partition column has the same type in every run.
     partitions = partition_schema(given.uri, [entry.uri for entry in entries])
     if choose is not None:
         entries = choose(entries)
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         found, skipped = _readable(spec, entries, _inspect(spec, entries, list(columns), pool))
         partitions = _only_in_paths(spec, partitions, found)
         whole = _whole_schema(spec, columns, found, partitions)
         have = {name for one in found for name in one.names} | set(partitions.names)
-        # Files without a row say nothing about JSON columns.
+        # The columns of JSON lines are known only from rows, so an input without rows is not refused.
         if any(one.file.rows for one in found) or (found and given.format == "parquet"):
             _require_columns(columns, have)
         with_rows = [one for one in found if one.file.rows]
         _require_same_values(spec, with_rows, whole, pool)
+        scan = Scan(spec, partitions, pool)
+        selected = select_rows(given, scan, with_rows, whole)
         if given.id_column is not None:
-            _require_unique_ids(spec, with_rows, whole, partitions, pool)
-        groups = None if given.group_by is None else _groups(spec, with_rows, whole, partitions, pool)
-    files = [one.file for one in found]
+            _require_unique_ids(given.id_column, scan, with_rows, whole, partitions, selected)
+        groups = None
+        if given.group_by is not None:
+            groups = find_groups(given.group_by, scan.column(with_rows, whole.field(given.group_by), selected))
+    if any(one.bad_rows for one in found):
+        whole = whole.append(pa.field(BAD_ROW, pa.string()))
+    files = [one.file for one in with_rows]
+    total_rows = sum(file.rows for file in files)
+    unselected = [file.entry for i, file in enumerate(files) if selected is not None and not selected[i].count]
+    empty = [one.file.entry for one in found if not one.file.rows]
     if choose is not None:
-        empty = {file.entry.uri: file.entry.tag for file in files if not file.rows}
-        fingerprint = fingerprint.model_copy(update={"empty": empty})
-    _require_storable(whole, given.columns)
+        fingerprint = fingerprint.model_copy(update={"empty": {entry.uri: entry.tag for entry in empty}})
+    schema = pa.schema([field for field in whole if columns.get(field.name) != "input.where"])
+    _require_storable(schema, given.columns)
     return Manifest(
-        shards=tuple(_cut(spec, files, groups)),
-        schema=whole,
-        partitions=tuple(name for name in columns if name in partitions.names),
-        empty_files=tuple(file.entry.uri for file in files if not file.rows),
+        shards=tuple(_cut(spec, files, groups, selected)),
+        schema=schema,
+        partitions=tuple(field.name for field in schema if field.name in partitions.names),
+        empty_files=tuple(entry.uri for entry in empty),
         fingerprint=fingerprint,
         skipped=tuple(skipped),
-        hint=groups.scattered(str(given.group_by)) if groups is not None else None,
+        total_rows=None if selected is None else total_rows,
+        unselected=tuple(unselected),
+        hint=_hint(given, groups, selected),
         left_out=there.left_out,
     )
+
+
+def _hint(given: InputSpec, groups: Groups | None, selected: Sequence[RowBits] | None) -> str | None:
+    """What the cutting has to say to a person."""
+    if selected and not any(bits.count for bits in selected):
+        return f"input.where selects no row: {given.where}"
+    return None if groups is None else groups.scattered(str(given.group_by))
 
 
 def _inspect(
     spec: JobSpec, entries: Sequence[Entry], columns: Sequence[str], pool: ThreadPoolExecutor
 ) -> Iterator[Inspected | InputError]:
-    """What each file holds of `columns`, or why it cannot be read."""
+    """For each file, what it holds of `columns`, or the error if it cannot be read."""
+    kept = [name for name in (spec.input.id_column, spec.input.group_by) if name is not None]
     if spec.input.format == "parquet":
-        kept = [name for name in (spec.input.id_column, spec.input.group_by) if name is not None]
         yield from inspect_parquet(entries, columns, kept, spec.storage, pool)
         return
 
+    room = _Room(_MOST_HELD)
+
     def look(entry: Entry) -> Inspected | InputError:
         try:
-            return inspect_jsonl(entry, columns, _casts(spec), spec.storage)
+            if spec.input.format == "csv":
+                return inspect_csv(entry, columns, _casts(spec), kept, room.take, spec.input.csv, spec.storage)
+            return inspect_jsonl(entry, columns, _casts(spec), spec.storage, spec.input.sets_aside)
         except InputError as error:
             return error
 
     yield from pool.map(look, entries)
 
 
+class _Room:
+    """So many bytes, for several threads to take from."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> bool:
+        with self._lock:
+            fits = size <= self._left
+            self._left -= size if fits else 0
+            return fits
+
+
 def _readable(
     spec: JobSpec, entries: Sequence[Entry], looked: Iterable[Inspected | InputError]
 ) -> tuple[list[Inspected], list[tuple[str, str]]]:
-    """The files that can be read, and (URI, reason) of those that are skipped. Raises InputError for the first bad
-    file unless `input.on_bad_file` says to skip."""
+    """The readable files, and (URI, reason) of each skipped file.
+
+    Raises InputError for the first bad file unless `input.on_bad_file` is `skip`. Also raises it if no file of a job
+    that is not incremental can be read.
+    """
     found: list[Inspected] = []
     bad: dict[str, str] = {}
     first: InputError | None = None
@@ -116,7 +159,7 @@ def _readable(
         bad[entry.uri] = str(one)
     incremental = spec.input.incremental
     if incremental is not None and incremental.by == "partition":
-        # A partition is run as a whole: with one bad file it is left to a later run.
+        # A partition is read as a whole: one bad file leaves the whole partition to a later run.
         worst = {_partition(spec, uri): uri for uri in bad}
         for one in found:
             uri = one.file.entry.uri
@@ -133,7 +176,7 @@ def _partition(spec: JobSpec, uri: str) -> tuple[tuple[str, str | None], ...]:
 
 
 def _only_in_paths(spec: JobSpec, partitions: pa.Schema, found: Sequence[Inspected]) -> pa.Schema:
-    """The partitions that some file does not have as a column of its own: what a file says of itself wins."""
+    """The partitions that at least one file lacks as a column. A file's column overrides its folder's name."""
     kept = []
     for field in partitions:
         own = [one for one in found if field.name in one.names and one.file.rows]
@@ -162,8 +205,11 @@ def _casts(spec: JobSpec) -> dict[str, pa.DataType]:
 def _whole_schema(
     spec: JobSpec, columns: Mapping[str, str], found: Sequence[Inspected], partitions: pa.Schema
 ) -> pa.Schema:
-    """The columns with the types that they have in the whole input. A file without rows has no say in them; a column
-    that a file lacks is null there, or its partition."""
+    """The needed columns with their types in the whole input.
+
+    Files without rows do not influence the types, unless no file has rows. A column that a file lacks is null for its
+    rows, or the value of its partition.
+    """
     said = [one for one in found if one.file.rows] or found
     casts = _casts(spec)
     unknown = sorted(casts.keys() - columns.keys())
@@ -189,7 +235,7 @@ def _whole_type(spec: JobSpec, name: str, said: Sequence[Inspected], partitions:
     kind: pa.DataType = pa.null()
     seen: dict[int, Inspected] = {}
     for one in said:
-        # Files of one schema share the object.
+        # Files with equal schemas share one schema object, so each schema is merged once.
         key = id(one.schema) if name in one.names or name not in partitions.names else -1
         if key in seen:
             continue
@@ -203,7 +249,7 @@ def _whole_type(spec: JobSpec, name: str, said: Sequence[Inspected], partitions:
 
 
 def _stored_type(one: Inspected, name: str, partitions: pa.Schema) -> pa.DataType:
-    # The schema of a file of JSON lines has every column, with no type for one that no line has.
+    # The schema of JSON lines has every needed column; a column that no line has is of type null.
     if name in one.schema.names and (name in one.names or name not in partitions.names):
         return one.schema.field(name).type
     return partitions.field(name).type if name in partitions.names else pa.null()
@@ -212,7 +258,7 @@ def _stored_type(one: Inspected, name: str, partitions: pa.Schema) -> pa.DataTyp
 def _clash(
     name: str, stored: pa.DataType, one: Inspected, seen: Sequence[Inspected], partitions: pa.Schema, why: str
 ) -> InputError:
-    """The error for the two files whose types of a column do not fit."""
+    """The error for two files whose types of the column `name` do not fit together."""
     other = seen[0]
     for before in seen:
         try:
@@ -229,8 +275,10 @@ def _clash(
 
 
 def _require_same_values(spec: JobSpec, found: Sequence[Inspected], whole: pa.Schema, pool: ThreadPoolExecutor) -> None:
-    """Raise InputError for a value that cannot become the column's common type, or would be another: it is found now,
-    not when the run has started."""
+    """Raise InputError for a value that the column's common type cannot hold without change.
+
+    The check runs before the run starts, so that the error does not stop a paid run.
+    """
     if spec.input.format != "parquet":
         return
     doubts: dict[int, list[str]] = {}
@@ -252,13 +300,17 @@ def _require_same_values(spec: JobSpec, found: Sequence[Inspected], whole: pa.Sc
         pass
 
 
-def _cut(spec: JobSpec, files: Sequence[InputFile], groups: Groups | None) -> list[Shard]:
-    rows = sum(file.rows for file in files)
-    size = sum(group.size for file in files for group in file.groups)
+def _cut(
+    spec: JobSpec, files: Sequence[InputFile], groups: Groups | None, selected: Sequence[RowBits] | None
+) -> list[Shard]:
+    there = sum(file.rows for file in files)
+    rows = there if selected is None else sum(bits.count for bits in selected)
+    size = sum(group.size for file in files for group in file.groups) * rows // max(1, there)
     sizes = shard_sizes(rows, size, spec.shards.rows, spec.sampling.max_tokens, spec.resources.replicas)
     if spec.limits.max_cost_usd is not None and spec.shards.rows == "auto":
         sizes = small_at_first(sizes)
-    return cut(files, sizes, spec.shards.max_bytes, None if groups is None else at_groups(groups.begins, rows))
+    settle = None if groups is None else at_groups(groups.begins, rows)
+    return cut(files, sizes, spec.shards.max_bytes, settle, selected)
 
 
 def _require_columns(columns: Mapping[str, str], have: set[str]) -> None:
@@ -275,8 +327,10 @@ def _require_columns(columns: Mapping[str, str], have: set[str]) -> None:
 
 
 def _require_storable(schema: pa.Schema, passed: Sequence[str]) -> None:
-    """JSON lines may come to types that Arrow cannot send, such as a hundred lists in each other, or that
-    Parquet cannot hold, such as an object without a key."""
+    """Raise InputError for a type that Arrow cannot send or, for a passed-through column, that Parquet cannot store.
+
+    JSON lines can produce such types: a hundred nested lists, or an object without keys.
+    """
     for field in schema:
         try:
             one = pa.table([pa.nulls(1, field.type)], schema=pa.schema([field]))
@@ -294,9 +348,14 @@ def _require_storable(schema: pa.Schema, passed: Sequence[str]) -> None:
 
 
 def _require_unique_ids(
-    spec: JobSpec, found: Sequence[Inspected], whole: pa.Schema, partitions: pa.Schema, pool: ThreadPoolExecutor
+    column: str,
+    scan: Scan,
+    found: Sequence[Inspected],
+    whole: pa.Schema,
+    partitions: pa.Schema,
+    selected: Sequence[RowBits] | None,
 ) -> None:
-    column = str(spec.input.id_column)
+    """Of the rows that run: the others are in no result."""
     if column in partitions.names:
         raise InputError(
             f"id column {column!r} is a partition: all rows of a file share it", "choose another id column"
@@ -308,52 +367,10 @@ def _require_unique_ids(
                 "write the column in every file, or leave input.id_column out: rows are then numbered",
             )
     require_id_kind(column, whole.field(column).type)
-    require_unique(column, lambda: _values(spec, found, whole.field(column), partitions, pool))
-
-
-def _groups(
-    spec: JobSpec, found: Sequence[Inspected], whole: pa.Schema, partitions: pa.Schema, pool: ThreadPoolExecutor
-) -> Groups:
-    """The groups of `input.group_by`."""
-    column = str(spec.input.group_by)
-    return find_groups(column, _values(spec, found, whole.field(column), partitions, pool))
-
-
-def _values(
-    spec: JobSpec, found: Sequence[Inspected], field: pa.Field, partitions: pa.Schema, pool: ThreadPoolExecutor
-) -> Iterator[tuple[str, pa.Array]]:
-    """(file, values) of a column in its common type, in input order; small files are read ahead of time."""
-
-    def chunks(one: Inspected) -> Iterator[pa.Array]:
-        uri = one.file.entry.uri
-        if field.name in one.held:
-            stored: Iterable[pa.Array] = one.held[field.name].chunks
-        elif field.name in one.names and spec.input.format == "parquet":
-            stored = parquet_column(one.file.entry, field.name, spec.storage)
-        elif field.name in one.names:
-            stored = jsonl_column(one.file.entry, field, spec.storage)
-        elif field.name in partitions.names:
-            value = pa.scalar(partition_values(spec.input.uri, uri)[field.name], pa.string())
-            stored = [pa.repeat(value, one.file.rows)]
-        else:
-            stored = [pa.nulls(one.file.rows, field.type)]
-        for values in stored:
-            yield fit(values, field, uri)
-
-    def whole(one: Inspected) -> list[pa.Array]:
-        return list(chunks(one))
-
-    waiting: deque[tuple[Inspected, Future[list[pa.Array]] | None]] = deque()
-
-    def first() -> Iterator[tuple[str, pa.Array]]:
-        one, future = waiting.popleft()
-        for values in chunks(one) if future is None else future.result():
-            yield one.file.entry.uri, values
-
-    for one in found:
-        small = one.file.entry.size <= _READ_AT_ONCE and field.name not in one.held
-        waiting.append((one, pool.submit(whole, one) if small else None))
-        if len(waiting) > _AHEAD:
-            yield from first()
-    while waiting:
-        yield from first()
+    bits = {} if selected is None else {one.file.entry.uri: b for one, b in zip(found, selected, strict=True)}
+    require_unique(
+        column,
+        lambda: scan.column(found, whole.field(column), selected),
+        {one.file.entry.uri: one.bad_rows.get(column, 0) for one in found},
+        lambda uri, number: bits[uri].nth(number) if bits else number,
+    )

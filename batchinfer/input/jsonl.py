@@ -1,58 +1,59 @@
-"""JSON lines, plain or compressed: what a file holds, single columns of it, and its rows front to back."""
+"""JSON lines, plain or compressed: what a file holds, single columns of it, and its rows in order."""
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import io
+import codecs
 import itertools
 import json
-import zlib
+import math
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from batchinfer.errors import InputError
+from batchinfer.input.bad_rows import BAD_ROW, BadRow
 from batchinfer.input.column_types import JSON, PARSED, Misfit, common, fitted
 from batchinfer.input.formats import Inspected, first_line, reading
 from batchinfer.input.manifest import InputFile, RowGroup, Segment
+from batchinfer.input.packed import LONGEST_ROW, another_format, packing, unpacked, unpacking
 from batchinfer.storage import Entry, Stores, storage_for
 
 LINES_PER_GROUP = 64
-"""JSON lines have no row groups: an offset is noted every so many lines."""
+"""Rows of a stretch of lines, whose offset is recorded because JSON lines have no row groups. With longer stretches
+readers skip more lines; with shorter ones the cutting of shards needs more memory."""
 
 _GROUP_BYTES = 2**25
-"""Lines are gathered up to this much: a row may be 10 MB."""
+"""Bytes (32 MiB) after which a stretch of lines ends early: with rows of 10 MB, 64 of them would fill the memory."""
 
 _DEEPEST = 60
-"""Lists and objects in each other that Arrow still sends between processes. Deeper ones are kept as JSON text."""
+"""Levels of nested lists and objects that Arrow can send between processes. Deeper values are kept as JSON text."""
 
 _EXACT = 2**53
-"""The largest whole number up to which a double holds every one."""
-
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-
-_OTHER_FILES = (
-    (b"PAR1", "a Parquet file", "set input.format: parquet"),
-    (b"BZh", "compressed with bzip2", "unpack it with bunzip2, or pack it with gzip or zstd"),
-    (b"\xfd7zXZ", "compressed with xz", "unpack it with unxz, or pack it with gzip or zstd"),
-    (b"PK\x03\x04", "a zip archive", "unpack it, or pack each file with gzip or zstd"),
-    (b"\xff\xfe", "UTF-16", "write it as UTF-8: iconv -f UTF-16 -t UTF-8"),
-    (b"\xfe\xff", "UTF-16", "write it as UTF-8: iconv -f UTF-16 -t UTF-8"),
-)
-"""How files begin that are no JSON lines, what they are, and what to do."""
+"""A double holds every integer up to this one exactly."""
 
 
-def inspect_jsonl(entry: Entry, columns: Sequence[str], casts: Mapping[str, pa.DataType], stores: Stores) -> Inspected:
-    """The file's stretches of lines, the types of `columns`, and every key seen; raises InputError."""
+def inspect_jsonl(
+    entry: Entry,
+    columns: Sequence[str],
+    casts: Mapping[str, pa.DataType],
+    stores: Stores,
+    set_aside: bool = False,
+) -> Inspected:
+    """The file's stretches of lines, the types of `columns`, and every key seen; raises InputError.
+
+    `set_aside`: rows that cannot be read are counted, by the columns that they lack, instead of refused.
+    """
     groups: list[RowGroup] = []
     found = {name: _Column(name, casts.get(name)) for name in columns}
     keys: set[str] = set()
+    lacking: Counter[str] = Counter()
     whole_rows = whole_size = 0
     with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as file:
-        packed = _packing(file) is not None
-        for offset, size, numbers, rows in _line_groups(file, entry.uri):
+        packed = packing(file) is not None
+        for offset, size, numbers, rows in _line_groups(file, entry.uri, set_aside):
             if packed:
                 whole_rows, whole_size = whole_rows + len(rows), whole_size + size
             else:
@@ -60,25 +61,69 @@ def inspect_jsonl(entry: Entry, columns: Sequence[str], casts: Mapping[str, pa.D
             for row in rows:
                 keys.update(row)
             for name, column in found.items():
-                column.add([row.get(name) for row in rows], numbers, entry.uri)
+                if set_aside:
+                    column.add_most(rows, numbers, entry.uri)
+                else:
+                    column.add([row.get(name) for row in rows], numbers, entry.uri)
+            for row in rows:
+                if isinstance(row, BadRow):
+                    lacking.update(name for name in (BAD_ROW, *columns) if row.get(name) is None)
     if whole_rows:
-        # There is no way into the middle of compressed bytes: one reader takes the file from its beginning.
+        # Compressed bytes can only be read from the beginning, so the whole file is one row group for one reader.
         groups = [RowGroup(whole_rows, whole_size)]
     schema = pa.schema([column.field(entry.uri) for column in found.values()])
     integers = {name: (column.big, column.negative) for name, column in found.items()}
-    return Inspected(InputFile(entry, tuple(groups)), schema, frozenset(keys), integers=integers)
+    return Inspected(InputFile(entry, tuple(groups)), schema, frozenset(keys), integers=integers, bad_rows=lacking)
 
 
-def jsonl_column(entry: Entry, field: pa.Field, stores: Stores) -> Iterator[pa.Array]:
-    """One column of a file in the type of `field`, a stretch of lines at a time."""
+def jsonl_columns(entry: Entry, schema: pa.Schema, stores: Stores, set_aside: bool = False) -> Iterator[pa.Table]:
+    """Columns of a file in the types of `schema`, a stretch of lines at a time.
+
+    `set_aside`: a value that cannot be read is null.
+    """
     with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as file:
-        for _, _, _, rows in _line_groups(file, entry.uri):
+        for _, _, _, rows in _line_groups(file, entry.uri, set_aside):
             with reading(entry.uri):
-                yield values_as([row.get(field.name) for row in rows], field.type)
+                yield pa.Table.from_arrays([_column(rows, field, set_aside) for field in schema], schema=schema)
+
+
+def _column(rows: list[dict[str, Any]], field: pa.Field, set_aside: bool) -> pa.Array:
+    """The values of a column; with `set_aside` a row whose value does not fit becomes a BadRow without it."""
+    values = [row.get(field.name) for row in rows]
+    try:
+        return values_as(values, field.type)
+    except (pa.ArrowException, OverflowError, TypeError, UnicodeError):
+        if not set_aside:
+            raise
+    for place, value in enumerate(values):
+        problem = _problem(value, field.type)
+        if problem is not None:
+            rows[place] = BadRow.of(rows[place], field.name, problem)
+    return values_as([row.get(field.name) for row in rows], field.type)
+
+
+_TOO_BIG = "has more than 64 bits"
+
+
+def _problem(value: Any, kind: pa.DataType | None) -> str | None:
+    """Why the value cannot be read as `kind`, or as any type (None); None if it can."""
+    if value is None:
+        return None
+    try:
+        json_text(value).encode()
+        if kind is not None:
+            values_as([value], kind)
+    except UnicodeError:
+        return "holds half of a surrogate pair, which is no character"
+    except OverflowError:
+        return _TOO_BIG
+    except (pa.ArrowException, TypeError) as error:
+        return f"does not fit {kind}: {first_line(error)[:200]}"
+    return _TOO_BIG if kind is None and type(value) is int and not -(2**63) <= value < 2**64 else None
 
 
 def values_as(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Values of JSON in the type `kind`; raises an error of Arrow where one does not fit."""
+    """Values of JSON in the type `kind`; raises exceptions of several types if one does not fit."""
     if kind == JSON:
         texts = [None if value is None else json_text(value) for value in values]
         return pa.ExtensionArray.from_storage(JSON, pa.array(texts, pa.string()))
@@ -91,15 +136,15 @@ def values_as(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 
 def json_text(value: Any) -> str:
-    """The value as JSON that a person can read."""
+    """The value as JSON text, without escapes for letters that are not ASCII."""
     return json.dumps(value, ensure_ascii=False)
 
 
 class _Column:
-    """The type of a column, learned from one stretch of lines after the other.
+    """Infers the type of a column from stretches of lines.
 
-    A column of objects with the same keys is a struct. One whose objects differ in their keys, or that mixes objects,
-    lists and plain values, is JSON text: a struct would give a row the keys of its neighbours.
+    A column whose objects all have the same keys is a struct. A column whose objects differ in keys, or that mixes
+    objects, lists and plain values, is JSON text: a struct would add keys of other rows.
     """
 
     def __init__(self, name: str, cast_to: pa.DataType | None) -> None:
@@ -110,14 +155,14 @@ class _Column:
         self._keys: dict[tuple[str, ...], frozenset[str]] = {}
 
     def field(self, uri: str) -> pa.Field:
-        """The column's type, in the end. Raises InputError for numbers that no type holds."""
+        """The inferred field. Raises InputError for numbers that no single type holds."""
         if self._cast is not None:
             return pa.field(self._name, self._cast)
         require_exact(uri, self._name, self._kind, self.big, self.negative)
         return pa.field(self._name, self._kind, metadata=PARSED if self._kind == JSON else None)
 
     def add(self, values: list[Any], numbers: Sequence[int], uri: str) -> None:
-        """Learn from values; `numbers` are their lines. Raises InputError."""
+        """Extend the type by `values`; `numbers` are their line numbers. Raises InputError."""
         try:
             if self._cast is not None:
                 values_as(values, self._cast)
@@ -125,6 +170,20 @@ class _Column:
             self._kind = self._with(values)
         except (pa.ArrowException, OverflowError, UnicodeError, Misfit, TypeError) as error:
             raise self._misfit(values, numbers, uri, error) from None
+
+    def add_most(self, rows: list[dict[str, Any]], numbers: Sequence[int], uri: str) -> None:
+        """As `add`, but a row whose value no type holds, or not the one of `input.cast`, becomes a BadRow."""
+        before = self.big, self.negative
+        try:
+            self.add([row.get(self._name) for row in rows], numbers, uri)
+            return
+        except InputError:
+            self.big, self.negative = before
+        for place, row in enumerate(rows):
+            problem = _problem(row.get(self._name), self._cast)
+            if problem is not None:
+                rows[place] = BadRow.of(row, self._name, problem)
+        self.add([row.get(self._name) for row in rows], numbers, uri)
 
     def _with(self, values: list[Any]) -> pa.DataType:
         kinds = set(map(type, values))
@@ -174,7 +233,7 @@ class _Column:
         return not inner or self._same_keys(inner, (*path, "[]"))
 
     def _misfit(self, values: list[Any], numbers: Sequence[int], uri: str, error: Exception) -> InputError:
-        """The error for the line whose value does not fit those before."""
+        """The error for the first line whose value does not fit the lines before it."""
         before = self._kind
         for value, number in zip(values, numbers, strict=True):
             if value is None:
@@ -194,7 +253,7 @@ class _Column:
             except (pa.ArrowException, OverflowError, Misfit, TypeError) as why:
                 told = f"does not fit the type {self._cast or before} of the lines before"
                 if isinstance(why, OverflowError) or (isinstance(value, int) and not -(2**63) <= value < 2**64):
-                    told = "has more than 64 bits"
+                    told = _TOO_BIG
                 elif self._cast is not None:
                     told = f"is not of the type that input.cast names: {first_line(why)}"
                 return InputError(
@@ -209,12 +268,12 @@ class _Column:
 
 
 def whole_numbers(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """Numbers of 64 bits with and without a sign: which of the two holds them all is known in the end."""
+    """uint64 if one type is int64 and the other uint64: `require_exact` refuses negative numbers later."""
     return pa.uint64() if {one, other} == {pa.int64(), pa.uint64()} else None
 
 
 def require_exact(uri: str, name: str, kind: pa.DataType, big: bool, negative: bool) -> None:
-    """Raise InputError where whole numbers of a JSON column do not fit the type `kind` that the column has in all."""
+    """Raise InputError if integers of a JSON column do not fit `kind`, the column's type in the whole input."""
     if (pa.types.is_floating(kind) and big) or (kind == pa.uint64() and negative):
         held = "whole numbers beyond 2^53" if pa.types.is_floating(kind) else "numbers below 0"
         other = "fractions" if pa.types.is_floating(kind) else "numbers beyond 2^63"
@@ -225,7 +284,7 @@ def require_exact(uri: str, name: str, kind: pa.DataType, big: bool, negative: b
 
 
 def _holds(kind: pa.DataType, depth: int = 0) -> bool:
-    """Can Parquet hold the type, and Arrow send it? No object without keys, and not too deep."""
+    """Can Parquet store the type, and Arrow send it? Not if an object has no keys or the type is nested too deeply."""
     if depth > _DEEPEST or (pa.types.is_struct(kind) and not kind.num_fields):
         return False
     if not pa.types.is_nested(kind):
@@ -233,43 +292,35 @@ def _holds(kind: pa.DataType, depth: int = 0) -> bool:
     return all(_holds(kind.field(i).type, depth + 1) for i in range(kind.num_fields))
 
 
-def _packing(file: BinaryIO) -> str | None:
-    """How the bytes are compressed, by their beginning, whatever the file is called."""
-    begins = file.read(4)
-    file.seek(0)
-    return "gzip" if begins.startswith(_GZIP) else "zstd" if begins == _ZSTD else None
+def _lines(file: BinaryIO, uri: str, first: int = 1) -> Iterator[bytes]:
+    """The lines of a file, of which the next one is number `first`. Raises InputError for one without an end."""
+    for number in itertools.count(first):
+        line = file.readline(LONGEST_ROW)
+        if not line:
+            return
+        if len(line) == LONGEST_ROW and not line.endswith(b"\n"):
+            raise InputError(
+                f"{uri}:{number}: a line is longer than {LONGEST_ROW:,} bytes",
+                "write one JSON object a line, as jq -c . does",
+            )
+        yield line
 
 
-def _unpacked(file: BinaryIO) -> BinaryIO:
-    packing = _packing(file)
-    if packing == "gzip":
-        return cast("BinaryIO", gzip.GzipFile(fileobj=file))
-    if packing == "zstd":
-        return cast("BinaryIO", io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")))
-    return file
+def _line_groups(
+    file: BinaryIO, uri: str, set_aside: bool = False
+) -> Iterator[tuple[int, int, list[int], list[dict[str, Any]]]]:
+    """(offset, bytes, line numbers, rows) of each stretch of lines. Blank lines are no rows.
 
-
-@contextlib.contextmanager
-def _unpacking(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, zlib.error, OSError) as error:
-        raise InputError(
-            f"{uri} cannot be unpacked: {first_line(error)}",
-            "it is cut off or damaged: write it again, move it away, or set input.on_bad_file: skip",
-        ) from None
-
-
-def _line_groups(file: BinaryIO, uri: str) -> Iterator[tuple[int, int, list[int], list[dict[str, Any]]]]:
-    """(offset, bytes, line numbers, rows) of each stretch of lines. Blank lines are no rows."""
+    `set_aside`: a line that is no JSON object is a BadRow, unless the first line shows that the whole file is another.
+    """
     offset = at = 0
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
-    with _unpacking(uri):
-        for number, line in enumerate(_unpacked(file), start=1):
+    with unpacking(uri):
+        for number, line in enumerate(_lines(unpacked(file), uri), start=1):
             at += len(line)
             if line.strip():
-                rows.append(_parse(line, uri, number))
+                rows.append(_parsed(line, uri, number, set_aside))
                 numbers.append(number)
                 if len(rows) == LINES_PER_GROUP or at - offset > _GROUP_BYTES:
                     yield offset, at - offset, numbers, rows
@@ -278,10 +329,22 @@ def _line_groups(file: BinaryIO, uri: str) -> Iterator[tuple[int, int, list[int]
             yield offset, at - offset, numbers, rows
 
 
+def _parsed(line: bytes, uri: str, number: int, set_aside: bool) -> dict[str, Any]:
+    try:
+        return _parse(line, uri, number)
+    except InputError as error:
+        another = number == 1 and (not line.lstrip().startswith(b'{"') or b"\r" in line.strip())
+        if another or not set_aside:
+            raise
+        return BadRow(error.message.removeprefix(f"{uri}:{number}: "))
+
+
 def _parse(line: bytes, uri: str, number: int | None) -> dict[str, Any]:
     place = f"{uri}:{number}" if number else uri
     try:
         row = json.loads(line, object_pairs_hook=_object, parse_constant=_no_constant)
+        if _MAYBE_HUGE.search(line):
+            json.loads(line, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         what, remedy = _diagnosis(line, number, error)
         raise InputError(f"{place}: not a line of JSON: {what or first_line(error)[:300]}", remedy) from None
@@ -293,13 +356,24 @@ def _parse(line: bytes, uri: str, number: int | None) -> dict[str, Any]:
     return row
 
 
+def _row(line: bytes, uri: str, set_aside: bool) -> dict[str, Any]:
+    try:
+        return _parse(line, uri, None)
+    except InputError as error:
+        if not set_aside:
+            raise
+        return BadRow(error.message.removeprefix(f"{uri}: "))
+
+
 def _diagnosis(line: bytes, number: int | None, error: Exception) -> tuple[str | None, str]:
-    """What a line is that is no JSON, None where it cannot be told, and what to do about it."""
+    """Why a line is not JSON, None if unknown; and the remedy."""
     text = line.strip()
     if number == 1:
-        for begins, what, remedy in _OTHER_FILES:
-            if line.startswith(begins):
-                return f"the file is {what}", remedy
+        other = another_format(line)
+        if other is not None:
+            return f"the file is {other[0]}", other[1]
+        if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return "the file is UTF-16", "write it as UTF-8: iconv -f UTF-16 -t UTF-8"
         if text.startswith(b"["):
             return "the file is an array of JSON", "write an object a line, as jq -c '.[]' does"
         if text == b"{":
@@ -316,6 +390,17 @@ def _diagnosis(line: bytes, number: int | None, error: Exception) -> tuple[str |
     return None, "each line is one JSON object; mend or drop it"
 
 
+_MAYBE_HUGE = re.compile(rb"[eE]\+?\d{3}|\d{309}")
+"""Only a number with one of these can exceed a double, 1.8e308, of which Python makes infinity without an error. Most
+lines have neither, so they are parsed once."""
+
+
+def _finite(number: str) -> float:
+    if math.isinf(float(number)):
+        raise ValueError(f"{number:.40} is beyond the numbers that a double holds, 1.8e308")
+    return float(number)
+
+
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON: write null")
 
@@ -329,40 +414,52 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class JsonlRows:
-    """Reads the lines of each segment: by their bytes in a plain file, from the beginning on in a compressed one."""
+    """Reads the rows of each segment. A plain file is read at the segment's bytes, a compressed one sequentially.
+
+    Only the lines of selected rows are parsed and held.
+    """
 
     def __init__(self, entry: Entry, schema: pa.Schema, stores: Stores) -> None:
         self._uri = entry.uri
         self._stream = storage_for(entry.uri, stores).open(entry.uri, entry.tag)
         self._schema = schema
-        self._packed = _packing(self._stream) is not None
+        self._packed = packing(self._stream) is not None
         self._lines: Iterator[bytes] = iter(())
         self._at: int | None = None
 
     def take(self, segment: Segment) -> pa.Table:
-        kept = self._next_lines(segment) if self._packed else self._lines_between(segment)
-        rows = [_parse(line, self._uri, None) for line in kept]
+        with unpacking(self._uri):
+            self._go_to(segment)
+            mask = segment.mask
+            lines = itertools.islice(self._lines, segment.span)
+            kept = list(lines if mask is None else itertools.compress(lines, mask))
+        self._at = segment.start + segment.span
+        set_aside = BAD_ROW in self._schema.names
+        rows = [_row(line, self._uri, set_aside) for line in kept]
         with reading(self._uri):
             if len(rows) != segment.rows:
                 raise StopIteration
-            columns = [values_as([row.get(field.name) for row in rows], field.type) for field in self._schema]
-            return pa.Table.from_arrays(columns, schema=self._schema)
+            columns = {field.name: _column(rows, field, set_aside) for field in self._schema if field.name != BAD_ROW}
+            if set_aside:
+                places = (segment.numbers - segment.place + segment.start).tolist()
+                columns[BAD_ROW] = pa.array(
+                    [
+                        f"row {place} of {self._uri}: {row.problem}" if isinstance(row, BadRow) else None
+                        for place, row in zip(places, rows, strict=True)
+                    ],
+                    pa.string(),
+                )
+            return pa.Table.from_arrays([columns[name] for name in self._schema.names], schema=self._schema)
 
-    def _lines_between(self, segment: Segment) -> list[bytes]:
-        self._stream.seek(segment.offset)
-        lines = io.BytesIO(self._stream.read(segment.end - segment.offset))
-        return [line for line in lines if line.strip()][segment.skip : segment.skip + segment.rows]
-
-    def _next_lines(self, segment: Segment) -> list[bytes]:
-        with _unpacking(self._uri):
-            if self._at is None or segment.start < self._at:
-                self._stream.seek(0)
-                self._lines = (line for line in _unpacked(self._stream) if line.strip())
-                self._at = 0
-            skipped = segment.start - self._at
-            kept = list(itertools.islice(self._lines, skipped, skipped + segment.rows))
-        self._at = segment.start + segment.rows
-        return kept
+    def _go_to(self, segment: Segment) -> None:
+        """Let the next line be that of the segment's first row."""
+        if self._at is None or (segment.start < self._at if self._packed else segment.start != self._at):
+            self._stream.seek(0 if self._packed else segment.offset)
+            self._at = 0 if self._packed else segment.start - segment.skip
+            source = unpacked(self._stream) if self._packed else self._stream
+            self._lines = (line for line in _lines(source, self._uri) if line.strip())
+        for _ in itertools.islice(self._lines, segment.start - self._at):
+            pass
 
     def close(self) -> None:
         self._stream.close()

@@ -1,4 +1,4 @@
-"""Parquet: what the files hold, single columns of them, and rows of one front to back."""
+"""Parquet: what the files hold, single columns of them, and the rows of a file in order."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from batchinfer.errors import InputError
-from batchinfer.input.formats import Inspected, reading
+from batchinfer.input.formats import Batches, Inspected, reading
 from batchinfer.input.manifest import InputFile, RowGroup, Segment
 from batchinfer.input.parquet_footer import (
     FOOTERS_AT_ONCE,
@@ -27,16 +28,16 @@ from batchinfer.storage import Entry, Stores, storage_for
 _BATCH_ROWS = 8192
 
 _BATCH_BYTES = 2**25
-"""Rows are decoded this much at a time: a row may be 10 MB."""
+"""Bytes (32 MiB) decoded in one batch: with rows of 10 MB, a batch of 8192 rows would not fit in memory."""
 
 _MOST_HELD = 2**27
-"""Bytes of small files whose ids are kept from the first look, so that they need no second one."""
+"""Bytes (128 MiB) of small files whose id and group columns are kept, which saves a second read. More needs memory."""
 
 _JULIAN_DAYS = -141_427
-"""1582-10-15, in days from 1970: before it, the Julian calendar counts other days."""
+"""1582-10-15, in days from 1970: earlier days have other dates in the Julian calendar."""
 
 _LOCAL_MEAN_TIME_US = -2_208_988_800_000_000
-"""1900-01-01, in microseconds from 1970: before it, Spark's old calendar also shifts by the zone's local mean time."""
+"""1900-01-01, in microseconds from 1970: earlier timestamps of Spark 2 are also shifted by the local mean time."""
 
 _NS_RANGE_US = 2**63 // 1000 - 1
 
@@ -44,8 +45,10 @@ _NS_RANGE_US = 2**63 // 1000 - 1
 def inspect_parquet(
     entries: Sequence[Entry], columns: Sequence[str], kept: Sequence[str], stores: Stores, pool: ThreadPoolExecutor
 ) -> Iterator[Inspected | InputError]:
-    """For each file, what it holds of `columns`, or why it cannot be read. Columns in `kept` are read at once of small
-    files."""
+    """For each file, what it holds of `columns`, or the error if it cannot be read.
+
+    The columns in `kept` are read together with the footer if the file is small.
+    """
     held = 0
     looked = _ahead(pool, entries, stores)
     while some := list(itertools.islice(looked, FOOTERS_AT_ONCE)):
@@ -70,7 +73,7 @@ def inspect_parquet(
 def _ahead(
     pool: ThreadPoolExecutor, entries: Sequence[Entry], stores: Stores
 ) -> Iterator[tuple[bytes | InputError | BadFooter, bytes | None]]:
-    """The footer of each file, or why there is none, and the whole file where it is small; read ahead by the pool."""
+    """For each file, its footer or the error, and all bytes if the file is small. The pool reads ahead."""
 
     def look(entry: Entry) -> tuple[bytes | InputError | BadFooter, bytes | None]:
         if entry.size == 0:
@@ -92,12 +95,14 @@ def _ahead(
 
 
 _LOOKS = 4 * FOOTERS_AT_ONCE
-"""Files whose footers are read ahead."""
+"""Files whose footers are read ahead: more need memory for the small files among them, fewer keep threads idle."""
 
 
 def _unreadable(entry: Entry, error: InputError | BadFooter) -> InputError:
     if isinstance(error, InputError):
         return error
+    if error.remedy:
+        return InputError(f"{entry.uri}: {error}", error.remedy)
     return InputError(
         f"{entry.uri} is not a readable Parquet file: {error}",
         "it may be cut off or another format: write it again, move it away, or set input.on_bad_file: skip",
@@ -105,7 +110,7 @@ def _unreadable(entry: Entry, error: InputError | BadFooter) -> InputError:
 
 
 def _held(footer: bytes, data: bytes, names: Sequence[str]) -> dict[str, pa.Array]:
-    """Columns of a small file; none where they cannot be read, so that the reading itself says why."""
+    """Columns of a small file; none if they cannot be read, because the later read reports the error."""
     try:
         table = open_with(footer, pa.BufferReader(data)).read(columns=list(names), use_threads=False)
         return {name: table.column(name) for name in names}
@@ -126,15 +131,31 @@ def _inspected(entry: Entry, footer: Footer, held: dict[str, pa.Array]) -> Inspe
     )
 
 
+def parquet_columns(entry: Entry, columns: Sequence[str], stores: Stores) -> Iterator[pa.Table]:
+    """Columns of a file, a batch at a time."""
+    with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as stream, reading(entry.uri):
+        file = open_parquet(stream, entry.size)
+        # A single column is an id or a group, which is short. Several may be whole texts.
+        rows = _BATCH_ROWS * 4 if len(columns) == 1 else _batch_rows(file, range(file.metadata.num_row_groups))
+        for batch in file.iter_batches(rows, columns=list(columns), use_threads=False):
+            yield pa.Table.from_batches([batch])
+
+
 def parquet_column(entry: Entry, column: str, stores: Stores) -> Iterator[pa.Array]:
-    """One column of a file, a batch at a time."""
-    with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as file, reading(entry.uri):
-        for batch in open_parquet(file, entry.size).iter_batches(_BATCH_ROWS * 4, columns=[column], use_threads=False):
-            yield batch.column(batch.schema.get_field_index(column))
+    """One column of a file, in batches. Raises InputError."""
+    for table in parquet_columns(entry, [column], stores):
+        yield from table.column(column).chunks
+
+
+def _batch_rows(file: pq.ParquetFile, groups: Iterable[int]) -> int:
+    """How many rows are decoded at a time, so that they keep within `_BATCH_BYTES`."""
+    found = [file.metadata.row_group(i) for i in groups]
+    widest = max((group.total_byte_size // max(1, group.num_rows) for group in found), default=1)
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, widest)))
 
 
 def require_arrow_reads(entry: Entry, column: str, stores: Stores) -> None:
-    """Raise InputError where Arrow cannot read a column."""
+    """Raise InputError if Arrow cannot read the column."""
     try:
         for _ in parquet_column(entry, column, stores):
             pass
@@ -146,8 +167,10 @@ def require_arrow_reads(entry: Entry, column: str, stores: Stores) -> None:
 
 
 def require_exact_times(entry: Entry, int96: Iterable[str], legacy: Iterable[str], stores: Stores) -> None:
-    """Raise InputError for times that would change on the way: nanoseconds below a microsecond, and days of the
-    Julian calendar."""
+    """Raise InputError for times that reading would change.
+
+    These are timestamps of 96 bits finer than a microsecond, and Spark 2's days in the Julian calendar.
+    """
     for column in int96:
         _require_microseconds(entry, column, stores)
     for column in legacy:
@@ -203,7 +226,7 @@ def _children(values: pa.Array) -> list[pa.Array]:
 
 
 class ParquetRows:
-    """Decodes each row group at most once, however many segments lie in it, and holds one batch of it."""
+    """Decodes each row group at most once, however many segments lie in it. Keeps one batch in memory."""
 
     def __init__(self, entry: Entry, columns: Sequence[str], stores: Stores) -> None:
         self._uri = entry.uri
@@ -212,38 +235,21 @@ class ParquetRows:
             self._file = open_parquet(self._stream, entry.size)
         have = set(self._file.schema_arrow.names)
         self._columns = [name for name in columns if name in have]
-        self._at = 0
         self._group = -1
-        self._batches: Iterator[pa.RecordBatch] = iter(())
-        self._rest: pa.RecordBatch | None = None
+        self._batches = Batches(iter(()), 0)
 
     def take(self, segment: Segment) -> pa.Table:
         with reading(self._uri):
             if segment.group > self._group:
                 self._open_group(segment.group, segment.start - segment.skip)
-            self._forward(segment.start - self._at)
-            pieces = self._forward(segment.rows)
-            return pa.Table.from_batches(pieces, schema=pieces[0].schema)
+            return self._batches.take(segment)
 
     def _open_group(self, group: int, first_row: int) -> None:
-        metadata = self._file.metadata
-        groups = list(range(group, metadata.num_row_groups))
-        widest = max(metadata.row_group(i).total_byte_size // max(1, metadata.row_group(i).num_rows) for i in groups)
-        rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, widest)))
-        self._batches = self._file.iter_batches(rows, row_groups=groups, columns=self._columns, use_threads=False)
-        self._group, self._at, self._rest = group, first_row, None
-
-    def _forward(self, rows: int) -> list[pa.RecordBatch]:
-        """The next `rows` rows."""
-        pieces = []
-        while rows > 0:
-            batch = self._rest if self._rest is not None else next(self._batches)
-            piece = batch.slice(0, rows)
-            self._rest = batch.slice(rows) if batch.num_rows > rows else None
-            self._at += piece.num_rows
-            rows -= piece.num_rows
-            pieces.append(piece)
-        return pieces
+        groups = list(range(group, self._file.metadata.num_row_groups))
+        rows = _batch_rows(self._file, groups)
+        batches = self._file.iter_batches(rows, row_groups=groups, columns=self._columns, use_threads=False)
+        self._batches = Batches((pa.Table.from_batches([batch]) for batch in batches), first_row)
+        self._group = group
 
     def close(self) -> None:
         self._stream.close()

@@ -1,8 +1,8 @@
-"""What a Parquet footer says, read so that a hostile one costs one file and not the process.
+"""Reads Parquet footers in a child process, so that a hostile footer costs one file and not the command.
 
-Arrow ends the process on some footers (encrypted columns without their key, damaged statistics) instead of raising.
-So a child process looks at each footer first; if it dies, the file is known. The child runs this file alone: it
-imports pyarrow and nothing of this package.
+Arrow aborts the process on some footers (encrypted columns without their key, damaged statistics) instead of raising.
+A child process therefore reads each footer first; if the child dies, the file is refused. The child runs this file
+alone, which imports pyarrow and nothing of this package.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import base64
 import binascii
 import contextlib
 import pickle
+import re
 import resource
 import struct
 import subprocess
@@ -27,14 +28,13 @@ import pyarrow.parquet as pq
 MAGIC, ENCRYPTED_MAGIC = b"PAR1", b"PARE"
 
 TAIL_BYTES = 64 * 1024
-"""Read from the end of a file at first: most footers are smaller, and a larger one costs a second read."""
+"""Bytes of the first read, from the end of a file. Most footers are smaller; a larger footer needs a second read."""
 
 FOOTERS_AT_ONCE = 64
-"""Footers in one message to the child. More would keep the reads waiting, fewer would cost a switch of processes
-for each file."""
+"""Footers in one message to the child. More would delay the next reads; fewer would need more process switches."""
 
 _ARROW_KEY = b"\x0cARROW:schema\x18"
-"""How a footer begins the Arrow schema that its writer had: the key's length, the key, and the next field's header."""
+"""The bytes before the writer's Arrow schema in a footer: the key's length, the key, the next field's header."""
 
 _SPARK_VERSION = b"org.apache.spark.version"
 _SPARK_LEGACY = {"INT96": b"org.apache.spark.legacyINT96", "other": b"org.apache.spark.legacyDateTime"}
@@ -42,12 +42,12 @@ _SPARK_LEGACY = {"INT96": b"org.apache.spark.legacyINT96", "other": b"org.apache
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """One file: (rows, bytes of the wanted columns) of each row group, the schema of the wanted columns as they are
-    read, and the names of all columns.
+    """The footer of one file.
 
-    `int96`: the wanted columns with timestamps of 96 bits that may hold nanoseconds. `legacy`: the wanted columns
-    whose days before 1582 are those of the Julian calendar. `twice`: a wanted name that several columns have.
-    `doubtful`: wanted columns that Arrow may not be able to read.
+    `groups`: (rows, bytes of the wanted columns) of each row group. `schema`: the wanted columns as they are read.
+    `names`: all columns. `int96`: wanted columns with timestamps of 96 bits that may hold nanoseconds. `legacy`:
+    wanted columns whose days before 1582 are in the Julian calendar. `twice`: a wanted name that several columns
+    have. `doubtful`: wanted columns that Arrow may be unable to read.
     """
 
     groups: tuple[tuple[int, int], ...]
@@ -60,7 +60,20 @@ class Footer:
 
 
 class BadFooter(Exception):
-    """The footer cannot be read; the message says why, without the file's name."""
+    """The footer cannot be read. The message says why, without the file's name.
+
+    `remedy` is set if the file is sound and only one of the wanted columns cannot be read.
+    """
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(reason)
+        self.remedy = remedy
+
+
+def _bad_column(path: str, what: str) -> BadFooter:
+    return BadFooter(
+        f"column {path!r} {what}", "write the column as text, numbers or structs, or leave it out of the job"
+    )
 
 
 def footer_bytes(file: BinaryIO, size: int) -> bytes:
@@ -81,13 +94,16 @@ def footer_bytes(file: BinaryIO, size: int) -> bytes:
 
 
 def open_parquet(file: Any, size: int) -> pq.ParquetFile:
-    """The file as `Footer.schema` says: Arrow's views as what they view, no dictionaries inside other types, and
-    timestamps of 96 bits as microseconds."""
+    """The file, read with the types of `Footer.schema`.
+
+    Views become plain types, dictionaries inside other types become their values, and timestamps of 96 bits become
+    microseconds.
+    """
     return open_with(footer_bytes(file, size), file)
 
 
 def open_with(footer: bytes, file: Any, int96_unit: str = "us") -> pq.ParquetFile:
-    """`open_parquet` of a file whose footer has been read."""
+    """`open_parquet` of a file whose footer was read before."""
     metadata = _opened(_with_plain_schema(footer)).metadata
     return pq.ParquetFile(file, metadata=metadata, coerce_int96_timestamp_unit=int96_unit)
 
@@ -97,9 +113,9 @@ def _opened(footer: bytes) -> pq.ParquetFile:
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
-    """The type as results store it: views become the types they view, and nothing inside promises to be without nulls.
+    """The type as results store it: views become plain types, and inner fields are nullable.
 
-    Arrow can neither take rows out of views nor join dictionaries that lie inside other types; Parquet knows neither.
+    Arrow can neither take rows of views nor concatenate dictionaries inside other types. Parquet has neither type.
     """
     kinds = pa.types
     if kinds.is_string_view(kind):
@@ -127,16 +143,16 @@ def _inner(kind: pa.DataType) -> pa.DataType:
 
 
 def _with_plain_schema(footer: bytes) -> bytes:
-    """The footer with the writer's Arrow schema made plain; the same object where it is so already.
+    """The footer with the writer's Arrow schema made plain; the same object if the schema is plain already.
 
-    A footer is a sequence of fields without offsets, so that a value may be put in another's place.
+    A footer is a sequence of fields without offsets, so the schema's bytes can be replaced by others of any length.
     """
     found = _arrow_schema(footer)
     if found is None:
         return footer
     begin, _, end, schema = found
     if schema is None:
-        # Types that Arrow does not know: without that key the file is read by its Parquet types.
+        # Arrow does not know the schema's types. Under another key Arrow ignores the schema and uses Parquet's types.
         body = footer[: begin + 1] + b"arrow:schema" + footer[begin + 13 : -8]
     else:
         same = pa.schema([field.with_type(plain(field.type)) for field in schema], schema.metadata)
@@ -148,8 +164,10 @@ def _with_plain_schema(footer: bytes) -> bytes:
 
 
 def _arrow_schema(footer: bytes) -> tuple[int, int, int, pa.Schema | None] | None:
-    """Where the key of the Arrow schema begins, where its value begins and ends, and the schema, None if this Arrow
-    cannot read it."""
+    """The position of the Arrow schema's key, the begin and end of its value, and the schema; None if there is none.
+
+    The schema is None if this Arrow cannot read it.
+    """
     begin = footer.rfind(_ARROW_KEY)
     if begin < 0:
         return None
@@ -179,13 +197,13 @@ def _varint(number: int) -> bytes:
 
 
 def read_footer(footer: bytes, columns: Sequence[str]) -> Footer:
-    """What the footer says of `columns`. Raises BadFooter; may end the process."""
+    """The footer's facts about `columns`. Raises BadFooter; Arrow may abort the process."""
     try:
         return _read(_with_plain_schema(footer), frozenset(columns))
     except BadFooter:
         raise
     except Exception as error:
-        # What a damaged footer makes Arrow raise goes from OSError to UnicodeDecodeError.
+        # On a damaged footer Arrow raises exceptions of many types, from OSError to UnicodeDecodeError.
         raise BadFooter(str(error).strip().splitlines()[0][:500] if str(error).strip() else repr(error)) from None
 
 
@@ -206,9 +224,13 @@ def _read(footer: bytes, wanted: frozenset[str]) -> Footer:
         if leaf.physical_type == "INT96":
             int96.update(dict.fromkeys(owners))
         if unknown and leaf.physical_type == "FIXED_LEN_BYTE_ARRAY" and leaf.logical_type.type == "NONE":
-            raise BadFooter(f"column {leaf.path!r} has a type that Arrow cannot read, such as numbers of 128 bits")
+            raise _bad_column(leaf.path, "has a type that Arrow cannot read, such as numbers of 128 bits")
         if leaf.converted_type == "INTERVAL":
-            raise BadFooter(f"column {leaf.path!r} is an INTERVAL, which Arrow neither reads nor writes")
+            raise _bad_column(leaf.path, "is an INTERVAL, which Arrow neither reads nor writes")
+        if "BSON" in (leaf.logical_type.type, leaf.converted_type):
+            raise _bad_column(leaf.path, "is BSON, which has no text")
+        if leaf.path.endswith(".metadata") and owners.intersection(_variants(metadata.schema)):
+            raise _bad_column(leaf.path.removesuffix(".metadata"), "is a VARIANT, of which Arrow reads only the parts")
         if leaf.path in owners and "ENUM" in (leaf.logical_type.type, leaf.converted_type):
             enums.add(leaf.path)
     groups = []
@@ -219,7 +241,7 @@ def _read(footer: bytes, wanted: frozenset[str]) -> Footer:
             chunk = group.column(i)
             size += chunk.total_uncompressed_size
             if chunk.compression == "LZO":
-                raise BadFooter(f"column {chunk.path_in_schema!r} is compressed with LZO, which no reader here knows")
+                raise _bad_column(chunk.path_in_schema, "is compressed with LZO, which no reader here knows")
         groups.append((group.num_rows, max(0, size)))
     keys = metadata.metadata or {}
     zones = _zones(footer) if int96 else {}
@@ -230,17 +252,33 @@ def _read(footer: bytes, wanted: frozenset[str]) -> Footer:
         fields.append(pa.field(name, _read_as(schema.field(name).type, name, enums, int96, zones, keys)))
     dated = [f.name for f in fields if f.name not in int96 and _SPARK_LEGACY["other"] in keys and _has_dates(f.type)]
     legacy = [*dated, *(int96 if _SPARK_LEGACY["INT96"] in keys else ())]
-    # DuckDB writes a null of its type ARRAY as a list with values, which Arrow takes for damage.
+    # DuckDB writes a null of its type ARRAY as a list with values, which Arrow refuses as damaged.
     arrays = [f.name for f in fields if "DuckDB" in metadata.created_by and pa.types.is_nested(f.type)]
     return Footer(
         groups=tuple(groups),
         schema=pa.schema(fields),
         names=tuple(names),
-        # Spark's own timestamps are whole microseconds.
+        # Spark writes timestamps of 96 bits in whole microseconds only.
         int96=() if _SPARK_VERSION in keys else tuple(int96),
         legacy=tuple(legacy),
         doubtful=tuple(arrays),
     )
+
+
+def _variants(schema: Any) -> set[str]:
+    """The top-level columns with a VARIANT in them. Arrow knows the annotation, and says it only in this text, of two
+    blanks for each level."""
+    found: set[str] = set()
+    top = ""
+    for line in str(schema).splitlines():
+        field = re.fullmatch(r"( *)\w+ group field_id=-?\d+ (.*?)(?: \((.*)\))? \{", line)
+        if field is None:
+            continue
+        if len(field[1]) == 2:
+            top = field[2]
+        if (field[3] or "").startswith("Variant("):
+            found.add(top)
+    return found
 
 
 def _read_as(
@@ -255,14 +293,14 @@ def _read_as(
     if name in enums and pa.types.is_binary(kind):
         return pa.string()
     if name in int96 and pa.types.is_timestamp(kind) and kind.tz is None:
-        # Spark's are instants; of other writers only the Arrow schema tells.
+        # Spark's timestamps are instants in UTC. For other writers only the Arrow schema names a zone.
         zone = zones.get(name) or ("UTC" if _SPARK_VERSION in keys else None)
         return pa.timestamp("us", zone)
     return kind
 
 
 def _zones(footer: bytes) -> dict[str, str]:
-    """The zones that the writer's Arrow schema gives to timestamps, which Arrow forgets for those of 96 bits."""
+    """The zones of timestamps in the writer's Arrow schema: Arrow drops the zone of timestamps of 96 bits."""
     found = _arrow_schema(footer)
     if found is None or found[3] is None:
         return {}
@@ -276,7 +314,7 @@ def _has_dates(kind: pa.DataType) -> bool:
 
 
 def _names_in(path: str) -> list[str]:
-    """The columns that a leaf's path may belong to: `a.b` is a field of `a`, or a column of that name."""
+    """The columns that a leaf's path may belong to: `a.b` is a field of `a`, or a column with a dot in its name."""
     if "." not in path:
         return [path]
     parts = path.split(".")
@@ -287,7 +325,7 @@ class _Child:
     """A process that reads footers."""
 
     def __init__(self) -> None:
-        # -P: the folder of this file has modules with names of Python's own.
+        # -P keeps this folder off sys.path: its modules, such as `inspect`, would hide Python's own.
         self._process = subprocess.Popen(
             [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
@@ -296,7 +334,7 @@ class _Child:
         self._to, self._from = self._process.stdin, self._process.stdout
 
     def ask(self, footers: Sequence[bytes], columns: Sequence[str]) -> list[Any] | None:
-        """What `_told` gives of each footer; None if the child died."""
+        """The result of `_told` for each footer; None if the child died."""
         try:
             _send(self._to, (list(footers), list(columns)))
             answer: list[Any] = _receive(self._from)
@@ -317,11 +355,12 @@ _lock = threading.Lock()
 _child: _Child | None = None
 _schemas: dict[bytes, pa.Schema] = {}
 _SCHEMAS_KEPT = 1000
-"""Different schemas remembered by their bytes, so that files of one schema share one object."""
+"""Distinct schemas kept by their bytes, so that files with equal schemas share one object and are merged once. Fewer
+makes inputs of many schemas slower, more needs memory."""
 
 
 def read_footers(footers: Sequence[bytes], columns: Sequence[str]) -> list[Footer | BadFooter]:
-    """`read_footer` of each in the child process. A footer that ends it is a BadFooter as well."""
+    """`read_footer` of each footer, in the child process. A footer that kills the child becomes a BadFooter."""
     answers: list[Footer | BadFooter] = []
     for first in range(0, len(footers), FOOTERS_AT_ONCE):
         some = footers[first : first + FOOTERS_AT_ONCE]
@@ -332,7 +371,7 @@ def read_footers(footers: Sequence[bytes], columns: Sequence[str]) -> list[Foote
     return answers
 
 
-_DIED = "the library that reads Parquet ends on its footer: columns are encrypted, or it is damaged"
+_DIED = ("the library that reads Parquet ends on its footer: columns are encrypted, or it is damaged", "")
 
 
 def _ask(footers: Sequence[bytes], columns: Sequence[str]) -> list[Any] | None:
@@ -353,8 +392,8 @@ def _end_child() -> None:
 
 
 def _answer(told: Any) -> Footer | BadFooter:
-    if isinstance(told, str):
-        return BadFooter(told)
+    if len(told) == 2:
+        return BadFooter(*told)
     groups, schema, *rest = told
     if schema not in _schemas:
         if len(_schemas) >= _SCHEMAS_KEPT:
@@ -364,11 +403,14 @@ def _answer(told: Any) -> Footer | BadFooter:
 
 
 def _told(footer: bytes, columns: Sequence[str]) -> Any:
-    """A footer's fields without types of this module, or why it cannot be read."""
+    """The fields of a Footer as a plain tuple, or the message and remedy of its BadFooter.
+
+    The child runs this module as `__main__`, so the parent could not unpickle the module's classes.
+    """
     try:
         made = read_footer(footer, columns)
     except BadFooter as error:
-        return str(error)
+        return str(error), error.remedy
     schema = made.schema.serialize().to_pybytes()
     return made.groups, schema, made.names, made.int96, made.legacy, made.twice, made.doubtful
 
@@ -397,7 +439,7 @@ def _requests(stream: Any) -> Iterator[tuple[list[bytes], list[str]]]:
 
 
 def main() -> None:
-    """Answer requests until the parent is gone."""
+    """Answer requests until the parent closes the pipe."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for footers, columns in _requests(sys.stdin.buffer):
         _send(sys.stdout.buffer, [_told(footer, columns) for footer in footers])

@@ -1,4 +1,4 @@
-"""The rows of shards, as tables of the manifest's schema."""
+"""Reads the rows of shards as tables with the manifest's schema."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
+from batchinfer.input.csv import CsvRows
 from batchinfer.input.files import partition_values
 from batchinfer.input.formats import Rows, fit
 from batchinfer.input.jsonl import JsonlRows
 from batchinfer.input.manifest import Segment, Shard
 from batchinfer.input.parquet import ParquetRows
+from batchinfer.jobspec import CsvSpec
 from batchinfer.storage import Entry, Stores, input_changed, storage_for
 
 
@@ -21,12 +23,14 @@ def read_shards(
     uri: str,
     file_format: str,
     stores: Stores | None = None,
+    csv: CsvSpec | None = None,
 ) -> Iterator[tuple[Shard, pa.Table]]:
-    """Each shard with its rows, in order. The shards come in input order (see `manifest.read_together`).
+    """Each shard with its rows, in order. `shards` must be in input order (see `manifest.read_together`). `csv`: how
+    files of the format `csv` are written.
 
-    Raises InputError when a file is not the one that the manifest was cut from.
+    Raises InputError if a file has changed since the manifest was cut, or cannot be read.
     """
-    reader = _Reader(schema, partitions, uri, file_format, stores or {})
+    reader = _Reader(schema, partitions, uri, file_format, stores or {}, csv or CsvSpec())
     try:
         for shard in shards:
             yield shard, pa.concat_tables([reader.rows(segment) for segment in shard.segments])
@@ -35,10 +39,16 @@ def read_shards(
 
 
 class _Reader:
-    """Holds the file that was read last open: the next segment is mostly in it."""
+    """Keeps the last file open, because the next segment usually lies in the same file."""
 
     def __init__(
-        self, schema: pa.Schema, partitions: Sequence[str], uri: str, file_format: str, stores: Stores
+        self,
+        schema: pa.Schema,
+        partitions: Sequence[str],
+        uri: str,
+        file_format: str,
+        stores: Stores,
+        csv: CsvSpec,
     ) -> None:
         self._schema = schema
         self._stored = pa.schema([field for field in schema if field.name not in partitions])
@@ -46,6 +56,7 @@ class _Reader:
         self._uri = uri
         self._format = file_format
         self._stores = stores
+        self._csv = csv
         self._open: tuple[Entry, Rows] | None = None
 
     def rows(self, segment: Segment) -> pa.Table:
@@ -55,8 +66,7 @@ class _Reader:
         try:
             stored = self._open[1].take(segment)
         finally:
-            # What was written over the file while it was read may be in these rows, or the reason why
-            # they cannot be read.
+            # A file that was overwritten during the read may have produced wrong rows or the error.
             self._require_unchanged(segment.entry)
         values = partition_values(self._uri, segment.entry.uri) if self._partitions else {}
         columns = []
@@ -72,11 +82,13 @@ class _Reader:
         return pa.Table.from_arrays(columns, schema=self._schema)
 
     def _open_file(self, entry: Entry) -> Rows:
-        # Before, for a file that is gone or cannot be opened any more; `rows` looks again after.
+        # A missing or replaced file is reported as changed, not as an error of the format. `rows` checks again.
         self._require_unchanged(entry)
         if self._format == "parquet":
-            # A file's own column wins over the folder's name.
+            # Reads partition columns too: a file's column overrides its folder's name.
             return ParquetRows(entry, self._schema.names, self._stores)
+        if self._format == "csv":
+            return CsvRows(entry, self._schema.names, self._csv, self._stores)
         return JsonlRows(entry, self._stored, self._stores)
 
     def _require_unchanged(self, entry: Entry) -> None:

@@ -1,7 +1,6 @@
-"""How many rows each shard gets, where it may end, and in which order shards are begun.
+"""How many rows a shard has, where it may end, and the order in which shards start. Pure.
 
-Pure. The manifest is cut before anything is known of the cluster, so that what is decided here rests on the
-spec and on what the files say of themselves.
+The manifest is cut before the cluster is known, so these decisions use only the spec and the facts of the files.
 """
 
 from __future__ import annotations
@@ -22,40 +21,42 @@ AUTO_SHARDS = 100
 AUTO_OUTPUT_TOKENS = 2**18
 
 TAPER = 8
-"""A shard takes at most one part in so many of a replica's share of what is left. A replica holds five shards or
-more: with fewer parts all that is left would be dealt out at once, the same to a slow replica as to a fast one."""
+"""Parts of a replica's share of the remaining rows; a shard has at most one part. Five or more shards are assigned to
+a replica at once: with a lower value the rest would be assigned evenly, whatever a replica's speed."""
 
 LEAST_WORK = 2**15
-"""Tokens of the smallest shard of the tail: some seconds of a GPU, beside the 40 ms that a shard costs."""
+"""Tokens of the smallest shard at the end of the input: some seconds of a GPU. Lower, and the 40 ms that a shard costs
+would show; higher, and replicas would end further apart."""
 
 LEAST_ROWS = 64
 
 FIRST_SHARDS = 8
-"""In a run with a budget a shard has at most one part in so many of the rows before it. Lower, and a shard of unknown
-cost is a larger part of the budget; higher, and there are more shards."""
+"""With a budget, a shard has at most one part in so many of the rows before it. Lower, and a shard of unknown cost is
+a larger part of the budget; higher, and there are more shards."""
 
 PROMPT_TOKEN = 0.25
-"""What a token of the prompt costs, in tokens of an answer: prefill is bound by arithmetic, decoding by memory."""
+"""The cost of a prompt's token in tokens of an answer: prefill is bound by compute, decoding by memory bandwidth."""
 
 CHARACTERS_PER_TOKEN = 4
 
 ASSUMED_REPLICAS = 8
-"""Where the spec does not say: the GPUs of one machine. Too few costs part of the taper's gain, too many
-costs shards."""
+"""Replicas if the spec names no number: the GPUs of one machine. Too low a number makes the last shards too large,
+too high a number makes more shards."""
 
 FEWEST_HELD = 5
-"""Shards that a replica holds at least, so that the next one is there when a large one ends."""
+"""The fewest shards assigned to a replica, so that the next shard is queued when a large one ends. Fewer would let the
+replica idle; more cannot move to another replica."""
 
 SAME_WORK = 1.25
-"""Shards whose work differs by less keep the order of the input."""
+"""A factor: shards start largest first in classes of this width, and within a class in input order. Wider, and the
+last shards may be large; narrower, and files are read out of order."""
 
 
 def rows_per_shard(total_rows: int, asked: int | Literal["auto"], max_tokens: int) -> int:
-    """`shards.rows`, where `auto` aims at 100 shards of 256 to 8192 rows, fewer where answers are long.
+    """`shards.rows`; `auto` aims at 100 shards of 256 to 8192 rows, with fewer rows if answers are long.
 
-    Enough shards that progress shows and a crash loses little (at most 2**18 output tokens a shard, a
-    minute or so of a GPU), rows enough that the price of a shard (two Ray tasks and two files, about
-    40 ms) does not show.
+    Small shards show progress, and a crash loses little: at most 2**18 output tokens, about a minute of a GPU, unless
+    256 rows have more. Large shards hide the cost of a shard: two Ray tasks and two files, about 40 ms.
     """
     if asked != "auto":
         return asked
@@ -64,20 +65,20 @@ def rows_per_shard(total_rows: int, asked: int | Literal["auto"], max_tokens: in
 
 
 def row_work(max_tokens: int, row_bytes: float) -> float:
-    """What a row costs at most, in tokens of an answer; a prompt has a token for every four of its bytes."""
+    """The highest cost of a row, in tokens of an answer; counts a prompt's token for every four bytes."""
     return max_tokens + PROMPT_TOKEN * row_bytes / CHARACTERS_PER_TOKEN
 
 
 def least_rows(most: int, max_tokens: int, row_bytes: float) -> int:
-    """Rows of the smallest shard of the tail: LEAST_WORK tokens, LEAST_ROWS at least, `most` at most."""
+    """Rows of the smallest shard at the end: worth LEAST_WORK tokens, at least LEAST_ROWS, at most `most`."""
     return min(most, max(LEAST_ROWS, int(LEAST_WORK / row_work(max_tokens, row_bytes))))
 
 
 def tapered(total_rows: int, most: int, least: int, replicas: int) -> Callable[[int], int]:
-    """Rows of the shard that begins at a row: `most`, and from where that is too much for what is left, less.
+    """A function from the first row of a shard to its rows: at most `most`, and less towards the end of the input.
 
-    Guided self-scheduling (Polychronopoulos and Kuck, IEEE Trans. Computers C-36(12), 1987): each takes
-    a fixed part of what is left, so that all end together whatever their speed. `least` rows at least.
+    Guided self-scheduling (Polychronopoulos and Kuck, IEEE Trans. Computers C-36(12), 1987): a shard is a fixed part
+    of the remaining rows, so that replicas of any speed end together. A shard has at least `least` rows.
     """
 
     def rows(first_row: int) -> int:
@@ -90,10 +91,10 @@ def tapered(total_rows: int, most: int, least: int, replicas: int) -> Callable[[
 def shard_sizes(
     rows: int, size: int, asked: int | Literal["auto"], max_tokens: int, replicas: int | ReplicaRange | Literal["auto"]
 ) -> Callable[[int], int]:
-    """Rows of the shard that begins at a row, for an input of `rows` rows and `size` bytes.
+    """A function from the first row of a shard to its rows, for an input of `rows` rows and `size` bytes.
 
-    What the spec asks for, or, where that is `auto`, `rows_per_shard` and towards the end fewer (`tapered`), for as
-    many replicas as the spec says at most.
+    A number in `asked` holds for all shards. For `auto`, shards have `rows_per_shard` rows and fewer towards the end
+    (`tapered`), for the highest number of replicas that the spec allows.
     """
     most = rows_per_shard(rows, asked, max_tokens)
     if asked != "auto":
@@ -109,19 +110,18 @@ def shard_sizes(
 
 
 def small_at_first(sizes: Callable[[int], int]) -> Callable[[int], int]:
-    """`sizes`, with small shards at the beginning that grow as the input goes on.
+    """`sizes`, but with small shards at the beginning, which grow with the rows before them.
 
-    For a run with a budget: until the first shards have ended nobody knows what one costs, and each is paid for whole.
+    A run with a budget needs them: the cost of a shard is unknown until the first shards have ended.
     """
     return lambda first_row: min(sizes(first_row), max(LEAST_ROWS, first_row // FIRST_SHARDS))
 
 
 def at_groups(begins: npt.NDArray[np.uint8], total_rows: int) -> Callable[[int, int], int]:
-    """Ends a shard where a group ends. `begins` has a bit for each of `total_rows` rows, as np.packbits packs
-    them: 1 where a group begins.
+    """A function that ends shards at ends of groups (`settle` of `manifest.cut`).
 
-    The shard that begins at `first_row` and may have `rows` rows gets as many whole groups as fit; where
-    not even one does, it gets what it may have of that group.
+    `begins` has a bit for each of `total_rows` rows, packed by np.packbits: 1 if a group begins at the row. A shard at
+    `first_row` with at most `rows` rows has as many whole groups as fit. If no group fits, it has `rows` rows.
     """
 
     def settled(first_row: int, rows: int) -> int:
@@ -137,22 +137,22 @@ def at_groups(begins: npt.NDArray[np.uint8], total_rows: int) -> Callable[[int, 
 
 
 def shards_held(in_flight: int) -> int:
-    """How many shards are handed to a replica that works on `in_flight` of them at a time."""
+    """How many shards are assigned to a replica that runs `in_flight` of them at a time."""
     return max(FEWEST_HELD, in_flight)
 
 
 def readers(replicas: int) -> int:
-    """How many lists of shards are read at a time: one for each replica up to four, one for eight from there on.
+    """How many lists of shards are read at a time: one for each replica up to 4, then 4, and from 32 on one for eight.
 
-    What is read at the same time is begun in mixed order, and a reader is much faster than any model.
+    A reader is much faster than any model, and more readers would mix the order in which shards start.
     """
     return min(replicas, max(4, -(-replicas // 8)))
 
 
 def work_of(shard: Shard, max_tokens: int, rows: int | None = None) -> float:
-    """What a shard costs at most, in tokens of an answer; `rows` of it where not all are to be run.
+    """The highest cost of a shard, in tokens of an answer; of `rows` of its rows, if given.
 
-    Of manifests of earlier versions the bytes are not known: there it is the rows that count.
+    Manifests of earlier versions have no bytes, so the prompts count nothing there.
     """
     whole = max(1, shard.rows)
     return (whole if rows is None else rows) * row_work(max_tokens, shard.size / whole)
@@ -161,11 +161,11 @@ def work_of(shard: Shard, max_tokens: int, rows: int | None = None) -> float:
 def in_order(
     shards: Sequence[Shard], max_tokens: int, positions: Mapping[int, Sequence[int]] | None = None
 ) -> list[list[Shard]]:
-    """The shards in lists that one reader should read (`manifest.read_together`), in the order to begin them.
+    """The lists of shards that one reader should read (`manifest.read_together`), in the order to start them.
 
-    Longest work first (Graham, SIAM J. Applied Math. 17(2), 1969), so that what is begun last is short; a
-    list counts as its largest shard. Lists of about the same work stay in the order of the input.
-    `positions`: the rows to run of each shard, None for all.
+    Longest work first (Graham, SIAM J. Applied Math. 17(2), 1969), so that the last shards are short. The work of a
+    list is that of its largest shard. Lists of similar work (SAME_WORK) stay in input order. `positions`: the rows to
+    run of each shard; None runs all rows.
     """
     groups = list(read_together(shards))
     works = [

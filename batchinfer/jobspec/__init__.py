@@ -1,9 +1,11 @@
-"""The job spec: YAML text goes in, a validated `JobSpec` comes out, with its templates, variables and ticks."""
+"""The job spec: parses YAML into a validated `JobSpec`, with its templates, variables and ticks."""
 
 from batchinfer.jobspec.job_keys import (
     AcceleratorName,
+    CsvSpec,
     EngineSpec,
     EvaluateSpec,
+    ExampleSpec,
     InputSpec,
     JobSpec,
     LimitsSpec,
@@ -12,9 +14,11 @@ from batchinfer.jobspec.job_keys import (
     RepetitionSpec,
     ReplicaRange,
     ResourcesSpec,
+    SampleSpec,
     SamplingSpec,
     ScriptedSpec,
     ShardsSpec,
+    TruncateSpec,
 )
 from batchinfer.jobspec.load import key_values, load, parse, to_yaml
 from batchinfer.jobspec.model_keys import SCRIPTED, LoraSpec, ModelSpec, SpeculativeSpec
@@ -25,8 +29,10 @@ from batchinfer.jobspec.store_keys import StoreSpec
 __all__ = [
     "SCRIPTED",
     "AcceleratorName",
+    "CsvSpec",
     "EngineSpec",
     "EvaluateSpec",
+    "ExampleSpec",
     "IncrementalSpec",
     "InputSpec",
     "JobSpec",
@@ -39,12 +45,14 @@ __all__ = [
     "RepetitionSpec",
     "ReplicaRange",
     "ResourcesSpec",
+    "SampleSpec",
     "SamplingSpec",
     "ScheduleSpec",
     "ScriptedSpec",
     "ShardsSpec",
     "SpeculativeSpec",
     "StoreSpec",
+    "TruncateSpec",
     "key_values",
     "load",
     "parse",

@@ -1,4 +1,4 @@
-"""What every part of a job spec has in common."""
+"""The base of every section of a job spec."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 
 def _place_without_secrets(uri: str) -> str:
-    """Specs are kept with the results, and shown: no secret may be part of one."""
+    """Raise ValueError for a URI that holds a secret: specs are stored with the results and shown in reports."""
     if "\0" in uri:
         raise ValueError("has a NUL in it, which no place has in its name")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*@", uri):
@@ -49,7 +49,7 @@ class Keys(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python counts True as 1, and YAML 1.1 reads `yes` and `on` as True."""
+        """Refuse True and False for a number: YAML 1.1 reads `yes` and `on` as True, which Python counts as 1."""
         kind = str(cls.model_fields[str(info.field_name)].annotation)
         for one in value if isinstance(value, list) and "int" in kind else [value]:
             if isinstance(one, bool) and "bool" not in kind:

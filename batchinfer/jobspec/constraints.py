@@ -1,4 +1,4 @@
-"""What is plainly wrong with an answer of a fixed shape, or with sampling beside it, before any engine runs."""
+"""Refuses shapes of answers that no engine can produce, and sampling that contradicts them, before an engine runs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, Protocol
 from batchinfer.jobspec.regex import compile_regex
 
 MAX_SCHEMA_DEPTH = 64
-"""Objects and arrays within one another in a JSON Schema. vLLM 0.32 refuses every row of a deeper one."""
+"""Nested objects and arrays in a JSON Schema. vLLM 0.32 refuses every row of a deeper schema."""
 
 _DATA = ("const", "default", "enum", "examples")
-"""Keys of a JSON Schema that hold any JSON, no schema."""
+"""Keys of a JSON Schema whose values are data, not schemas."""
 
 
 class Shape(Protocol):
@@ -41,7 +41,7 @@ class Sampling(Protocol):
 
 
 def require_usable_patterns(schema: Mapping[str, Any]) -> None:
-    """Refuse a JSON Schema with a regular expression that the engine reads otherwise, or that is nested too deeply."""
+    """Raise ValueError if the engine cannot use a pattern of the schema, or if the schema is nested too deeply."""
     for pattern in schema_patterns(schema):
         try:
             compile_regex(pattern, answer=False)
@@ -69,7 +69,7 @@ def schema_patterns(schema: Mapping[str, Any]) -> Iterator[str]:
 
 
 def require_reachable(output: Shape, sampling: Sampling) -> None:
-    """Refuse sampling that cuts, spoils or forbids what the output must look like."""
+    """Raise ValueError for sampling under which no answer has the shape that `output` asks for."""
     kind = constraint(output)
     if kind is None:
         return
@@ -88,17 +88,17 @@ def require_reachable(output: Shape, sampling: Sampling) -> None:
 
 
 def constraint(output: Shape) -> str | None:
-    """The key that fixes the shape of the answer."""
+    """The key of `output` that fixes the shape of the answer; None if none does."""
     return next((key for key in ("choices", "json_schema", "regex") if getattr(output, key) is not None), None)
 
 
 def _cut_by(stop: str, output: Shape, kept: bool) -> str | None:
-    """What a stop text would cut short. `kept`: the stop text stays in the answer."""
+    """The valid answer that a stop text would cut, None if there is none. `kept`: the stop text stays in the answer."""
     if output.choices is not None:
         return _first(output.choices, lambda choice: _before(choice, stop, kept) != choice, "the choice")
     if output.regex is not None:
         return "an answer that matches output.regex" if compile_regex(output.regex).may_contain(stop, kept) else None
-    # JSON has no raw control character; any other text may be part of a string or a key.
+    # Any text without control characters may be part of a string or a key of JSON.
     return None if any(letter < " " for letter in stop) else "an answer in JSON"
 
 
@@ -127,7 +127,7 @@ def _first(choices: Sequence[str], wrong: Callable[[str], bool], name: str) -> s
 
 
 def advice(output: Shape, sampling: Sampling) -> str | None:
-    """What a user should know of an answer's length before paying for it; None if nothing."""
+    """A warning that answers may run to `max_tokens`, None if they have an upper length."""
     if output.regex is None or compile_regex(output.regex).longest is not None:
         return None
     return (

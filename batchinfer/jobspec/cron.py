@@ -1,12 +1,12 @@
-"""Cron: which instants a schedule names. Pure.
+"""Cron: the instants that a schedule names. Pure.
 
-A tick is an instant in UTC, whole seconds. An expression has the five fields of Vixie cron and is read on the
-clock of its time zone, the way Debian's cron reads it at a change of that clock (`cronsim`'s rule):
+A tick is an instant in UTC, in whole seconds. An expression has the five fields of Vixie cron and is read on the clock
+of its time zone. When that clock changes, Debian's rule applies, as in `cronsim`:
 
-- an expression with a fixed minute and hour ticks once a day all the same: a time that the clock skips in
-  spring comes when the skipped hour is over, one that the clock shows twice in autumn comes the first time;
-- one whose minute or hour begins with `*` follows real time: nothing in the skipped hour, and the
-  repeated hour twice.
+- An expression with a fixed minute and hour ticks once a day. A time that the clock skips ticks when the skipped hour
+  is over. A time that the clock shows twice ticks the first time.
+- An expression whose minute or hour begins with `*` follows real time. It does not tick in a skipped hour, and it
+  ticks twice in a repeated hour.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zoneinfo import ZoneInfo, available_timezones
 from cronsim import CronSim, CronSimError
 
 _REWIND = timedelta(hours=26)
-"""More than any clock was ever changed by (Samoa left out a day in 2011)."""
+"""Longer than any change of a clock: Samoa skipped a day in 2011. A shorter time could miss a tick at a change."""
 
 _WINDOWS = tuple(timedelta(days=days) for days in (0.25, 2, 40, 400, 3000, 18000))
 _SHOWN = "minute hour day-of-month month day-of-week, as in 0 2 * * *"
@@ -32,7 +32,7 @@ _MACROS = {"@hourly": "0 * * * *", "@daily": "0 0 * * *", "@midnight": "0 0 * * 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """One run of a job that runs more than once: `at` which instant, and the folder `root` that holds all its runs."""
+    """The instant `at` of one run of a job that runs repeatedly, and the folder `root` that holds all its runs."""
 
     at: datetime
     root: str
@@ -53,7 +53,7 @@ def tick_of(name: str) -> datetime:
 
 
 def require_cron(expression: str) -> None:
-    """Raise ValueError, for a person, unless the expression is one and names some instant."""
+    """Raise ValueError unless the expression is valid and names at least one instant. The message is for a person."""
     fields = expression.split()
     if expression.strip().lower() in _MACROS:
         raise ValueError(f"{expression!r} is a shorthand: write {_MACROS[expression.strip().lower()]!r}")
@@ -69,7 +69,7 @@ def require_cron(expression: str) -> None:
 
 
 def require_timezone(name: str) -> None:
-    """Raise ValueError, with the nearest names, unless there is such a time zone."""
+    """Raise ValueError, with the nearest name, unless the time zone exists."""
     try:
         ZoneInfo(name)
     except (KeyError, ValueError, OSError):
@@ -79,10 +79,10 @@ def require_timezone(name: str) -> None:
 
 
 def ticks_after(cron: str, timezone: str, after: datetime) -> Iterator[datetime]:
-    """The ticks after the instant `after`, in order, for as long as there are any."""
+    """The ticks after the instant `after`, in order; ends if the expression names no later instant."""
     last = after
-    # On a day of change the expression's order on the local clock is not that of real time, and what
-    # comes first depends on where one begins: begin well before, and let only later ones pass.
+    # When the clock changes, local order differs from real order, and the first match depends on the start. So start
+    # before any change that could matter, and keep only ticks in increasing order.
     for local in CronSim(cron, (after - _REWIND).astimezone(ZoneInfo(timezone))):
         tick = local.astimezone(UTC)
         if tick > last:
@@ -97,18 +97,22 @@ def times_of_day(cron: str) -> tuple[frozenset[int], frozenset[int]]:
 
 
 def days_named(of_month: str, month: str, of_week: str, first: date, last: date) -> frozenset[date]:
-    """The days from `first` to `last` that the three fields name."""
-    days = CronSim(f"0 12 {of_month} {month} {of_week}", datetime.combine(first, time()))
+    """The days from `first` to `last` that the three fields name; none if they name no day, as 31 February."""
+    try:
+        days = CronSim(f"0 12 {of_month} {month} {of_week}", datetime.combine(first, time()))
+    except CronSimError:
+        # CronSim refuses a day that no month of the field has. Beside a day of the week such a field is valid.
+        return frozenset()
     return frozenset(takewhile(last.__ge__, (day.date() for day in days)))
 
 
 def latest_tick(cron: str, timezone: str, at: datetime) -> datetime | None:
-    """The last tick up to and including the instant `at`; None if there was none in fifty years."""
+    """The last tick up to and including the instant `at`; None if there is none in 18,000 days (49 years)."""
     return next(iter(latest_ticks(cron, timezone, at, 1)), None)
 
 
 def latest_ticks(cron: str, timezone: str, at: datetime, count: int, since: datetime | None = None) -> list[datetime]:
-    """The last `count` ticks up to and including the instant `at`, in order, and none before `since`."""
+    """The last `count` ticks up to and including the instant `at`, in order; ticks before `since` are left out."""
     found: deque[datetime] = deque(maxlen=count)
     for window in _WINDOWS:
         begin = at - window

@@ -1,4 +1,4 @@
-"""What each key of a spec means: the JSON Schema of `JobSpec` as a tree of keys that a person can read. Pure."""
+"""The keys of a spec for a person: turns the JSON Schema of `JobSpec` into a tree of keys. Pure."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ prompt: {system: "You sort support tickets.", template: "Subject: {{ subject }}\
 sampling: {max_tokens: 8}
 output: {uri: runs/tickets, column: queue, choices: [billing, outage, other]}
 """
-"""A whole spec to start from: the keys that most jobs need."""
+"""A complete spec with the keys that most jobs need."""
 
 _SHOWN_VALUES = 4
-"""A type lists up to so many values; more would fill a line of the tree."""
+"""The most values that a type lists. More would fill a line of the tree."""
 
 _SHOWN_NAME = 80
-"""How much of a name that there is not a message repeats."""
+"""Characters of an unknown name that a message repeats. More would hide the rest of the message."""
 
 _LIMITS = {
     "minimum": "at least {}",
@@ -38,7 +38,7 @@ _LIMITS = {
     "minItems": "at least {} item(s)",
     "pattern": "matches {}",
 }
-"""JSON Schema's words for limits, in a person's."""
+"""By JSON Schema's keywords for limits: the text for a person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Key:
     schema: Mapping[str, Any]
     """The part of the JSON Schema; its references point into `$defs` of the whole."""
     free: bool = False
-    """Whether the names inside are of the user's choice. If the values are sections, `keys` has one to show for all."""
+    """Whether users choose the names inside. If the values are sections, `keys` has one example for all of them."""
 
     @property
     def summary(self) -> str:
@@ -86,7 +86,7 @@ def whole_spec() -> Key:
 
 
 def explain(path: str) -> Key:
-    """The key at `path`; raises UserError, with the nearest key that there is."""
+    """The key at `path`. Raises UserError with the nearest existing key."""
     at = whole_spec()
     rest = path
     while rest:
@@ -118,7 +118,7 @@ def json_schema(key: Key) -> dict[str, Any]:
 
 
 def _inside_free(at: Key, rest: str, path: str) -> Key:
-    """A key of the user's choice, or a key of its value. The user's own may have dots in it, as a bucket's name."""
+    """A key that the user named, or a key of its value. The user's name may have dots, as a bucket's name has."""
     beginning = _placeholder(at.schema).removesuffix("...")
     if not rest.startswith(beginning):
         raise UserError(
@@ -138,24 +138,24 @@ def _inside_free(at: Key, rest: str, path: str) -> Key:
 
 
 def _value_schema(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a mapping says of its values; nothing if they may be anything."""
+    """The schema of a mapping's values; empty if any value is allowed."""
     found = (member.get("additionalProperties") for member in _members(schema))
     return next((values for values in found if isinstance(values, Mapping)), {})
 
 
 def _placeholder(schema: Mapping[str, Any]) -> str:
-    """How a key of the user's choice looks, as `s3://...`."""
+    """An example of a key that the user names, such as `s3://...`."""
     return str(schema.get("propertyNames", {}).get("examples", ["..."])[0])
 
 
 def _unknown(at: Key, name: str, parent: str) -> UserError:
-    """`at` has no key of that name. `parent` is its path as the user wrote it."""
+    """The error for a missing key `name` of `at`. `parent` is the path of `at` as the user wrote it."""
     message = f"{parent or 'a spec'} has no key {name!r:.{_SHOWN_NAME}}"
     everywhere: dict[str, list[str]] = {}
     for key in whole_spec().walk():
         everywhere.setdefault(key.name, []).append(key.path)
     siblings = {key.name: [f"{parent}.{key.name}" if parent else key.name] for key in at.keys}
-    # A key beside it that is spelt nearly so, then the same name in another section.
+    # A similar name in the same section is a likelier typo than the same name in another section.
     for names, cutoff in ((siblings, 0.75), (everywhere, 1.0), (siblings, 0.5), (everywhere, 0.75)):
         near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=cutoff)
         if near:
@@ -166,7 +166,7 @@ def _unknown(at: Key, name: str, parent: str) -> UserError:
 
 
 def _members(schema: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The types that a value may have, without null."""
+    """The schemas of the types that a value may have, without null."""
     return [member for member in schema.get("anyOf", [schema]) if member.get("type") != "null"]
 
 
@@ -186,7 +186,7 @@ class _FieldReader:
         members = _members(schema)
         sections = [section for member in members if (section := self._section(member)) is not None]
         described = [schema.get("description", ""), *(section["description"] for section in sections)]
-        # A section lists its keys; a mapping does not.
+        # A section's schema lists its keys in `properties`; a mapping's schema does not.
         free = any("additionalProperties" in member and "properties" not in member for member in members)
         inside = [
             self.key((*parts, name), inner, name in section.get("required", ()))
@@ -235,10 +235,10 @@ class _FieldReader:
 def _default(schema: Mapping[str, Any], required: bool) -> str:
     if required:
         return "required"
-    # Pydantic does not write the default that a factory makes: an empty mapping.
+    # Pydantic does not write the default of a factory into the schema; all factories here make an empty mapping.
     value = schema.get("default", {})
     if isinstance(value, Mapping) and value:
-        # Of a section, whose own keys show their defaults.
+        # The default of a section is left out, because its keys show their own defaults.
         return ""
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -248,5 +248,5 @@ def _limits(schema: Mapping[str, Any]) -> str:
 
 
 def _paragraphs(texts: Iterable[str]) -> list[str]:
-    """Each paragraph as one line: how wide it is shown is not decided here."""
+    """Each paragraph as one line; the caller wraps it."""
     return [" ".join(paragraph.split()) for text in texts for paragraph in text.split("\n\n")]

@@ -1,7 +1,7 @@
 """The keys of a job spec, with their types, ranges and defaults.
 
-Every model is frozen and refuses unknown keys. `spec/load.py` turns what pydantic says into messages
-for a person; `schemas/job-spec.schema.json` is generated from here.
+Every model is frozen and refuses unknown keys. `jobspec/load.py` turns the errors of pydantic into messages for a
+person. `schemas/job-spec.schema.json` is generated from these models.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from batchinfer.jobspec.reasoning_keys import ReasoningSpec
 from batchinfer.jobspec.regex import compile_regex
 from batchinfer.jobspec.schedule_keys import IncrementalSpec, PlaceWithVariables, ScheduleSpec
 from batchinfer.jobspec.store_keys import StoresSpec
-from batchinfer.jobspec.templates import compile_template
+from batchinfer.jobspec.templates import compile_template, is_template
 from batchinfer.jobspec.variables import has_variables
+from batchinfer.jobspec.where import where_columns
 
 AcceleratorName = Literal[
     "auto", "cpu", "T4", "A10", "A10G", "L4", "L40S", "A100-40GB", "A100-80GB", "H100", "H100-PCIe", "H200",
@@ -43,20 +44,78 @@ RESULT_COLUMNS = (
     "error_code",
     "error_message",
 )
-"""The columns that every result file has, beside the id, the passed-through columns and the output."""
+"""The columns of every result file besides the id, the passed-through columns and the output."""
 
 ROW_NUMBER = "row_number"
-"""The id column of a job that names none: the row's place in the input, from 0."""
+"""The id column of a job without `input.id_column`: the row's position in the input, from 0."""
 
 
 def _text_only(value: Any) -> Any:
-    """YAML reads `no`, `1.10` and `2026-01-01` as other types; a choice must be told apart from them."""
+    """Refuse values that are no text: YAML reads `no`, `1.10` and `2026-01-01` as other types."""
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is read by YAML as {type(value).__name__}, not as text: put it in quotes")
     return value
 
 
 Text = Annotated[str, BeforeValidator(_text_only)]
+
+
+class CsvSpec(Keys):
+    """How the files of `format: csv` are written. Every column is text, as it stands in the file: `007` stays `007`.
+    `input.cast` gives a column another type.
+    """
+
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    """The character between two fields. Example: `";"`, or `"\\t"` for a tab."""
+    quote: str | None = Field(default='"', min_length=1, max_length=1)
+    """The character around a field that holds delimiters or ends of lines; in the field it stands twice.
+
+    null: no field is quoted, and every end of a line ends a row."""
+    escape: str | None = Field(default=None, min_length=1, max_length=1)
+    """The character that takes the meaning from the next one: `"\\\\"` for files of Spark and MySQL. null: none."""
+    header: bool = True
+    """Whether the first line of each file has the names of the columns. Without it, `columns` names them."""
+    columns: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """The names of the columns of files without a header, in order."""
+    nulls: tuple[str, ...] = ("",)
+    """Unquoted fields that mean null, as in `["", "NULL"]`. A quoted field is never null: `""` is an empty text."""
+    encoding: str = "utf-8"
+    """The encoding of the files, by Python's name, as `cp1252`, `latin-1` or `utf-16`."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, name: str) -> str:
+        try:
+            # The codecs that Python counts as encodings of text; `base64` and `rot13` are codecs as well.
+            "".encode(name)
+        except (LookupError, ValueError):
+            raise ValueError(f"there is no encoding {name!r}: write utf-8, cp1252, latin-1, utf-16, ...") from None
+        return name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.header and self.columns is not None:
+            raise ValueError("columns names what the header names: set header: false, or leave columns out")
+        if not self.header and self.columns is None:
+            raise ValueError("header: false needs the names of the columns: set columns")
+        if self.columns is not None and len(set(self.columns)) != len(self.columns):
+            raise ValueError("columns names a column twice")
+        marks = [mark for mark in (self.delimiter, self.quote, self.escape) if mark is not None]
+        if len(set(marks)) < len(marks):
+            raise ValueError("delimiter, quote and escape must be three different characters")
+        for mark in marks:
+            if mark in "\r\n" or not mark.isascii():
+                raise ValueError(f"{mark!r} cannot be a delimiter, quote or escape: write one ASCII character")
+        return self
+
+
+class SampleSpec(Keys):
+    """A random part of the rows that `input.where` selects."""
+
+    rows: int = Field(ge=1)
+    """How many rows to run; all of them if there are fewer. A sample of more rows holds that of fewer."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Another seed is another sample; the same seed over the same files is the same one."""
 
 
 class InputSpec(Keys):
@@ -69,11 +128,29 @@ class InputSpec(Keys):
     `key=value` become columns, unless the files have a column of that name. Links to folders are refused, and so are
     folders of Delta, Iceberg and Hudi tables. Relative paths start where the command runs. May hold the
     variables of `output.uri`, as in `s3://tickets/{{ run.date - 1 }}`."""
-    format: Literal["parquet", "jsonl"] = "parquet"
+    format: Literal["parquet", "jsonl", "csv"] = "parquet"
     """The format of the files.
 
     In a folder, `parquet` reads `.parquet`, `.parq` and `.pq`; `jsonl` reads `.jsonl`, `.ndjson` and `.json`, one
-    object a line, and these packed with gzip (`.gz`) or zstd (`.zst`). A pattern in `uri` reads whatever it matches."""
+    object a line; `csv` reads `.csv` and `.tsv`. The last two also read these packed with gzip (`.gz`) or zstd
+    (`.zst`). A pattern in `uri` reads whatever it matches."""
+    csv: CsvSpec = CsvSpec()
+    """How CSV files are written: delimiter, quotes, header, nulls, encoding."""
+    where: str | None = None
+    """Run only the rows for which this is true: an expression of SQL (DuckDB's) over the columns of the input.
+
+    Example: `"lang = 'de' AND length(body) > 20"`. Its columns are read even if the job uses them for nothing else, and
+    have the types of `cast`. A row for which it is null is not selected. The rows are selected once, when the input is
+    cut into shards. It reaches no file and no network; subqueries, and functions of the clock or of chance, are
+    refused. null: all rows."""
+    limit: int | None = Field(default=None, ge=1)
+    """Run only so many rows: the first ones, in input order, that `where` selects. null: no limit.
+
+    In an incremental job each run has the limit, and later runs do not come back to the rows beyond it."""
+    sample: SampleSpec | None = None
+    """Run only a random sample of the rows that `where` selects, in input order, as in `{rows: 200, seed: 7}`.
+
+    Instead of `limit`. null: no sample."""
     id_column: str | None = None
     """The column that identifies a row; its values must be unique, and it is the first column of the results.
 
@@ -100,6 +177,13 @@ class InputSpec(Keys):
 
     `fail`: the job is refused, with the file's name. `skip`: the others are run, and the report lists the file with
     the reason; an incremental job tries it again in its next run."""
+    on_bad_row: Literal["fail", "set_aside"] = "fail"
+    """What becomes of a line of `jsonl` that cannot be read.
+
+    That is one that is no JSON object, or whose value in a column that the job reads is no text, has more than 64
+    bits, or does not fit `cast`. `fail`: the file is bad, see `on_bad_file`. `set_aside`: the row fails with
+    `input_invalid`; its other values are kept, and its id is null if that cannot be read. In Parquet files a value
+    that is no text always fails its row alone."""
     cast: dict[str, Literal["string", "int64", "double", "boolean", "date", "timestamp", "binary"]] = Field(
         default_factory=dict
     )
@@ -117,12 +201,61 @@ class InputSpec(Keys):
             raise ValueError("names a column twice")
         return columns
 
+    @field_validator("where")
+    @classmethod
+    def _expression(cls, where: str | None) -> str | None:
+        if where is not None:
+            where_columns(where)
+        return where
+
+    @model_validator(mode="after")
+    def _rows_chosen_once(self) -> Self:
+        if self.limit is not None and self.sample is not None:
+            raise ValueError("limit and sample both say how many rows to run: leave one of the two out")
+        if self.format != "csv" and self.csv != CsvSpec():
+            raise ValueError(f"csv says how CSV files are written, and format is {self.format}: set format: csv")
+        if self.format == "csv" and self.on_bad_row == "set_aside":
+            raise ValueError("on_bad_row: set_aside is for jsonl; a CSV file with such a row is bad: set on_bad_file")
+        return self
+
+    @property
+    def sets_aside(self) -> bool:
+        """Is a line that cannot be read a failed row of its own?"""
+        return self.on_bad_row == "set_aside"
+
+    @property
+    def selects(self) -> bool:
+        """May rows of the input be left out?"""
+        return self.where is not None or self.limit is not None or self.sample is not None
+
+
+class ExampleSpec(Keys):
+    """One example of `prompt.examples`: a message of the user, and the answer that the model should give to it."""
+
+    user: str
+    """The user's message."""
+    assistant: str
+    """The answer."""
+
+
+class TruncateSpec(Keys):
+    """What `prompt.too_long: truncate` cuts."""
+
+    column: str | None = None
+    """The column whose text is cut; all other text of the prompt stays whole.
+
+    null: the column of `prompt.column`, or the only one that `prompt.template` names."""
+    side: Literal["right", "left", "middle"] = "right"
+    """Where text is taken away: `right` keeps the beginning, `left` the end, `middle` both.
+
+    What `middle` keeps is joined by ` ... `."""
+
 
 class PromptSpec(Keys):
     """How a row becomes a prompt. Exactly one of `template`, `column` and `messages_column` must be set."""
 
     system: str | None = None
-    """The system message of every row.
+    """The system message of every row; a text, or a template as `template` is.
 
     Without a chat template it stands before the prompt, with an empty line between. A conversation of
     `messages_column` keeps its own system message."""
@@ -136,11 +269,40 @@ class PromptSpec(Keys):
     messages_column: str | None = None
     """The column that holds the conversation: a list of `{role, content}`, or JSON text of one.
 
-    Needs a model with a chat template."""
+    A content is a text or a list of OpenAI's text parts. `tool_calls` and messages of the role `tool` need a model
+    whose chat template writes them. Needs a model with a chat template."""
+    examples: tuple[ExampleSpec, ...] | None = Field(default=None, min_length=1)
+    """Turns before the row's own, as in `[{user: It rains., assistant: weather}]`.
+
+    Needs a model with a chat template. Not with `messages_column`."""
+    prefill: str | None = Field(default=None, min_length=1)
+    """How every answer begins; the model goes on from there. A text, or a template as `template` is.
+
+    The output column holds what the model wrote after it, and `output.choices`, `json_schema` and `regex` are for that
+    alone. Needs a model with a chat template. End it without a blank: tokens begin with one."""
     chat: bool | None = None
     """Whether prompts go through the model's chat template.
 
     null: yes if the model has one and `task` is `generate`; otherwise the prompt is plain text."""
+    chat_template: str | None = Field(default=None, min_length=1)
+    """A chat template in place of the model's own: its text, or the path of a file.
+
+    The file is read where the command runs, and travels with the job."""
+    chat_template_kwargs: dict[Text, Any] | None = None
+    """Variables for the chat template, as in `{enable_thinking: false}`. One that it does not read has no effect."""
+    too_long: Literal["error", "truncate"] = "error"
+    """What becomes of a row whose prompt does not fit into the context.
+
+    `error`: it fails with `prompt_too_long`, if no room for one token of an answer is left. `truncate`: the column of
+    `truncate` is cut until prompt and `sampling.max_tokens` fit. The results then have the column
+    `truncated_tokens`: by how many tokens the prompt is shorter, 0 for a row that was not cut."""
+    truncate: TruncateSpec | None = None
+    """What `too_long: truncate` cuts. null: the only column of the prompt, at its end."""
+    allow_special_tokens: bool = False
+    """Whether control tokens in the text of a row, such as `<|im_start|>`, are read as such.
+
+    By default they are text, so that no row can speak as the system. What the spec itself writes (`template`, `system`,
+    `examples`, `prefill`) may hold control tokens in any case."""
 
     @field_validator("template")
     @classmethod
@@ -149,14 +311,65 @@ class PromptSpec(Keys):
             compile_template(template)
         return template
 
+    @field_validator("system", "prefill")
+    @classmethod
+    def _parses_if_template(cls, text: str | None) -> str | None:
+        if is_template(text):
+            compile_template(text)
+        return text
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _for_the_template(cls, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
+        taken = sorted({"messages", "add_generation_prompt", "continue_final_message"} & set(kwargs or ()))
+        if taken:
+            raise ValueError(f"holds {taken[0]!r}, which is set for each row: leave it out")
+        if kwargs is not None and not _is_json(kwargs):
+            raise ValueError("holds what JSON cannot say: put dates and keys that are numbers in quotes")
+        return kwargs
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         given = [name for name in ("template", "column", "messages_column") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"needs exactly one of template, column, messages_column; given: {given or 'none'}")
-        if self.messages_column is not None and self.chat is False:
-            raise ValueError("messages_column needs the model's chat template: leave chat out")
+        key = self.needs_chat
+        if key is not None and self.chat is False:
+            raise ValueError(f"{key} needs the model's chat template: leave chat out")
+        if self.examples is not None and self.messages_column is not None:
+            raise ValueError("examples go with template or column: put the turns into the conversations")
         return self
+
+    @model_validator(mode="after")
+    def _cuts_one_column(self) -> Self:
+        if self.too_long == "error":
+            if self.truncate is not None:
+                raise ValueError("truncate has no effect without too_long: truncate")
+            return self
+        if self.messages_column is not None:
+            raise ValueError("too_long: truncate goes with template or column: no message says which to cut")
+        columns = [self.column] if self.column is not None else compile_template(self.template or "").columns
+        named = self.truncate.column if self.truncate is not None else None
+        if named is not None and named not in columns:
+            raise ValueError(f"truncate.column names {named!r}, and the prompt is made of {', '.join(columns)}")
+        if named is None and len(columns) > 1:
+            raise ValueError(f"the prompt is made of {', '.join(columns)}: set truncate.column to the one to cut")
+        return self
+
+    @property
+    def needs_chat(self) -> str | None:
+        """The first key that has no meaning without a chat template."""
+        names = ("messages_column", "examples", "prefill", "chat_template", "chat_template_kwargs")
+        return next((name for name in names if getattr(self, name) is not None), None)
+
+    @property
+    def cut_column(self) -> str | None:
+        """The column that is cut where a prompt is too long; None if such a row fails."""
+        if self.too_long == "error":
+            return None
+        if self.truncate is not None and self.truncate.column is not None:
+            return self.truncate.column
+        return self.column or compile_template(self.template or "").columns[0]
 
 
 class RepetitionSpec(Keys):
@@ -194,7 +407,7 @@ class SamplingSpec(Keys):
 
     Above 1 the output column is a list, and `temperature` must be above 0."""
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
-    """How random the choice of a token is; 0 always takes the most likely one.
+    """How random the choice of a token is; 0 always picks the most likely one.
 
     vLLM's own default is 1. At 0, `top_p`, `top_k` and `min_p` have no effect."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
@@ -265,7 +478,7 @@ class SamplingSpec(Keys):
 
 
 def _require_references(schema: dict[str, Any]) -> None:
-    """Every `$ref` must lie in the schema itself: nothing is fetched while a job runs."""
+    """Raise ValueError for a `$ref` that points out of the schema: nothing is fetched while a job runs."""
     inside = Registry().with_resource("", DRAFT202012.create_resource(schema)).resolver()
     waiting: list[Any] = [schema]
     while waiting:
@@ -277,6 +490,13 @@ def _require_references(schema: dict[str, Any]) -> None:
                 inside.lookup(reference)
             except Unresolvable:
                 raise ValueError(f"refers to {reference!r}, which is not in it: put it under $defs") from None
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        return bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 class OutputSpec(Keys):
@@ -342,11 +562,7 @@ class OutputSpec(Keys):
     @classmethod
     def _valid_schema(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
         if schema is not None:
-            try:
-                same = json.loads(json.dumps(schema)) == schema
-            except (TypeError, ValueError, RecursionError):
-                same = False
-            if not same:
+            if not _is_json(schema):
                 raise ValueError("holds what JSON cannot say: put dates and keys that are numbers in quotes")
             if not isinstance(schema.get("$schema", ""), str):
                 raise ValueError("is not a valid JSON Schema: its $schema is not a text")
@@ -432,7 +648,7 @@ class ScriptedSpec(Keys):
 
 
 class EngineSpec(Keys):
-    """vLLM's engine arguments by vLLM's names. null leaves the choice to the plan, or to vLLM where the plan makes
+    """vLLM's engine arguments by vLLM's names. null leaves the choice to the plan, or to vLLM if the plan makes
     none.
     """
 
@@ -444,7 +660,7 @@ class EngineSpec(Keys):
     gpu_memory_utilization: float | None = Field(default=None, gt=0.0, le=1.0)
     """The share of a GPU's memory that the engine may use, weights and KV cache together.
 
-    null: 0.9 where the plan knows the model's dimensions, otherwise vLLM's default. On a CPU it is the share of the
+    null: 0.9 if the plan knows the model's dimensions, otherwise vLLM's default. On a CPU it is the share of the
     machine's memory; null there: see `kv_cache_memory_bytes`."""
     max_num_seqs: int | None = Field(default=None, ge=1)
     """The most rows that one engine runs at a time.
@@ -562,8 +778,8 @@ class LimitsSpec(Keys):
     max_runtime_hours: float | None = Field(default=None, ge=0)
     """Hours that this command may run; a command that resumes the run has as many again.
 
-    A shard starts only if it would end in time, based on finished shards; then as for `max_cost_usd`. For the plan it
-    is the deadline: the cheapest layout that meets it is chosen. null: no limit."""
+    A shard starts only if it would end in time, based on finished shards; the command ends as for `max_cost_usd`. For
+    the plan it is the deadline: the cheapest layout that meets it is chosen. null: no limit."""
     max_error_rate: float = Field(default=0.05, ge=0.0, le=1.0)
     """The share of failed rows, 0 to 1, above which a finished run ends with exit code 3."""
     max_engine_restarts: int = Field(default=20, ge=0)
@@ -573,7 +789,7 @@ class LimitsSpec(Keys):
     engine_timeout_seconds: float = Field(default=600.0, gt=0)
     """Seconds without a step of the engine, while it has rows, after which it is killed and restarted."""
     load_timeout_seconds: float = Field(default=3600.0, gt=0)
-    """Seconds that an engine may take to load, with the download of its model, before it counts as one that failed."""
+    """Seconds that an engine may take to load, with the download of its model, before the load counts as failed."""
     max_lost_workers: int = Field(default=100, ge=0)
     """How often each replica may be lost with its process or machine before the run ends with exit code 1."""
 
@@ -654,12 +870,12 @@ class JobSpec(Keys):
 
     @property
     def id_column(self) -> str:
-        """The name of the result's first column."""
+        """The name of the first column of the results."""
         return self.input.id_column or ROW_NUMBER
 
     @property
     def repeats(self) -> bool:
-        """Does the job run more than once, each time into a folder of its own?"""
+        """Does the job run repeatedly, each run in its own folder?"""
         return self.schedule is not None or self.input.incremental is not None
 
     @model_validator(mode="after")
@@ -668,6 +884,7 @@ class JobSpec(Keys):
         own = (
             *RESULT_COLUMNS,
             *(("logprobs",) if self.sampling.logprobs is not None else ()),
+            *(("truncated_tokens",) if self.prompt.too_long == "truncate" else ()),
             *(("reasoning_tokens",) if self.reasoning is not None else ()),
         )
         thinking = self.reasoning.column if self.reasoning is not None else None
@@ -712,7 +929,7 @@ class JobSpec(Keys):
 
     @model_validator(mode="after")
     def _speculation_samples_plainly(self) -> Self:
-        """vLLM refuses each request with one of these when it speculates."""
+        """Refuse sampling that vLLM refuses for each request under speculative decoding."""
         sampling = self.sampling
         given = {"min_tokens": sampling.min_tokens > 0, "min_p": sampling.min_p > 0, "logit_bias": sampling.logit_bias}
         for name, value in given.items():
@@ -722,7 +939,7 @@ class JobSpec(Keys):
 
     @model_validator(mode="after")
     def _embeds_plainly(self) -> Self:
-        """What only makes sense of a text is a mistake beside `task: embed`."""
+        """Refuse keys that apply only to `task: generate`."""
         given = {
             "sampling": self.sampling != SamplingSpec(),
             "reasoning": self.reasoning,
@@ -732,10 +949,15 @@ class JobSpec(Keys):
             "evaluate": self.evaluate,
             "model.speculative": self.model.speculative,
             "model.source: scripted": self.model.source == SCRIPTED,
+            "prompt.prefill": self.prompt.prefill,
+            "prompt.examples": self.prompt.examples,
         }
         wrong = [key for key, value in given.items() if value]
         if self.task == "embed" and wrong:
             raise ValueError(f"task embed gives a vector, not a text: leave {wrong[0]} out")
+        key = self.prompt.needs_chat
+        if self.task == "embed" and key not in (None, "messages_column") and self.prompt.chat is None:
+            raise ValueError(f"task embed reads the plain text: leave prompt.{key} out, or set prompt.chat: true")
         return self
 
     @model_validator(mode="after")

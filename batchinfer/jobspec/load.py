@@ -1,4 +1,4 @@
-"""YAML text to `JobSpec`, and every mistake to one readable message with file, line and key."""
+"""Parses YAML into a `JobSpec`, and reports every mistake in one message with file, line and key."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ from batchinfer.jobspec.base import keys_of
 from batchinfer.jobspec.job_keys import JobSpec
 
 _MISTAKES = 20
-"""How many mistakes a message tells."""
+"""The most mistakes in one message. More would scroll the first ones off the screen."""
 
 _SHOWN = 200
-"""How much of one word of the user's it repeats."""
+"""Characters of one value of the user's that a message repeats. More would hide the rest of the message."""
 
 _MAX_VALUES = 100_000
-"""Keys and values of a spec, with every alias written out: more would take minutes to check."""
+"""Keys and values of a spec, with every alias expanded. More would take minutes to check."""
 
 _MAX_BYTES = 2**20
-"""Bytes of a spec or of one --set value, read in seconds. The largest specs list thousands of choices in 300 KiB."""
+"""Bytes of a spec or of one --set value, which are read in seconds. More would take longer; large specs list
+thousands of choices in 300 KiB."""
 
 _MAX_WRITTEN_VALUES = 50_000
-"""Keys and values that a spec may hold as it is written: to read them takes a second or two."""
+"""Keys and values of a spec as written, without expanding aliases. These are read in a second or two; more take
+longer."""
 
 _COUNTING_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The parser in C, five times as fast, where PyYAML was built with it. It differs in details: it only counts."""
+"""The parser in C if PyYAML has it, five times as fast. It differs in details, so it only counts values."""
 
 _TAKES = {
     ("resources", "replicas"): "should be auto, a number from 1, or {min: N, max: N}",
@@ -42,14 +44,14 @@ _TAKES = {
     ("resources", "pipeline_parallel"): "should be auto or a number from 1",
     ("shards", "rows"): "should be auto or a number from 1",
 }
-"""What keys of several types take: pydantic's word for a union's first member hides the others."""
+"""Messages for keys of several types, because pydantic's message names only the first type of a union."""
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
-    """The spec at `path`, with `KEY.KEY=VALUE` overrides applied; raises SpecError."""
+    """The spec at `path`, with `KEY.KEY=VALUE` overrides applied. Raises SpecError."""
     try:
         with Path(path).open("rb") as file:
-            # No more than it takes to see that it is too long: the path may be that of a device.
+            # Read one byte more than the limit: the path may be a device that never ends.
             text = file.read(_MAX_BYTES + 1).decode()
     except FileNotFoundError:
         near = difflib.get_close_matches(str(path), [str(p) for p in Path(path).parent.glob("*.y*ml")], n=1, cutoff=0.5)
@@ -70,7 +72,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
 
 
 def parse(text: str, name: str = "spec", overrides: Sequence[str] = ()) -> JobSpec:
-    """The spec in `text`; `name` stands in messages for the file."""
+    """The spec in `text`; messages call it `name`. Raises SpecError."""
     try:
         _require_short(text, name)
         loader = yaml.SafeLoader(text)
@@ -88,8 +90,8 @@ def parse(text: str, name: str = "spec", overrides: Sequence[str] = ()) -> JobSp
             f"{where}: not valid YAML: {problem:.{_SHOWN}}", "check indentation, colons and quotes near there"
         ) from None
     except Exception as error:
-        # A value that YAML resolves but Python cannot hold, such as the date 2026-13-45: PyYAML lets
-        # through whatever its constructors raise, from IndexError to AttributeError.
+        # PyYAML passes on any exception of its constructors, from IndexError to AttributeError. They fail on values
+        # that YAML resolves but Python cannot represent, such as the date 2026-13-45.
         raise SpecError(f"{name}: not usable YAML: {error!s:.{_SHOWN}}", "put the value in quotes") from None
     if not isinstance(raw, dict):
         raise SpecError(
@@ -103,7 +105,7 @@ def parse(text: str, name: str = "spec", overrides: Sequence[str] = ()) -> JobSp
     except RecursionError:
         raise SpecError(f"{name}: values are nested too deeply", "make it flatter") from None
     except ValidationError as error:
-        # The first few say what is wrong; to explain a mistake takes time for each.
+        # Explain the first mistakes only: each explanation takes time.
         wrong = _without_union_noise(error.errors()[: _MISTAKES * 10])
         keys = [key for key, _ in given]
         lines = [_explain(e, name, tree, keys) for e in wrong[:_MISTAKES]]
@@ -118,13 +120,13 @@ def parse(text: str, name: str = "spec", overrides: Sequence[str] = ()) -> JobSp
 
 
 def key_values(option: str, texts: Iterable[str], example: str) -> list[tuple[str, str]]:
-    """The KEY=VALUE texts of an option of the command line, in order; raises SpecError, with the example."""
+    """The KEY=VALUE texts of an option of the command line as pairs, in order. Raises SpecError with `example`."""
     found = []
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise SpecError(f"{option} {text!r:.{_SHOWN}} is not KEY=VALUE", f"write for example {option} {example}")
-        # A shell hands over bytes that are no UTF-8 as halves of surrogate pairs, which no file could hold.
+        # Python reads bytes of an argument that are not UTF-8 as halves of surrogate pairs, which no file can store.
         if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
             raise SpecError(f"{option} {text!r:.{_SHOWN}} is not UTF-8 text", "check the encoding of your terminal")
         found.append((key, value))
@@ -132,7 +134,7 @@ def key_values(option: str, texts: Iterable[str], example: str) -> list[tuple[st
 
 
 def to_yaml(spec: JobSpec) -> str:
-    """The spec as YAML that `parse` reads back to an equal value; unset keys are left out."""
+    """The spec as YAML without unset keys; `parse` reads it back to an equal value."""
     return yaml.safe_dump(spec.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
 
 
@@ -144,14 +146,14 @@ def _too_long(name: str) -> SpecError:
 
 
 def _require_short(text: str, name: str) -> None:
-    """Refuse a text that would take long to read, before it is read."""
+    """Raise SpecError for a text that would take long to parse, before it is parsed."""
     if len(text) > _MAX_BYTES or (not text.isascii() and len(text.encode(errors="surrogatepass")) > _MAX_BYTES):
         raise _too_long(name)
-    # A value takes two characters and more: the next few are counted only where there may be too many.
+    # A value takes at least two characters, so a short text cannot have too many values.
     if len(text) <= 2 * _MAX_WRITTEN_VALUES:
         return
     values = 0
-    # What is no YAML is told by the parser that reads it.
+    # The parser that reads the text reports invalid YAML.
     with contextlib.suppress(yaml.YAMLError):
         for event in yaml.parse(text, Loader=_COUNTING_LOADER):
             values += isinstance(event, yaml.NodeEvent)
@@ -165,10 +167,10 @@ def _require_short(text: str, name: str) -> None:
 
 
 def _require_small(tree: yaml.Node | None, name: str) -> None:
-    """A few lines of aliases of aliases can stand for more values than any memory holds.
+    """Raise SpecError for more than `_MAX_VALUES` values, with every alias expanded.
 
-    Counts the values as they would be with every alias written out; also refuses a text with half a
-    surrogate pair, which no file could hold.
+    A few lines of nested aliases can expand to more values than fit in memory. Also refuses half of a surrogate pair,
+    which no file can store.
     """
     sizes: dict[int, int] = {}
     waiting: list[tuple[yaml.Node, bool]] = [(tree, False)] if tree is not None else []
@@ -182,7 +184,7 @@ def _require_small(tree: yaml.Node | None, name: str) -> None:
             continue
         inner = [v for pair in node.value for v in pair] if isinstance(node, yaml.MappingNode) else list(node.value)
         if ready:
-            # An alias that leads back to its own anchor is not there yet, and counts as one.
+            # An alias to an anchor around it has no size yet, and counts as one.
             sizes[id(node)] = 1 + sum(sizes.get(id(value), 1) for value in inner)
             if sizes[id(node)] > _MAX_VALUES:
                 raise SpecError(f"{name}: stands for more than {_MAX_VALUES:,} values", "a spec is a page or two")
@@ -193,12 +195,12 @@ def _require_small(tree: yaml.Node | None, name: str) -> None:
 
 
 def _require_distinct_keys(tree: yaml.Node | None, name: str) -> None:
-    """YAML would silently let the last of two equal keys win."""
+    """Raise SpecError for two equal keys: PyYAML would silently keep the last one."""
     waiting, visited = [tree], set()
     while waiting:
         node = waiting.pop()
         if id(node) in visited:
-            # An alias may lead back to where its anchor is.
+            # An alias may point to an anchor around it, which is a cycle.
             continue
         visited.add(id(node))
         if isinstance(node, yaml.SequenceNode):
@@ -224,13 +226,13 @@ def _apply(raw: dict[Any, Any], key: str, value: str) -> None:
     except SpecError:
         raise
     except Exception:
-        # See parse: PyYAML lets through whatever its constructors raise.
+        # See `parse`: PyYAML passes on any exception of its constructors.
         if "{{" not in value and "{%" not in value:
             raise SpecError(
                 f"--set {key:.{_SHOWN}}: {value!r:.{_SHOWN}} is not a YAML value",
                 f"for a text, quote it for YAML and for your shell: --set '{key:.{_SHOWN}}=\"TEXT\"'",
             ) from None
-        # A template is a text, and hardly ever also YAML.
+        # A template is a text, and rarely valid YAML too.
         parsed = value
     at = raw
     *parents, last = key.split(".")
@@ -247,10 +249,10 @@ def _apply(raw: dict[Any, Any], key: str, value: str) -> None:
 
 
 def _without_union_noise(errors: Iterable[Any]) -> list[Any]:
-    """One entry for each place, and none for what only holds a wrong part.
+    """One error for each place, and none for a value whose parts have errors of their own.
 
-    A union reports one error for each of its members, and a list that lost its wrong items is called
-    too short as well. What a validator of ours says is said before what a type says.
+    Pydantic reports an error for each member of a union, and calls a list without its wrong items too short. Errors of
+    this package's validators replace errors of types.
     """
     kept: dict[tuple[Any, ...], Any] = {}
     for error in errors:
@@ -261,7 +263,7 @@ def _without_union_noise(errors: Iterable[Any]) -> list[Any]:
 
 
 def _place(loc: tuple[Any, ...]) -> tuple[Any, ...]:
-    """`loc` without the names of union members that pydantic puts between the keys."""
+    """`loc` without the names of union members, which pydantic inserts between the keys."""
     at: Any = JobSpec
     place: list[Any] = []
     for part in loc:
@@ -269,7 +271,7 @@ def _place(loc: tuple[Any, ...]) -> tuple[Any, ...]:
         if model is not None and str(part) in keys_of(model):
             at = keys_of(model)[str(part)].annotation
         elif part == "[key]":
-            # Pydantic's word for: the key itself is wrong.
+            # Pydantic's mark for an error of the key itself.
             break
         elif typing.get_origin(at) is dict:
             at = typing.get_args(at)[1]
@@ -320,12 +322,12 @@ def _explain(error: Any, name: str, tree: yaml.Node | None, overrides: Sequence[
 
 
 def _comes_from(place: tuple[Any, ...], override: str, tree: yaml.Node | None) -> bool:
-    """Was the value at `place` set by the override, rather than written in the file?"""
+    """Did the override set the value at `place`, rather than the file?"""
     path = tuple(override.split("."))
     named = tuple(map(str, place))
     if named[: len(path)] == path:
         return True
-    # The override made a key on the way to its own: the file has none of it.
+    # The override created the parents of its key if the file has no such key.
     return bool(named) and path[: len(named)] == named and not _holds(tree, named)
 
 
@@ -339,10 +341,10 @@ def _holds(tree: yaml.Node | None, names: Sequence[str]) -> bool:
 
 
 def _near_choices(value: str, expected: str) -> str:
-    """Which of a key's words was meant; all of them where none is near. `expected`: pydantic's 'a', 'b' or 'c'."""
+    """The words that are similar to `value`, or all if none is. `expected`: pydantic's text "'a', 'b' or 'c'"."""
     words = re.findall(r"'([^']*)'", expected)
     folded = {word.lower(): word for word in words}
-    # "A100" is nearest to "A100-80GB", which it begins, whatever their lengths.
+    # Words that begin with `value` come first: for "A100" difflib prefers "A10" to "A100-80GB".
     near = [word for word in words if value and word.lower().startswith(value.lower())]
     near += [folded[word] for word in difflib.get_close_matches(value.lower(), folded, n=3, cutoff=0.5)]
     near = list(dict.fromkeys(near))
@@ -353,7 +355,7 @@ def _shown(value: Any) -> str:
     try:
         return repr(value)
     except ValueError:
-        # Python prints no integer of more than 4300 digits.
+        # By default Python refuses to print an integer of more than 4300 digits.
         return "a number of thousands of digits"
 
 
@@ -375,7 +377,7 @@ def _nearest(place: tuple[Any, ...]) -> str:
 
 
 def _known(place: tuple[Any, ...]) -> str:
-    """The longest beginning of the place that `batchinfer explain` knows; empty if the first key is wrong."""
+    """The longest beginning of `place` that `batchinfer explain` knows; empty if the first key is unknown."""
     at: Any = JobSpec
     known: list[str] = []
     for part in map(str, place):
@@ -388,7 +390,7 @@ def _known(place: tuple[Any, ...]) -> str:
 
 
 def _line(tree: yaml.Node | None, place: tuple[Any, ...]) -> int | None:
-    """The 1-based line of the deepest part of `place` that the file itself holds."""
+    """The line (from 1) of the deepest part of `place` that the file holds; None if it holds none."""
     line = None
     for part in place:
         if isinstance(tree, yaml.MappingNode):

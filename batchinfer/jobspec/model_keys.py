@@ -1,4 +1,4 @@
-"""What runs: the keys of `model`, with the adapter and the draft that go with it."""
+"""The keys of `model`, with its adapter and its draft model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from batchinfer.jobspec.base import Keys, Place
 
 SCRIPTED = "scripted"
-"""The model source that means the scripted engine: no model at all."""
+"""The `model.source` of the scripted engine, which has no model."""
 
 
 class LoraSpec(Keys):

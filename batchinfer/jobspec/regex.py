@@ -1,12 +1,12 @@
-r"""Regular expressions that mean one thing: to Python, to the engine's grammar and to the check of an answer.
+r"""Regular expressions with one meaning for Python, for the engine's grammar and for the check of an answer.
 
-The engine turns an expression into a grammar, which reads some of Python's syntax otherwise (`\A` as the letter A, `.`
-as any character) and some not at all (`\b`, look-around, back-references). Here an expression is parsed once. What has
-no equal in a grammar is refused with its part; the rest is written out for the engine in signs that have one reading.
-`\d`, `\w` and `\s` are ASCII, as with `re.ASCII`.
+The engine turns an expression into a grammar. The grammar reads some of Python's syntax differently (`\A` as the
+letter A, `.` as any character), and some not at all (`\b`, look-around, back-references). This module parses an
+expression once. A part without an equal in the grammar is refused; the rest is written for the engine in unambiguous
+syntax. `\d`, `\w` and `\s` are ASCII, as with `re.ASCII`.
 
-Matching takes time in proportion to the text, whatever the expression: Python's `re` backtracks, and `(\w+\s?)+\.`
-would hold a worker for hours on forty characters of an answer that was cut.
+Matching takes time proportional to the text, for any expression. Python's `re` backtracks: `(\w+\s?)+\.` would block a
+worker for hours on forty characters of a cut answer.
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 MAX_STATES = 20_000
-"""States of one expression, with its counted repetitions written out. More would take the engine's grammar minutes."""
+"""States of one expression, with its counted repetitions expanded. More would cost the engine's grammar minutes; fewer
+refuses expressions that work."""
 
 MAX_STEPS = 500_000
-"""Steps of one match that no earlier match has taken, half a second of Python. Beyond it the match is given up."""
+"""Steps of one match that are not cached, about half a second of Python. Beyond it the match fails with TooManySteps.
+Lower fails valid answers, higher delays the rows behind one answer."""
 
 _KEPT_TRANSITIONS = 100_000
-"""Steps that are remembered for later texts, about 20 MB for each expression."""
+"""Steps that are cached for later texts, about 20 MB for each expression. Fewer makes matching slower, more needs
+memory."""
 
 _LAST = 0x10FFFF
 Ranges = tuple[tuple[int, int], ...]
-"""Characters by their code points: ranges in order that neither touch nor overlap."""
+"""A set of characters, as sorted ranges of code points (both ends included) that neither touch nor overlap."""
 
 
 class TooManySteps(Exception):
-    """The match was given up: see MAX_STEPS."""
+    """A match needs more than MAX_STEPS."""
 
 
 def _ranges(pairs: Sequence[tuple[int, int]]) -> Ranges:
@@ -97,7 +100,7 @@ _Node = _Chars | _Anchor | _Sequence | _Either | _Repeat
 
 
 class _Parser:
-    """Reads an expression that `re.compile` takes. Raises ValueError with the part that no grammar has."""
+    """Parses an expression that `re.compile` accepts. Raises ValueError with the part that no grammar can express."""
 
     def __init__(self, source: str) -> None:
         self._source = source
@@ -143,7 +146,7 @@ class _Parser:
             self._at += 1
             raise self._refuse(begin, "a repetition that gives nothing back, which the engine cannot generate from")
         if self._peek("?"):
-            # Lazy or greedy, the whole answer is matched: both take the same texts.
+            # The whole answer is matched, so lazy and greedy repetitions match the same texts.
             self._at += 1
         if isinstance(item, _Anchor):
             raise self._refuse(item.at, "an anchor that is repeated: leave it out")
@@ -249,7 +252,7 @@ def _states(node: _Node) -> int:
 
 
 def _longest(node: _Node) -> int | None:
-    """The most characters that it matches, None where there is no most."""
+    """The most characters that the node matches; None if there is no limit."""
     if isinstance(node, _Chars):
         return 1
     if isinstance(node, _Anchor):
@@ -267,7 +270,7 @@ def _longest(node: _Node) -> int | None:
 
 
 def _misplaced(node: _Node, first: bool, last: bool) -> Iterator[_Anchor]:
-    """The anchors with something of the expression before a `^` or after a `$`."""
+    """The anchors that no whole answer can match: a `^` after, or a `$` before, another part of the expression."""
     if isinstance(node, _Anchor):
         if not (first if node.begin else last):
             yield node
@@ -285,7 +288,7 @@ def _misplaced(node: _Node, first: bool, last: bool) -> Iterator[_Anchor]:
 
 
 def _written(node: _Node) -> str:
-    """The expression in the signs that Python and the grammar read alike; without its anchors."""
+    """The expression without its anchors, in syntax that Python and the grammar read alike."""
     if isinstance(node, _Chars):
         return _class_written(node.ranges)
     if isinstance(node, _Anchor):
@@ -305,13 +308,13 @@ def _class_written(ranges: Ranges) -> str:
     if ranges == ((0, _LAST),):
         return r"[\s\S]"
     if ranges[-1][1] == _LAST:
-        # A grammar has characters up to the last one only as those that are not in a class.
+        # The grammar can express ranges up to the last code point only as a negated class.
         return f"[^{_members(_others(ranges))}]"
     return f"[{_members(ranges)}]"
 
 
 def _members(ranges: Ranges) -> str:
-    # xgrammar 0.2.8 takes an escaped ^ that comes first for the sign of the others.
+    # xgrammar 0.2.8 reads an escaped ^ at the beginning of a class as its negation, so ^ is written last.
     caret = ord("^")
     parts = [(low + (low == caret < high), high) for low, high in ranges]
     parts += [(caret, caret) for low, high in ranges if low == caret < high]
@@ -320,7 +323,7 @@ def _members(ranges: Ranges) -> str:
 
 
 def _sign(code: int) -> str:
-    # No `\\x2d`, which xgrammar 0.2.8 takes for the sign of a range in a class, and whose digits it counts otherwise.
+    # No `\\x2d`: xgrammar 0.2.8 reads it as the sign of a range in a class, and reads another number of digits.
     escapes = {10: "n", 9: "t", 13: "r", 12: "f", 11: "v"}
     sign = escapes.get(code, chr(code))
     return f"\\{sign}" if code in escapes or sign in r"\^$.|?*+()[]{}-" else sign
@@ -328,12 +331,12 @@ def _sign(code: int) -> str:
 
 @dataclass(slots=True)
 class _Machine:
-    """States by number. A state has characters that lead to the one next state, or leads to states by itself."""
+    """States by number. A state either consumes one of `chars` and leads to one state, or leads to states without."""
 
     chars: list[Ranges | None] = field(default_factory=list)
     leads: list[list[int]] = field(default_factory=list)
     anchors: dict[int, bool] = field(default_factory=dict)
-    """States that are passed at the beginning of a text only (True), or at its end (False)."""
+    """States that are passed only at the beginning of a text (True) or only at its end (False)."""
 
     def add(self, chars: Ranges | None, *leads: int) -> int:
         self.chars.append(chars)
@@ -341,7 +344,7 @@ class _Machine:
         return len(self.chars) - 1
 
     def build(self, node: _Node, then: int) -> int:
-        """Add the states of `node`, before the state `then`; the first of them."""
+        """Add the states of `node`, which lead to the state `then`; returns the first of them."""
         if isinstance(node, _Chars):
             return self.add(node.ranges, then)
         if isinstance(node, _Anchor):
@@ -371,9 +374,9 @@ _END = 0
 
 
 class Regex:
-    """A compiled expression; one serves any number of threads. Raises ValueError, in words.
+    """A compiled expression, safe to use from several threads. Raises ValueError with a message for a person.
 
-    `answer`: the expression is to match whole answers, so that an anchor inside it is a mistake.
+    `answer`: the expression must match whole answers, so a misplaced anchor is refused.
     """
 
     def __init__(self, source: str, answer: bool = True) -> None:
@@ -381,16 +384,16 @@ class Regex:
             raise ValueError("holds a NUL, which no answer can hold")
         try:
             with warnings.catch_warnings():
-                # "Possible nested set": it is none.
+                # "Possible nested set": Python has no nested sets.
                 warnings.simplefilter("ignore", FutureWarning)
                 re.compile(source)
             tree = _Parser(source).parse()
             size = _states(tree)
             misplaced = next(_misplaced(tree, True, True), None) if answer else None
             self.longest = _longest(tree)
-            """The most characters of a text that matches, None if it has no upper length."""
+            """The most characters of a matching text; None if there is no limit."""
             self.grammar = _written(tree)
-            """The expression for the engine; it has one reading."""
+            """The expression for the engine, in unambiguous syntax."""
         except (re.error, OverflowError) as error:
             raise ValueError(f"is not a valid regular expression: {error}") from None
         except RecursionError:
@@ -418,7 +421,7 @@ class Regex:
         return state is None or self._accepts(state)
 
     def _run(self, text: str, search: bool) -> frozenset[int] | None:
-        """The states after the text. None: no state is left; when searching, a match was found already."""
+        """The states after the text. None: without `search` no state is left, with `search` a match was found."""
         known = self._known[search]
         state = self._closure([self._start], begin=True)
         allowed = MAX_STEPS
@@ -470,19 +473,19 @@ class Regex:
         return frozenset(seen)
 
     def _accepts(self, state: frozenset[int]) -> bool:
-        # An empty text is at its beginning and at its end; what stands at `^` later was left out by `_misplaced`.
+        # Only `$` can match here: `_run` passed every `^` at the beginning of the text.
         return _END in self._closure(list(state), end=True)
 
     def may_contain(self, part: str, before_the_end: bool = False) -> bool:
-        """Is there a text that matches as a whole and holds `part`? `before_the_end`: with more after it."""
+        """Is there a text that matches as a whole and contains `part`? `before_the_end`: with more text after it."""
         return self._reaches(part, lambda done, ended: done and (ended or not before_the_end))
 
     def must_contain(self, part: str) -> bool:
-        """Does every text that matches as a whole hold `part`?"""
+        """Does every text that matches as a whole contain `part`?"""
         return not self._reaches(part, lambda done, _: not done)
 
     def _reaches(self, part: str, wanted: Callable[[bool, bool], bool]) -> bool:
-        """Is there a text whose end is `wanted(holds the part, has more after it)`?"""
+        """Is there a matching text for which `wanted(contains the part, has more after the part)` is true?"""
         machine, length = self._machine, len(part)
         letters = set(part)
         longer = length + 1
@@ -511,12 +514,12 @@ class Regex:
 
 
 def _overlap(part: str, held: int, letter: str) -> int:
-    """How much of the beginning of `part` a text ends with that ended with `held` characters of it, plus `letter`."""
+    """How many first characters of `part` a text ends with, after `letter` follows `held` first characters of it."""
     text = part[:held] + letter
     return next(size for size in range(min(len(text), len(part)), -1, -1) if text.endswith(part[:size]))
 
 
 @functools.lru_cache(maxsize=64)
 def compile_regex(source: str, answer: bool = True) -> Regex:
-    """The same `Regex` each time."""
+    """A cached `Regex`, whose steps stay cached too."""
     return Regex(source, answer)

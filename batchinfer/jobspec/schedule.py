@@ -1,4 +1,4 @@
-"""When a job runs and where each run goes: from values (the spec, what ran before, the time) to values. Pure."""
+"""When a job runs, and the folder of each run, from the spec, the earlier runs and the time. Pure."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from batchinfer.jobspec.variables import Moment, fixed_folder, has_variables, re
 State = Literal["done", "unfinished", "running", "skipped"]
 
 _TICKS_LOOKED_AT = 60
-"""Ticks that are looked at for a folder in common: two months of a daily job, two hours of one each two minutes."""
+"""Ticks that are compared for a common folder: two months of a daily job. Fewer miss a collision, more take longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class PastRun:
-    """An earlier run of the job: its tick, its folder, and what became of it."""
+    """An earlier run of the job: its tick, its folder, and its state."""
 
     tick: datetime
     root: str
@@ -34,7 +34,7 @@ class PastRun:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What is to be done now: runs that died, to be resumed first, and ticks to start or to leave out. In order."""
+    """The work that is due, in order: runs to resume first, ticks to start, and ticks to skip."""
 
     resume: tuple[PastRun, ...] = ()
     start: tuple[datetime, ...] = ()
@@ -42,9 +42,9 @@ class Due:
 
 
 def decide(schedule: ScheduleSpec, past: Sequence[PastRun], now: datetime, held_since: datetime | None = None) -> Due:
-    """What is due at `now`. `held_since`: since when another process has held the job, None if none does.
+    """What is due at `now`. `held_since`: the time since which another process holds the job's lock; None if none does.
 
-    That process runs what was owed when its turn began, so `skip` leaves out only the ticks that came later.
+    That process runs the ticks that were owed when it took the lock, so `skip` leaves out only later ticks.
     """
     missed = owed(schedule, past, now)
     died = tuple(sorted((run for run in past if run.state == "unfinished"), key=lambda run: run.tick))
@@ -53,15 +53,15 @@ def decide(schedule: ScheduleSpec, past: Sequence[PastRun], now: datetime, held_
     if held_since is not None:
         return Due(skip=tuple(at for at in missed if at > held_since)) if schedule.overlap == "skip" else Due()
     if any(run.state == "running" for run in past):
-        # Another process runs a tick without holding the job, as it does after `overlap` was `allow`.
+        # A process may run a tick without the job's lock, if `overlap` was `allow` when it started.
         return Due(skip=missed[-1:]) if schedule.overlap == "skip" else Due()
     return Due(died, missed)
 
 
 def owed(schedule: ScheduleSpec, past: Sequence[PastRun], now: datetime) -> tuple[datetime, ...]:
-    """The ticks up to `now` that no run has, in whatever state: of the latest `catchup`, those after the first run.
+    """The ticks up to `now` without a run of any state, among the latest `catchup` ticks since the first run.
 
-    A job without any run owes its latest tick.
+    A job without runs owes its latest tick.
     """
     had = {run.tick for run in past}
     first = min(had, default=None)
@@ -71,23 +71,23 @@ def owed(schedule: ScheduleSpec, past: Sequence[PastRun], now: datetime) -> tupl
 
 
 def output_template(spec: JobSpec) -> str:
-    """`output.uri`; a job that repeats and has no variable in it gets a folder a run below it, by `run.time`."""
+    """`output.uri`; for a job that repeats and has no variable in it, `output.uri` with `run.time` below it."""
     uri = spec.output.uri
     return f"{uri.rstrip('/')}/{{{{ run.time }}}}" if spec.repeats and not has_variables(uri) else uri
 
 
 def runs_folder(spec: JobSpec) -> str:
-    """The folder that all runs of the job lie in."""
+    """The folder that contains all runs of the job."""
     return fixed_folder(output_template(spec))
 
 
 def uses_time(spec: JobSpec) -> bool:
-    """Does it matter which time the job is run for?"""
+    """Does the run depend on the time that it is for?"""
     return spec.repeats or has_variables(spec.input.uri) or has_variables(spec.output.uri)
 
 
 def moment(spec: JobSpec, at: datetime) -> Moment:
-    """What the job's variables are made from, for a run at `at`."""
+    """The values of the job's variables for a run at `at`."""
     schedule = spec.schedule
     if schedule is None:
         return Moment(spec.name, at)
@@ -102,9 +102,9 @@ def moment(spec: JobSpec, at: datetime) -> Moment:
 
 
 def resolve(spec: JobSpec, at: datetime) -> tuple[JobSpec, Tick | None]:
-    """The spec with its variables filled in for a run at `at`, and that run's tick; None for a job that runs once.
+    """The spec with its variables filled in for a run at `at`, and the run's tick; None for a job that runs once.
 
-    Raises SpecError for what cannot be filled in.
+    Raises SpecError for a variable that has no value at `at`, and for a URI that is invalid once it is filled in.
     """
     at = at.astimezone(UTC).replace(microsecond=0)
     values = moment(spec, at)
@@ -115,7 +115,7 @@ def resolve(spec: JobSpec, at: datetime) -> tuple[JobSpec, Tick | None]:
         except ValueError as error:
             raise SpecError(f"{key}.uri: {error}", "`batchinfer explain output.uri` lists the variables") from None
     try:
-        # A variable may render to what no place may hold, which is checked as in the file.
+        # A filled-in URI may be invalid, so it is validated as a URI of the file is.
         update = {
             "input": InputSpec.model_validate(spec.input.model_dump() | {"uri": found["input"]}),
             "output": OutputSpec.model_validate(spec.output.model_dump() | {"uri": found["output"]}),
@@ -129,9 +129,9 @@ def resolve(spec: JobSpec, at: datetime) -> tuple[JobSpec, Tick | None]:
 
 
 def current_time(spec: JobSpec, now: datetime) -> datetime:
-    """The time that a run at `now` is for: with a schedule its latest tick, without one now.
+    """The time that a run at `now` is for: the latest tick of the schedule, or `now` without a schedule.
 
-    So running a scheduled job by hand does the latest tick, once, as the schedule would.
+    A scheduled job that is started by hand therefore runs its latest tick, as the schedule would.
     """
     if spec.schedule is None:
         return now
@@ -139,7 +139,10 @@ def current_time(spec: JobSpec, now: datetime) -> datetime:
 
 
 def times_on(spec: JobSpec, first: date, last: date, now: datetime) -> list[datetime]:
-    """The ticks from one local day to another that have come by `now`; without a schedule, each day's midnight UTC."""
+    """The ticks of the local days `first` to `last`, up to `now`; without a schedule, each day's midnight in UTC.
+
+    Raises UserError if there are none.
+    """
     if first > last:
         raise UserError(f"{first} is after {last}", "give the earlier day first")
     if spec.schedule is None:
@@ -163,9 +166,9 @@ def coming(schedule: ScheduleSpec, after: datetime) -> Iterator[datetime]:
 
 
 def require_distinct_folders(spec: JobSpec, now: datetime) -> None:
-    """Raise SpecError if two ticks of the coming year would go to one folder.
+    """Raise SpecError if two ticks of the coming year would share a folder.
 
-    Looks at the next ticks and at those around each change of the clock, where `run.hour` comes twice.
+    Compares the next ticks, and the ticks around each change of the clock, when `run.hour` repeats.
     """
     if spec.schedule is None:
         return
@@ -186,7 +189,7 @@ def require_distinct_folders(spec: JobSpec, now: datetime) -> None:
 
 
 def require_no_tick_blocked(spec: JobSpec, at: datetime) -> None:
-    """Raise UserError if a run for `at`, which is no tick, would take the folder of a tick: that tick could not run."""
+    """Raise UserError if `at` is no tick and its run would occupy the folder of a tick: that tick could not run."""
     schedule = spec.schedule
     if schedule is None:
         return

@@ -1,4 +1,4 @@
-"""The keys of a job that runs again and again: when, over which of its input, and places with its time in them."""
+"""The keys of a job that runs repeatedly: its schedule, its incremental input, and URIs with variables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How stores are reached, by prefixes of URIs. Never a secret."""
+"""The keys that say how stores are reached, by prefixes of URIs. They never hold a secret."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class StoreSpec(Keys):
     `false` is for a store that refuses it. Each write is then checked first and made after: you must ensure that one
     run at a time writes there."""
     checksums: Literal["when_supported", "when_required"] | None = None
-    """Whether each request carries a checksum, or only where S3 demands one.
+    """Whether each request carries a checksum, or only if S3 requires one.
 
     null: as the AWS environment says, and without one if the first write shows that the store refuses it. Set
-    `when_required` for older stores and gateways on which the finding out itself fails."""
+    `when_required` for older stores and gateways on which this detection fails."""
     retry_seconds: float = Field(default=600.0, ge=0)
     """Seconds for which a request that fails is sent again, so that a run outlives an outage of the store.
 
-    The pauses grow to 10 seconds, and a store that throttles is asked for less as a whole. The GPUs wait, and cost,
-    meanwhile. An address that has never answered is given up after 30 seconds before a run begins."""
+    The pauses grow to 10 seconds, and throttling slows down all requests to the store. The GPUs wait, and cost,
+    meanwhile. Before a run begins, an address that has never answered is given up after 30 seconds."""
     max_attempts: int | None = Field(default=None, ge=1, le=1_000_000)
     """A limit on the tries of a request, the first included, beside `retry_seconds`. null sets none."""
     connect_timeout: float = Field(default=10.0, gt=0)

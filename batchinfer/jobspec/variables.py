@@ -1,7 +1,7 @@
-"""`{{ run.date }}` and its like in the URIs of a spec: `templates` over the run's time. Pure.
+"""Variables such as `{{ run.date }}` in the URIs of a spec. Pure.
 
-`run.date`, `hour`, `minute`, `year`, `month`, `day` are those of the schedule's clock; `run.time` is the instant in
-UTC, which no two ticks share; `run.previous` has the same of the tick before.
+`run.date`, `hour`, `minute`, `year`, `month` and `day` are read on the schedule's clock. `run.time` is the instant in
+UTC, which no two ticks share. `run.previous` has the same parts for the previous tick.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 
 from batchinfer.jobspec.cron import tick_name
-from batchinfer.jobspec.templates import Environment, Template, compile_template
+from batchinfer.jobspec.sandbox import Environment
+from batchinfer.jobspec.templates import Template, compile_template
 
 NAMES = ("date", "hour", "minute", "year", "month", "day", "time", "id", "previous")
 
@@ -26,7 +27,7 @@ _MARK = re.compile(r"\{[{%#]")
 
 
 class Day:
-    """A calendar day: printed as 2026-11-20; a number of days may be added or taken away."""
+    """A calendar day, printed as 2026-11-20. `+` and `-` add and subtract days."""
 
     def __init__(self, value: date) -> None:
         self._value = value
@@ -55,8 +56,10 @@ class Day:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What a template is rendered from: the job's name, the run's instant, the schedule's time zone, and
-    the tick before an instant (None where there is no schedule)."""
+    """The values that a URI is rendered from: the job's name, the run's instant and the schedule's time zone.
+
+    `before` maps an instant to the tick before it; None without a schedule.
+    """
 
     job: str
     at: datetime
@@ -89,12 +92,12 @@ class Run:
 
 
 def has_variables(uri: str) -> bool:
-    """Is the URI a template?"""
+    """Does the URI have variables?"""
     return _MARK.search(uri) is not None
 
 
 def fixed_folder(uri: str) -> str:
-    """The folder that all renderings of the URI lie in: what stands before its first variable."""
+    """The folder that contains all renderings of the URI: the path before its first variable. Raises ValueError."""
     mark = _MARK.search(uri)
     before = uri[: mark.start()] if mark else uri.rstrip("/") + "/"
     folder = before.rpartition("/")[0]
@@ -104,7 +107,7 @@ def fixed_folder(uri: str) -> str:
 
 
 def require_template(uri: str) -> None:
-    """Raise ValueError, for a person, where the URI uses a variable that there is not, or cannot be rendered."""
+    """Raise ValueError, with a message for a person, if the URI has an unknown variable or cannot be rendered."""
     if not has_variables(uri):
         return
     unknown = [name for name in _compiled(uri).columns if name != "run"]
@@ -112,14 +115,14 @@ def require_template(uri: str) -> None:
     if unknown:
         known = ", ".join(f"run.{name}" for name in NAMES)
         raise ValueError(f"there is no variable {unknown[0]!r}; there are {known}")
-    # Two instants: what is fine on some days only is found out by chance here, and by `render` else.
+    # Two sample instants catch most mistakes; a URI that fails on other days only is refused by `render`.
     for at in (datetime(2026, 3, 31, 22, 30), datetime(2026, 1, 1)):
         render(uri, Moment("job", at.replace(tzinfo=ZoneInfo("UTC")), "UTC", lambda at: at - timedelta(days=1)))
     fixed_folder(uri)
 
 
 def render(uri: str, moment: Moment) -> str:
-    """The URI with its variables filled in; raises ValueError."""
+    """The URI with its variables filled in. Raises ValueError."""
     if not has_variables(uri):
         return uri
     template = _compiled(uri)
@@ -128,7 +131,7 @@ def render(uri: str, moment: Moment) -> str:
     except SecurityError as error:
         raise ValueError(f"does what the sandbox forbids: {error}") from None
     except Exception as error:
-        # A template is the user's program, and may raise whatever a program does.
+        # A template is the user's program and may raise anything.
         raise ValueError(f"{uri!r} cannot be rendered: {error}") from None
     if not rendered.strip() or any(ord(character) < 32 for character in rendered):
         raise ValueError(f"{uri!r} gives {rendered!r:.80}, which is no place")
@@ -137,12 +140,12 @@ def render(uri: str, moment: Moment) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _compiled(uri: str) -> Template:
-    """A job's URIs are rendered for hundreds of ticks."""
+    """The compiled URI, cached because a job's URIs are rendered for hundreds of ticks."""
     return compile_template(uri)
 
 
 def _paths(tree: nodes.Template) -> Iterator[str]:
-    """Every `run.a.b` in the template, longest forms only where they are attributes."""
+    """Every path `run.a.b` in the template, with all its beginnings (`run.a`)."""
     for node in tree.find_all(nodes.Getattr):
         parts: list[str] = []
         at: nodes.Node = node

@@ -1,1 +1,1 @@
-"""The model: `model.source` goes in, what planning needs to know and a folder of weights come out."""
+"""The model: resolves `model.source` to the facts that planning needs, and to a folder of weights."""

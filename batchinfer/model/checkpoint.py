@@ -1,6 +1,6 @@
 """The files that an engine loads: a model's weights, a LoRA adapter, a draft model.
 
-What may be loaded is decided from the files' names and their `config.json`; no weight is read.
+Only the names of the files and their `config.json` decide what may be loaded; no weight is read.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 SAFE_FORMAT = "safetensors"
-"""The `load_format` where the spec names none. vLLM's own default falls back to pickles (`*.bin`, `*.pt`),
-which run whatever code they hold when they are loaded."""
+"""The `load_format` if the spec names none. vLLM's own default falls back to pickles (`*.bin`, `*.pt`), which can run
+any code when they are loaded."""
 
 _PATTERNS = {
     "auto": ("*.safetensors", "*.bin", "*.pt"),
@@ -31,14 +31,14 @@ _PATTERNS = {
     "npcache": ("*.bin",),
     "dummy": ("*",),
 }
-"""The files that vLLM's load formats read; those that are not here read `*.safetensors`."""
+"""The files that vLLM's load formats read. Formats that are not listed read `*.safetensors`."""
 
 _RANKS: tuple[int, ...] = tuple(
     rank for one in get_args(LoraSpec.model_fields["max_lora_rank"].annotation) for rank in get_args(one)
 )
 
-# PEFT features that vLLM 0.32 refuses when it loads the adapter (vllm/lora/peft_helper.py), as keys of
-# adapter_config.json with the values that do no harm.
+# Keys of adapter_config.json for PEFT features that vLLM 0.32 refuses when it loads the adapter
+# (vllm/lora/peft_helper.py), with the values that it accepts.
 _HARMLESS: Mapping[str, tuple[Any, ...]] = {
     "modules_to_save": (None, [], ["classifier"], ["score"], ["classifier", "score"]),
     "use_dora": (None, False),
@@ -56,15 +56,17 @@ NO_LORA = frozenset({"FalconForCausalLM"})
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A LoRA adapter on this machine. `max_rank`: the engine's room for it, one of vLLM's steps."""
+    """A LoRA adapter on this machine. `max_rank`: the rank that the engine reserves memory for, one of vLLM's steps."""
 
     folder: str
     max_rank: int
 
 
 def require_weights(folder: str, names: Collection[str], load_format: str | None) -> None:
-    """Raise ModelError unless `folder`, with files of these names, holds weights that `load_format` (null:
-    safetensors only) reads."""
+    """Raise ModelError unless `folder` has weights that `load_format` reads; None reads safetensors only.
+
+    `names`: the names of the folder's files.
+    """
     if any(fnmatch.filter(names, pattern) for pattern in _PATTERNS.get(load_format or SAFE_FORMAT, ("*.safetensors",))):
         return
     pickles = [name for pattern in ("*.bin", "*.pt", "*.pth") for name in fnmatch.filter(names, pattern)]
@@ -94,7 +96,7 @@ def read_adapter_config(lora: LoraSpec, stores: Stores | None = None) -> dict[st
 
 
 def _adapter_place(lora: LoraSpec, names: Sequence[str], stores: Stores | None = None) -> str:
-    """The folder or store where the adapter's files lie; of a repository `names` are downloaded first."""
+    """The folder or store of the adapter's files. Of a repository, the files `names` are downloaded first."""
     path = lora.path
     place = path if "://" in path else local_path(path)
     if "://" not in path and not os.path.isdir(place):
@@ -117,13 +119,13 @@ def _adapter_place(lora: LoraSpec, names: Sequence[str], stores: Stores | None =
 
 
 def _downloaded(repository: str, revision: str | None, names: Sequence[str]) -> str:
-    # Slow to import, and needed for repositories only.
+    # Imported here because it is slow to import, and only repositories need it.
     from huggingface_hub import snapshot_download
 
     try:
         return str(snapshot_download(repository, revision=revision, allow_patterns=list(names), etag_timeout=10))
     except Exception as error:
-        # No network, no such repository, no right to read it: the client's errors have no common type.
+        # The client's errors (no network, no such repository, no permission) have no common type.
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(
             f"the adapter {repository} cannot be had from the hub: {reason:.200}",
@@ -132,9 +134,9 @@ def _downloaded(repository: str, revision: str | None, names: Sequence[str]) -> 
 
 
 def max_lora_rank(lora: LoraSpec, config: Mapping[str, Any]) -> int:
-    """The engine's `max_lora_rank` for the adapter: the spec's, else the smallest that holds it.
+    """The engine's `max_lora_rank` for the adapter: the spec's, otherwise the smallest step that holds the adapter.
 
-    Raises ModelError for what is no LoRA adapter, or one that vLLM would refuse.
+    Raises ModelError if it is no LoRA adapter, or one that vLLM would refuse.
     """
     if config.get("peft_type") != "LORA":
         raise ModelError(
@@ -161,7 +163,7 @@ def max_lora_rank(lora: LoraSpec, config: Mapping[str, Any]) -> int:
 
 
 def require_adapter(lora: LoraSpec, base: ModelShape | None, stores: Stores | None = None) -> None:
-    """Raise ModelError unless the adapter can be run on the model, as far as its dimensions are known."""
+    """Raise ModelError if vLLM cannot run the adapter on the model. `base`: None if the model's shape is unknown."""
     if base is not None and base.architecture in NO_LORA:
         raise ModelError(
             f"vLLM runs {base.architecture} without LoRA", "merge the adapter into the model, or leave model.lora out"
@@ -170,7 +172,7 @@ def require_adapter(lora: LoraSpec, base: ModelShape | None, stores: Stores | No
 
 
 def local_adapter(lora: LoraSpec, folder: str, stores: Stores | None = None) -> Adapter:
-    """The adapter on this machine; one that lies in a store is copied into `folder`. Raises ModelError."""
+    """The adapter on this machine; an adapter in a store is copied into `folder`. Raises ModelError, StorageError."""
     config = read_adapter_config(lora, stores)
     place = _adapter_place(lora, [ADAPTER_CONFIG, ADAPTER_WEIGHTS], stores)
     if "://" in place:
@@ -182,7 +184,10 @@ def local_adapter(lora: LoraSpec, folder: str, stores: Stores | None = None) -> 
 
 
 def require_draft(speculative: SpeculativeSpec, base: ModelShape | None) -> None:
-    """Raise ModelError where what proposes tokens cannot be loaded or speaks another vocabulary."""
+    """Raise ModelError if the draft model cannot be loaded or has another vocabulary size.
+
+    A repository of the hub is not checked here.
+    """
     if speculative.model is None:
         return
     path = local_path(speculative.model)
@@ -199,7 +204,7 @@ def require_draft(speculative: SpeculativeSpec, base: ModelShape | None) -> None
     except (OSError, ValueError):
         raise ModelError(f"{path} has no readable config.json: it is not a model folder", "give a model") from None
     require_weights(path, os.listdir(path), None)
-    # Heads that were trained for one model (eagle, medusa) may have a vocabulary of their own, with a map.
+    # Heads trained for one model (eagle, medusa) may have a smaller vocabulary and a mapping.
     theirs = config.get("vocab_size")
     if speculative.method == "draft_model" and base is not None and theirs != base.vocab_size:
         raise ModelError(

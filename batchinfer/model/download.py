@@ -1,4 +1,4 @@
-"""A model folder in a store, brought to this machine once for all replicas on it."""
+"""Downloads a model folder from a store, once for all replicas on this machine."""
 
 from __future__ import annotations
 
@@ -17,40 +17,39 @@ from filelock import FileLock, Timeout
 
 from batchinfer.errors import InputError, ModelError, StorageError
 from batchinfer.events import tell
-from batchinfer.storage import Entry, Stores, storage_for
+from batchinfer.storage import REQUESTS_AT_ONCE, Entry, Stores, storage_for
 
 PIECE_BYTES = 64 * 2**20
-THREADS = 16
 WAIT_TOLD_SECONDS = 30.0
 
 STALLED_SECONDS = 3600.0
-"""Another process's download that has not grown for so long hangs. Longer than a store's outage is waited for, and
-than the checksums of the largest models take."""
+"""After so many seconds without progress, another process's download counts as hung. Shorter would give up during a
+store's outage, which is retried, or during the checksums of the largest models."""
 
 _LIST = ".batchinfer.json"
 
 
 def is_remote(source: str) -> bool:
-    """Does `model.source` name a folder in a store?"""
+    """Is `model.source` a folder in a store?"""
     return source.startswith("s3://")
 
 
 def cache_folder() -> Path:
-    """Where models are kept: below XDG_CACHE_HOME, or ~/.cache."""
+    """The folder for downloaded models: below XDG_CACHE_HOME, or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "batchinfer", "models")
 
 
 def local_model(uri: str, stores: Stores) -> str:
-    """The folder on this machine that holds the model at `uri`, downloaded now if it is not there yet.
+    """The folder on this machine that holds the model at `uri`; downloads the model if there is no intact copy.
 
-    One process of the machine downloads, others wait for it. A copy that is there is used if every file has
-    the size and the checksum that were noted when it came. Raises ModelError, StorageError.
+    One process of the machine downloads, and the others wait. A copy is intact if every file has the size and the
+    checksum that were recorded after the download. Raises ModelError, StorageError.
     """
     entries = list(storage_for(uri, stores).list(uri))
     if not entries:
         raise ModelError(f"there is no model at {uri}", "check model.source")
     files = {_name(uri, entry): [entry.size, entry.tag] for entry in entries}
-    # A model that changed under its name is another model: its name here is what it holds.
+    # The folder's name includes a hash of the files, so a model that changed at its URI is downloaded again.
     version = hashlib.sha256(json.dumps([uri, sorted(files.items())]).encode()).hexdigest()[:16]
     folder = cache_folder() / f"{uri.rstrip('/').rsplit('/', 1)[-1]}-{version}"
     with _naming(folder):
@@ -67,7 +66,7 @@ def local_model(uri: str, stores: Stores) -> str:
 
 @contextlib.contextmanager
 def _alone(folder: Path, partial: Path) -> Iterator[None]:
-    """Wait while another process of this machine downloads the model, for as long as its download grows."""
+    """Hold the model's lock; waits for another process's download as long as that download makes progress."""
     lock, began, moved_at, seen = FileLock(f"{folder}.lock"), time.monotonic(), time.monotonic(), 0
     while True:
         try:
@@ -90,7 +89,7 @@ def _alone(folder: Path, partial: Path) -> Iterator[None]:
 
 
 def _last_written(folder: Path) -> int:
-    """When a file below `folder` was written last (ns), 0 where there is none."""
+    """The time of the last write below `folder` (ns since 1970); 0 without files."""
     newest = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
@@ -125,7 +124,7 @@ def _download(uri: str, entries: list[Entry], folder: Path, stores: Stores) -> N
                 raise StorageError(f"{entry.uri} broke off", "run the same command again")
             target.write(data)
 
-    pool = ThreadPoolExecutor(THREADS)
+    pool = ThreadPoolExecutor(REQUESTS_AT_ONCE)
     try:
         for _ in pool.map(fetch, pieces):
             pass
@@ -138,13 +137,13 @@ def _download(uri: str, entries: list[Entry], folder: Path, stores: Stores) -> N
 
 
 def _checksum(path: Path) -> tuple[str, int]:
-    """SHA-256, and when the file was last written (ns)."""
+    """The file's SHA-256, and the time of its last write (ns since 1970)."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_mtime_ns
 
 
 def _is_whole(folder: Path, files: dict[str, list[Any]]) -> bool:
-    """Is every file as it came? One that was not written since is not read again."""
+    """Is every file as it was downloaded? A file is read again only if it was written since."""
     try:
         listed = json.loads((folder / _LIST).read_text())
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
-"""What `model.source` is: a folder, a name of the catalog or a repository, and the facts that planning needs.
+"""Resolves `model.source` (a folder, a name of the catalog or a repository) to the facts that planning needs.
 
-Reads `config.json` and nothing larger; no weight is touched.
+Reads `config.json` and nothing larger; no weight is read.
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ from batchinfer.storage import Stores, join, local_path, normal_uri, storage_for
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """`location` is what the engine loads where the plan names no other checkpoint; `quantization` what is
-    stored there. `shape` is None where nothing is known: the scripted engine, or an architecture that the
-    engine may know and this version does not. `folder`: where tokenizer.json may lie on this machine."""
+    """The facts of a model.
+
+    `location`: what the engine loads, unless the plan names another checkpoint. `quantization`: that of `location`.
+    `shape`: None if unknown, for the scripted engine or an architecture that only the engine may know. `folder`: the
+    folder on this machine that may have tokenizer.json.
+    """
 
     name: str
     location: str
@@ -65,7 +68,7 @@ def model_facts(spec: ModelSpec, stores: Stores | None = None) -> ModelFacts:
 
 
 def _catalog_facts(source: str, entry: Model, revision: str | None) -> ModelFacts:
-    """A short name means the entry's own repository; the repository of a quantized checkpoint itself."""
+    """The facts of a catalog entry. A short name means the entry's repository; a repository id means itself."""
     location = source if "/" in source else entry.repository
     folder = _cached_folder(location, revision)
     return ModelFacts(source, location, entry, entry.shape, entry.stored_as(source), folder)
@@ -75,7 +78,7 @@ def _config_facts(source: str, location: str, config: dict[str, Any], folder: st
     try:
         return ModelFacts(source, location, None, shape_from_config(config), quantization_of_config(config), folder)
     except ModelError:
-        # The engine may run more than this version can plan for; it says so itself if it does not.
+        # The engine may know an architecture that the planner does not; if not, the engine reports it.
         return ModelFacts(source, location, None, None, "none", folder)
 
 
@@ -97,7 +100,7 @@ def _did_you_mean(source: str, path: str) -> str:
     names = near_models(source)
     parent, wanted = os.path.split(path)
     if os.path.isdir(parent):
-        # Model folders only: any other folder's name is near by chance.
+        # Suggest model folders only: the name of another folder is similar by chance.
         there = [n for n in os.listdir(parent) if os.path.isfile(os.path.join(parent, n, "config.json"))]
         names += [os.path.join(os.path.dirname(source), n) for n in difflib.get_close_matches(wanted, there, n=1)]
     if names:
@@ -106,7 +109,7 @@ def _did_you_mean(source: str, path: str) -> str:
 
 
 def _cached_folder(repository: str, revision: str | None) -> str | None:
-    """Where the hub's local cache has the repository's tokenizer or config, if it has."""
+    """The folder in the hub's local cache with the repository's tokenizer or config; None if there is none."""
     from huggingface_hub import try_to_load_from_cache
 
     for name in ("tokenizer.json", "config.json"):
@@ -117,11 +120,11 @@ def _cached_folder(repository: str, revision: str | None) -> str | None:
 
 
 def repository_config(source: str, revision: str | None) -> dict[str, Any]:
-    """The `config.json` of a repository of the hub, from its local cache where it is there.
+    """The `config.json` of a repository of the hub, from the local cache if it is there.
 
-    Raises ModelError for one that does not exist, is gated without a token, or cannot be reached.
+    Raises ModelError if the repository does not exist, is gated without a token, or cannot be reached.
     """
-    # Slow to import, and needed for repositories only.
+    # Imported here because it is slow to import, and only repositories need it.
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
     from huggingface_hub.utils import logging
@@ -131,7 +134,7 @@ def repository_config(source: str, revision: str | None) -> dict[str, Any]:
         return _read_config(os.path.join(folder, "config.json"))
     logging.set_verbosity_error()
     try:
-        # Asked first: where nothing answers it fails at once, and a download tries again for half a minute.
+        # Without a network this request fails at once, while a download would retry for half a minute.
         HfApi().model_info(source, revision=revision, timeout=10)
         return _read_config(hf_hub_download(source, "config.json", revision=revision))
     except ModelError:
@@ -151,7 +154,7 @@ def repository_config(source: str, revision: str | None) -> dict[str, Any]:
     except HfHubHTTPError as error:
         raise ModelError(f"{source} cannot be looked up: {_brief(error)}", "check the name and the revision") from None
     except Exception as error:
-        # No network: the client's transport errors have no common type.
+        # The client's transport errors have no common type.
         raise _unreachable(source, error) from None
 
 
@@ -169,6 +172,6 @@ def _brief(error: Exception) -> str:
 
 
 def require_access(facts: ModelFacts, revision: str | None) -> None:
-    """A repository that cannot be had is found out here, not after the engine has started."""
+    """Raise ModelError for a repository that cannot be read, before an engine starts."""
     if facts.folder is None and facts.location != SCRIPTED:
         repository_config(facts.location, revision)

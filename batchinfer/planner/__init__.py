@@ -1,4 +1,4 @@
-"""Pure planning: spec, model and cluster go in, the layout that runs comes out, with its speed and price."""
+"""Pure planning: from spec, model and cluster to the layout that runs, with its speed and price."""
 
 from batchinfer.planner.calibrate import Reading, calibration_from
 from batchinfer.planner.cluster import Cluster, assumed_cluster, autoscaled, cluster_of, shortage
@@ -13,6 +13,7 @@ from batchinfer.planner.values import (
     Interval,
     PromptSample,
     ReplicaSpeed,
+    TooLong,
     Workload,
 )
 
@@ -27,6 +28,7 @@ __all__ = [
     "PromptSample",
     "Reading",
     "ReplicaSpeed",
+    "TooLong",
     "Workload",
     "assumed_cluster",
     "autoscaled",

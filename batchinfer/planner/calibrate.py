@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one replica did in an earlier run, from its accounting, beside what the plan of that run said.
+    """The measured speed of one replica in an earlier run, from its accounting, and the estimate for it.
 
-    tokens: input and output together. work_seconds: wall seconds in which it worked: no load, no idling.
-    estimated_tokens_per_second: the replica's, uncalibrated, for the lengths that its rows turned out to have.
+    tokens: input and output together. work_seconds: wall seconds of work, without load and idle time.
+    estimated_tokens_per_second: the replica's uncalibrated estimate, for the measured lengths of its rows.
     """
 
     model: str
@@ -25,7 +25,7 @@ class Reading:
 
 def calibration_from(readings: Iterable[Reading], model: str, accelerator: str, quantization: str) -> float | None:
     """The geometric mean of measured over estimated tokens a second for the same model, accelerator and
-    quantization; None where nothing was measured. The geometric mean, as a ratio of 2 and one of 1/2 cancel."""
+    quantization; None if nothing was measured. In a geometric mean, a ratio of 2 and a ratio of 1/2 cancel."""
     logs = [
         math.log(reading.tokens / reading.work_seconds / reading.estimated_tokens_per_second)
         for reading in readings

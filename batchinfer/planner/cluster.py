@@ -1,4 +1,4 @@
-"""What a job is planned onto: the machines that are there, or those that are assumed to be."""
+"""What a job is planned for: the machines of a cluster, or assumed ones."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _RAY_NAMES = {
 
 
 class Cluster(BaseModel):
-    """What there is to run on: GPUs in all and on the largest node, their Ray accelerator type if it is
-    one, and memory in bytes of the smallest node.
+    """The machines to run on: GPUs in total and on the largest node, their Ray accelerator type if all share
+    one, and bytes of memory of the smallest node.
 
-    may_grow: an autoscaler can add nodes. assumed: the GPUs are not there, but planned for. cpus: CPU cores in
-    all. avx512: not known to lack it, which vLLM's 4-bit kernels for CPUs need.
+    may_grow: an autoscaler can add nodes. assumed: the GPUs do not exist yet. cpus: CPU cores in total.
+    avx512: False if a CPU is known to lack AVX-512, which vLLM's 4-bit kernels for CPUs need.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,7 +41,7 @@ class Cluster(BaseModel):
 
 
 def cluster_of(nodes: Sequence[Mapping[str, float]], may_grow: bool = False, avx512: bool = True) -> Cluster:
-    """The cluster whose nodes have these resources, by Ray's names for them: one at least."""
+    """The cluster of one or more nodes, each given by its resources under Ray's names."""
     types = {
         name.removeprefix("accelerator_type:")
         for resources in nodes
@@ -61,20 +61,21 @@ def cluster_of(nodes: Sequence[Mapping[str, float]], may_grow: bool = False, avx
 
 
 def autoscaled(node_types: Iterable[str]) -> bool:
-    """Whether an autoscaler launched one of these nodes. Ray names the type of a node that was started
-    by hand `node_` and its id."""
+    """Whether an autoscaler launched one of these nodes. Ray gives a node that was started by hand the type
+    `node_<id>`."""
     return any(not name.startswith("node_") for name in node_types)
 
 
 def shortage(needs: Mapping[str, float], free: Mapping[str, float]) -> dict[str, float]:
-    """The free amount of each resource of which there is not enough; empty where nothing has to wait."""
+    """The free amount of each resource that is below `needs`; empty if nothing has to wait."""
     return {name: free.get(name, 0.0) for name, amount in needs.items() if free.get(name, 0.0) < amount}
 
 
 def assumed_cluster(spec: JobSpec, memory_bytes: int, gpus: int | None = None) -> Cluster:
-    """What `resources.accelerator` names, for a plan on a machine without it: `gpus` of them, or, where that is None,
-    a node of the catalog's size, and more of them where one does not hold a replica. Without a GPU named: this
-    machine, as CPU."""
+    """The cluster for a plan on a machine without the GPU that `resources.accelerator` names.
+
+    It has `gpus` GPUs; if `gpus` is None, one node of the catalog's size, and may grow. If the spec names no GPU, it
+    is this machine as CPU."""
     name = spec.resources.accelerator
     if name in ("auto", "cpu"):
         return Cluster(
@@ -92,7 +93,7 @@ def assumed_cluster(spec: JobSpec, memory_bytes: int, gpus: int | None = None) -
 
 
 def accelerator_name(spec: JobSpec, cluster: Cluster) -> str:
-    """The catalog's name of the device that the job runs on; raises ResourceError where it is not there."""
+    """The catalog's name of the device that the job runs on; raises ResourceError if the cluster lacks it."""
     asked = spec.resources.accelerator
     found = cluster.accelerator_type and _RAY_NAMES.get(cluster.accelerator_type, cluster.accelerator_type)
     if asked == "auto":
@@ -109,7 +110,7 @@ def accelerator_name(spec: JobSpec, cluster: Cluster) -> str:
             f"resources.accelerator is {asked}, but there is no GPU here",
             "run on a cluster that has them, or set resources.accelerator: cpu",
         )
-    # Ray says A100 and H100 for every kind of them.
+    # Ray says A100 and H100 for every variant.
     family = asked.startswith(f"{cluster.accelerator_type}-")
     if asked != "cpu" and found in accelerators() and found != asked and not family:
         raise ResourceError(

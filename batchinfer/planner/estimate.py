@@ -1,13 +1,13 @@
 """How fast a replica works and what the job takes: a roofline of continuous batching in steady state. Pure.
 
-One step of the engine produces one token for each of B running rows and reads in the prompts of the rows
-that take the place of those that end: B x input / output tokens (chunked prefill). Its time is the sum of
+One step of the engine produces one token for each of B running rows. It also prefills the prompts of the rows that
+replace finished ones: B x input / output tokens (chunked prefill). The time of a step is the sum of
 
-- the matrix products: compute and the read of the weights, joined as the root of the sum of their squares,
-  which is the larger of the two but where they are alike, as neither hides the other whole;
+- the matrix products: the root of the sum of the squares of compute and of the read of the weights. It is close to
+  the larger of the two, except if both are alike, because neither hides the other completely;
 - the attention: the read of the batch's KV cache, and the scores of the prompts;
 - the all-reduces of tensor parallelism, the hand-over between the stages of pipeline parallelism;
-- what the engine takes for a layer, a running row and a new row, however small the work.
+- the engine's fixed time for each layer, each running row and each new row.
 
 The roofline is Williams, Waterman and Patterson (2009); the floating-point operations of a transformer are
 counted as in Kaplan et al. (2020) and Pope et al. (2022).
@@ -26,28 +26,28 @@ from batchinfer.planner.values import EngineSettings, Estimate, Fit, Interval, R
 
 @dataclass(frozen=True, slots=True)
 class Efficiency:
-    """Shares of a data sheet's peak that engines reach, and what an engine takes on top.
+    """Shares of a data sheet's peak that engines reach, and the seconds that an engine adds.
 
-    Values set on the rows of benchmarks/published_throughput.yaml that say "constants", rounded by hand; which
-    terms there are was decided with all its rows in view (benchmarks/RESULTS.md). "perf-overview" is NVIDIA's
+    The values were set on the rows of benchmarks/published_throughput.yaml that say "constants", and rounded by
+    hand. The terms were chosen with all rows of that file in view (benchmarks/RESULTS.md). "perf-overview" is NVIDIA's
     TensorRT-LLM perf-overview v1.0, "silybench" the curves of vLLM 0.30 from 1 to 512 rows in flight for
     Qwen3-8B on an H100 (tgarg01/silybench-data, 2026-09-24).
 
-    matmul_16bit, matmul_8bit, matmul_4bit: of peak dense FLOP/s in large matrix products; the power limit
-    lets a GPU sustain less the more a cycle does. 16 bits: silybench's bf16; 8 bits: perf-overview's Llama 8B
+    matmul_16bit, matmul_8bit, matmul_4bit: share of peak dense FLOP/s in large matrix products; the power limit
+    lowers the share the more a cycle computes. 16 bits: silybench's bf16; 8 bits: perf-overview's Llama 8B
     and 70B fp8 on H100 and H200, silybench's fp8; 4 bits: perf-overview's Llama 70B nvfp4 on B200.
-    experts: how much of that the grouped products of experts reach; perf-overview's Llama 4 Scout and
+    experts: share of the matmul rate that the grouped products of experts reach; perf-overview's Llama 4 Scout and
     Qwen3-235B fp8 on H200.
-    attention: of the 16-bit peak, in the scores of prompts; general knowledge of FlashAttention, not fitted.
-    memory: of the peak bandwidth, in reads of weights and KV cache; silybench.
-    link: of one direction of NVLink in ring all-reduces of some MB; general knowledge of NCCL, lowered on
+    attention: share of the 16-bit peak in the scores of prompts; general knowledge of FlashAttention, not fitted.
+    memory: share of the peak bandwidth in reads of weights and KV cache; silybench.
+    link: share of one direction of NVLink in ring all-reduces of some MB; general knowledge of NCCL, lowered on
     perf-overview's tensor-parallel rows.
-    pipeline: of the time in which no stage waits, where prompts of unlike lengths make stages unlike; assumed.
-    layer_seconds: of each layer in a step, whatever its size: launches and small kernels. sequence_seconds: of
-    each running row in a step: sampling, scheduling, output. row_seconds: of each new row: tokenizing,
-    admission, answer. All three silybench: its steps with one row take 4.7 ms (fp8) and 6.9 ms (bf16), whose
-    difference is the read of 6.9 GB, so that some 2 ms are left for what is not reading.
-    latency_seconds: of one all-reduce inside a node, whatever its size; assumed.
+    pipeline: share of the time in which no stage waits; stages wait because prompts differ in length. Assumed.
+    layer_seconds: for each layer in a step, whatever its size: launches and small kernels. sequence_seconds: for
+    each running row in a step: sampling, scheduling, output. row_seconds: for each new row: tokenizing,
+    admission, answer. All three are from silybench, whose steps with one row take 4.7 ms (fp8) and 6.9 ms (bf16).
+    The difference is the read of 6.9 GB, so some 2 ms of a step are not reads.
+    latency_seconds: for one all-reduce inside a node, whatever its size; assumed.
     """
 
     matmul_16bit: float = 0.72
@@ -70,15 +70,15 @@ PCIE_GB_S = 64.0
 """Both directions of PCIe 4 x16: between GPUs without NVLink. (PCI-SIG: 16 GT/s x 16 lanes.)"""
 
 RATE_SPREAD = Interval(low=0.65, mid=1.0, high=1.15)
-"""What engines did as a multiple of the estimate, in all but a tenth of the published rows on either side
-(benchmarks/estimator.py; a test holds the two together). Set on all rows; of the held-out mixtures of experts it
-holds two thirds."""
+"""Measured speed over estimated speed: a tenth of the published rows lies below the interval and a tenth above
+(benchmarks/estimator.py; a test compares both). Set on all rows; two thirds of the held-out mixtures of experts lie
+inside."""
 
 CALIBRATED_SPREAD = Interval(low=0.85, mid=1.0, high=1.17)
-"""The same where other rows of that model, GPU, quantization and layout had calibrated the estimate."""
+"""The same ratio if other rows of the same model, GPU, quantization and layout calibrated the estimate."""
 
 EXPERT_TILE = 128
-"""Rows of a matrix tile: the rows of each expert are filled up to whole ones (CUTLASS's grouped products)."""
+"""Rows of a matrix tile: the rows of each expert are padded to whole tiles (CUTLASS's grouped products)."""
 
 ACTIVATION_PASSES = 2.0
 """Matrix products read their input and write their output; the norms, rotations, gates and casts between
@@ -87,7 +87,7 @@ them do the same once more."""
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """One replica as the step's time needs it. Linear layers by what they are stored and computed in."""
+    """One replica, with everything that the time of a step depends on."""
 
     shape: ModelShape
     quantization: Quantization
@@ -110,7 +110,7 @@ class _Layout:
 
     @property
     def peak_16bit(self) -> float:
-        """FLOP/s; GPUs before Ampere have fp16 alone."""
+        """FLOP/s; GPUs before Ampere have only fp16."""
         tflops = self.accelerator.tflops
         return (tflops["bf16"] if "bf16" in tflops else tflops["fp16"]) * 1e12
 
@@ -134,7 +134,7 @@ class _Layout:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """Seconds of one step of one pipeline stage, by what they go to."""
+    """Seconds of one step of one pipeline stage, by cause."""
 
     compute: float
     weights: float
@@ -163,8 +163,8 @@ def replica_speed(
 ) -> ReplicaSpeed:
     """The steady state of one replica of tensor x pipeline GPUs, at workload.output_tokens.mid.
 
-    Whether experts are placed whole or in slices (expert parallelism) changes neither the bytes nor the operations
-    of a GPU, and so not the estimate. tokens_per_second and the like are of the whole replica.
+    Expert parallelism changes neither the bytes nor the operations of a GPU, so the estimate does not depend on it.
+    All rates are of the whole replica.
     """
     output = max(1.0, workload.output_tokens.mid)
     layout = _Layout(shape, quantization, accelerator, tensor, pipeline, kv_value_bytes(settings), efficiency)
@@ -173,7 +173,7 @@ def replica_speed(
     budget = pipeline * settings.max_num_batched_tokens / (1 + workload.input_tokens / output)
     limit = min(float(settings.max_num_seqs), cached, budget, float(workload.rows))
     batch = max(1.0, limit)
-    # While there are few, rows go in waves, and the last wave takes as long as the others.
+    # Few rows run in waves, and the last wave takes as long as the others.
     waves = max(1.0, workload.rows / batch)
     batch = workload.rows / (waves + (1 - 1 / waves) / 2)
     step = _step(layout, batch / pipeline, workload.input_tokens, output)
@@ -203,7 +203,7 @@ def _step(layout: _Layout, running: float, input_tokens: float, output_tokens: f
     activations = tokens * _activation_bytes(shape) / gpus / layout.bandwidth
     attention = layout.peak_16bit * e.attention * gpus
     scores = prompt * _score_flops(shape) * _seen(shape, input_tokens / 2) / attention
-    # Latent attention reads one vector for all heads: there the scores, not the read, may take longer.
+    # Latent attention reads one vector for all heads, so its scores may take longer than its read.
     cache = max(cache, running * _score_flops(shape) * _seen(shape, context) / attention)
     layers = shape.layers / layout.pipeline
     return _Step(
@@ -225,8 +225,8 @@ def _seen(shape: ModelShape, context: float) -> float:
 
 
 def _activation_bytes(shape: ModelShape) -> float:
-    """Bytes that a token's activations take through memory: each matrix product reads its input and writes
-    its output in 16 bits, and the norms, rotations and gates between them do the same once more."""
+    """Bytes of memory traffic of a token's activations: each matrix product reads its input and writes
+    its output in 16 bits, and the norms, rotations and gates between products do the same once more."""
     m, e = shape.latent, shape.experts
     width = shape.hidden_size
     queries, kv = shape.attention_heads * shape.head_dim, 2 * shape.kv_heads * shape.head_dim
@@ -255,13 +255,13 @@ def _score_flops(shape: ModelShape) -> float:
 def _matmul(layout: _Layout, running: float, tokens: float) -> tuple[float, float, float]:
     """Seconds of a step's matrix products on one GPU: their compute, their weights' read, both joined.
 
-    A step reads of each mixture layer the experts that at least one of its tokens is sent to: a share of
-    1 - (1 - active / count) ** tokens of them, if the router spreads tokens evenly.
+    In each mixture layer, a step reads the experts to which the router sends at least one token. If the router
+    spreads tokens evenly, that is a share of 1 - (1 - active / count) ** tokens.
     """
     shape, p, gpus = layout.shape, layout.shape.parameters(), layout.tensor * layout.pipeline
     experts_only, bits = layout.quantization.experts_only, layout.quantization.bits
     parts = [(p.attention + p.dense_mlp + p.shared_experts, 1.0, tokens, not experts_only, 1.0)]
-    # The head gives a token only where one is sampled; it and the router stay in 16 bits.
+    # The head computes only sampled tokens. Head and router stay in 16 bits.
     parts += [(shape.vocab_size * shape.hidden_size, 1.0, running, False, 1.0), (p.router, 1.0, tokens, False, 1.0)]
     if shape.experts:
         share = shape.experts.active / shape.experts.count
@@ -278,8 +278,8 @@ def _matmul(layout: _Layout, running: float, tokens: float) -> tuple[float, floa
 
 
 def _communication(layout: _Layout, tokens: float, layers: float) -> float:
-    """Seconds of a step in which a stage's GPUs wait for each other: two all-reduces a layer, each of which
-    sends 2 (t - 1) / t of its tokens x hidden values of 16 bits, and one hand-over to the next stage."""
+    """Seconds of a step in which a stage's GPUs wait for each other: two all-reduces a layer and one hand-over
+    to the next stage. An all-reduce sends 2 (t - 1) / t of its tokens x hidden values of 16 bits."""
     size = tokens * layout.shape.hidden_size * 2.0
     seconds = 0.0
     if layout.tensor > 1:
@@ -302,9 +302,8 @@ def job_estimate(
 ) -> Estimate:
     """Time and money of the whole job on `replicas` replicas of `num_gpus` GPUs each, which load side by side.
 
-    `calibration`: see `planner/calibrate.py`; the interval is narrower with one. `ends`: the speeds at the
-    shortest and the longest outputs of `workload.output_tokens`; None: there, too, a replica takes as many
-    tokens a second, input and output alike.
+    `calibration`: see `planner/calibrate.py`; a calibration narrows the interval. `ends`: the speeds at the
+    shortest and the longest outputs of `workload.output_tokens`; None: both have the tokens a second of `speed`.
     """
     spread = RATE_SPREAD if calibration is None else CALIBRATED_SPREAD
     outputs = workload.output_tokens

@@ -1,41 +1,47 @@
 """Planning without a GPU: what vLLM's CPU build can run, and whether it fits the host's memory. Pure.
 
-No time or cost is claimed: what a host computes and reads in a second is not in the catalog.
+Time and cost are not estimated, because the catalog does not have the speed of host CPUs.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from batchinfer.catalog import ModelShape, accelerators
+from batchinfer.catalog import FOUR_BIT_GROUPS, GIB, ModelShape, accelerators
 from batchinfer.errors import ResourceError
 from batchinfer.jobspec import JobSpec, ReplicaRange
 from batchinfer.planner.cluster import Cluster
 from batchinfer.planner.layout import tensor_problem, tensor_sizes
-from batchinfer.planner.memory import GIB, kv_value_bytes, stages, weight_bytes
+from batchinfer.planner.memory import kv_value_bytes, stages, weight_bytes
 from batchinfer.planner.quantize import Source, Weights, by_quality, runs_not, usable
 from batchinfer.planner.values import Candidate, EngineSettings, Fit
 
-CPU_KV_CACHE_BYTES = 4 * 2**30
+CPU_KV_CACHE_BYTES = 4 * GIB
+"""Bytes of a replica's KV cache on a large machine. The smaller of this and the share below applies."""
+
 CPU_KV_CACHE_SHARE = 0.25
+"""Share of the smallest node's memory for the KV caches of all replicas. vLLM 0.32 refuses to start if the KV cache is
+larger than the free memory."""
 
 SHORTEST_CONTEXT = 256
+"""Tokens of the shortest context that a refusal proposes as a remedy. Lower, and the remedy leaves no room for usual
+prompts."""
 
 SMALL_TASK_CPUS = 0.1
-"""Reading and committing wait for the store mostly. Small enough that a replica, a reader and a
-committer fit on a single core."""
+"""Ray CPUs of a task that reads or commits, which mostly waits for the store. Above 0.25, a replica, a reader and a
+committer do not fit on a single core."""
 
 CPU_REPLICA_CPUS = 0.5
-"""Of Ray's CPUs for a replica without a GPU; its engine uses all cores whatever Ray thinks."""
-
-_FOUR_BITS = ("w4a16", "awq", "gptq")
+"""Ray CPUs of a replica without a GPU, whose engine uses all cores whatever this says. Above 0.8, a replica, a reader
+and a committer do not fit on a single core."""
 
 CACHE_MARGIN = 1.1
-"""Of the longest sequence, so that the rounding to blocks does not keep it out."""
+"""KV cache over the longest sequence. With less, vLLM's rounding to blocks may leave that sequence without room."""
 
 
 def default_kv_cache(spec: JobSpec, cluster: Cluster, replicas: int) -> int | None:
-    """vLLM's own default on CPU takes 0.9 of the machine's memory and fails when that is not free."""
+    """Bytes of a CPU replica's KV cache; None if the spec sets it. vLLM's own default of 0.9 of the machine's memory
+    fails if that much is not free."""
     if spec.engine.gpu_memory_utilization is not None or spec.engine.kv_cache_memory_bytes is not None:
         return None
     return int(min(CPU_KV_CACHE_BYTES, CPU_KV_CACHE_SHARE * cluster.memory_bytes / replicas))
@@ -44,9 +50,9 @@ def default_kv_cache(spec: JobSpec, cluster: Cluster, replicas: int) -> int | No
 def plan_on_host(
     spec: JobSpec, cluster: Cluster, shape: ModelShape, source: Source, settings: EngineSettings, needed: int
 ) -> dict[str, Any]:
-    """The fields of the plan that the model's dimensions decide about, for a replica on CPU.
+    """The fields of the plan that depend on the model's dimensions, for a replica on CPU.
 
-    `needed`: the longest sequence that it must hold. Raises SpecError, ModelError or ResourceError.
+    `needed`: tokens of the longest sequence that the replica must hold. Raises SpecError, ModelError or ResourceError.
     """
     weights = usable(source, spec.model.quantization, accelerators()["cpu"])[0]
     require_avx512(source.name, weights.quantization.name, cluster.avx512)
@@ -114,8 +120,8 @@ def _candidate(weights: Weights, tensor: int, pipeline: int, replicas: int, fit:
 
 
 def require_cut(shape: ModelShape, name: str, weights: Weights, tensor: int, limit: int) -> None:
-    """Raise ResourceError where the model cannot be cut in `tensor` parts; it names those up to `limit` that
-    do."""
+    """Raise ResourceError if the model cannot be cut in `tensor` parts. The error names the possible numbers up to
+    `limit`."""
     problem = None if tensor == 1 else tensor_problem(shape, weights.quantization, tensor)
     if problem:
         good = ", ".join(map(str, tensor_sizes(shape, weights.quantization, limit)))
@@ -126,9 +132,9 @@ def require_cut(shape: ModelShape, name: str, weights: Weights, tensor: int, lim
 
 
 def require_avx512(model: str, quantization: str, avx512: bool) -> None:
-    """Raise ResourceError for 4-bit weights on a CPU without AVX-512: vLLM 0.32 loads them, and dies with the
+    """Raise ResourceError for 4-bit weights on a CPU without AVX-512: vLLM 0.32 loads such weights and crashes at the
     first request."""
-    if quantization in _FOUR_BITS and not avx512:
+    if quantization in FOUR_BIT_GROUPS and not avx512:
         raise ResourceError(
             f"{model} has {quantization} weights; vLLM's CPU kernel for 4 bits needs AVX-512, "
             "which this machine does not have",
@@ -137,7 +143,7 @@ def require_avx512(model: str, quantization: str, avx512: bool) -> None:
 
 
 def require_cpus(spec: JobSpec, cluster: Cluster) -> None:
-    """Replicas that took every CPU would wait for ever for somebody to read for them."""
+    """Raise ResourceError if the replicas need every CPU: their readers would stay queued, and the run would hang."""
     asked = _replicas(spec)
     most = int((cluster.cpus - 2 * SMALL_TASK_CPUS) / CPU_REPLICA_CPUS) if cluster.cpus < float("inf") else asked
     if asked > most and not cluster.may_grow:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from batchinfer.catalog.quantization import Quantization
+from batchinfer.catalog.quantization import FOUR_BIT_GROUPS, Quantization
 from batchinfer.catalog.shape import ModelShape
 from batchinfer.planner.memory import VOCABULARY_PADDING
 
 BLOCK = 128
 """Weights that share a scale: fp8's blocks are 128 x 128, AWQ, GPTQ and W4A16 group 128 of an input.
 
-vLLM refuses a part of a matrix that is no whole number of them ("not divisible by weight quantization
-block_n = 128", and the same for groups): Qwen3-235B's experts of 1536 cut in eight, for one.
+vLLM refuses a part of a matrix that is not a whole number of blocks ("not divisible by weight quantization
+block_n = 128", and the same for groups), such as an eighth of Qwen3-235B's experts of 1536.
 """
 
-_GROUPED = ("awq", "gptq", "w4a16")
-_BLOCKED_EXPERTS = ("fp8", *_GROUPED)
+_BLOCKED_EXPERTS = ("fp8", *FOUR_BIT_GROUPS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,7 @@ class Nodes:
 
     @property
     def count(self) -> int:
-        """Whole nodes; 1 where there is less than one."""
+        """Whole nodes, at least 1."""
         return max(1, self.gpus // self.per_node)
 
 
@@ -51,7 +50,7 @@ class ReplicaLayout:
 
 
 def tensor_problem(shape: ModelShape, quantization: Quantization, tensor: int) -> str | None:
-    """Why the model cannot be cut in `tensor` parts; None where it can. The rules are vLLM's."""
+    """Why the model cannot be cut in `tensor` parts; None if it can. The rules are vLLM's."""
     if shape.attention_heads % tensor:
         return f"{shape.attention_heads} attention heads do not divide by {tensor}"
     if shape.latent is None and shape.kv_heads % tensor and tensor % shape.kv_heads:
@@ -60,10 +59,10 @@ def tensor_problem(shape: ModelShape, quantization: Quantization, tensor: int) -
     if padded % tensor:
         return f"a vocabulary of {shape.vocab_size:,} does not divide by {tensor}"
     dense = shape.experts is None or shape.experts.layers < shape.layers
-    if dense and (problem := _uneven(shape.intermediate_size, tensor, quantization.name in _GROUPED)):
+    if dense and (problem := _uneven(shape.intermediate_size, tensor, quantization.name in FOUR_BIT_GROUPS)):
         return f"the MLP's {problem}"
     if shape.experts:
-        if problem := _uneven(shape.experts.shared_size, tensor, quantization.name in _GROUPED):
+        if problem := _uneven(shape.experts.shared_size, tensor, quantization.name in FOUR_BIT_GROUPS):
             return f"the shared experts' {problem}"
         problem = _uneven(shape.experts.intermediate_size, tensor, quantization.name in _BLOCKED_EXPERTS)
         if problem and shape.experts.count % tensor:
@@ -74,7 +73,7 @@ def tensor_problem(shape: ModelShape, quantization: Quantization, tensor: int) -
 def _uneven(size: int, parts: int, blocks: bool) -> str | None:
     if size % parts:
         return f"intermediate size {size:,} does not divide by {parts}"
-    # A size that is no multiple of the block in one piece was quantized in another way: no rule to break.
+    # If the uncut size is no multiple of BLOCK, the matrix was quantized in another way and the rule does not apply.
     if blocks and size % BLOCK == 0 and (size // parts) % BLOCK:
         return f"intermediate size {size:,} cut in {parts} leaves no whole blocks of {BLOCK} quantized weights"
     return None
@@ -88,9 +87,10 @@ def tensor_sizes(shape: ModelShape, quantization: Quantization, limit: int) -> l
 def pays_expert_parallel(shape: ModelShape, quantization: Quantization, tensor: int) -> bool:
     """Whether whole experts on each GPU are better than a part of every expert.
 
-    They are where cutting breaks the experts' quantization blocks, which vLLM refuses, or leaves a part that
-    is no whole matrix tile of 128, half of which a GPU would compute for nothing; and never where the
-    experts do not divide by the GPUs. Else all GPUs share every expert's work evenly, whatever the router does.
+    Whole experts are better if a cut breaks the experts' quantization blocks, which vLLM refuses. They are also
+    better if a part is no whole matrix tile of 128, because a GPU computes the rest of the tile for nothing.
+    Otherwise, or if the experts do not divide by the GPUs, parts are better: all GPUs share every expert's work
+    evenly, whatever the router does.
     """
     if shape.experts is None or tensor == 1 or shape.experts.count % tensor:
         return False
@@ -119,12 +119,12 @@ def layouts(
     tensor: int | None = None,
     pipeline: int | None = None,
 ) -> Iterator[ReplicaLayout]:
-    """The layouts worth comparing, those that do not fit among them so that a reader sees how far off they are.
+    """The layouts worth comparing. Some do not fit, so that a reader sees how far off they are.
 
-    For each tensor-parallel size the shortest pipeline that fits one node: more stages than needed only wait
-    for each other. Over nodes goes the pipeline alone, and only where no layout fits one node; a node is cut
-    in as many parts as the model allows (vLLM's advice for many nodes: tensor parallel inside a node, pipeline
-    parallel between them). `tensor` and `pipeline`: as the user asked, None to choose.
+    Each tensor-parallel size has the shortest pipeline that fits one node: more stages only wait for each other.
+    A replica spans nodes only if no layout fits one node. Its pipeline then runs over the nodes, and each node is
+    cut in as many parts as the model allows (vLLM's advice for many nodes: tensor parallel inside a node, pipeline
+    parallel between nodes). `tensor` and `pipeline`: as the user asked, None to choose.
     """
     on_node = min(nodes.per_node, nodes.gpus)
     sizes = [tensor] if tensor is not None else tensor_sizes(shape, quantization, on_node)

@@ -1,29 +1,26 @@
 """Whether a model fits its GPUs: weights, working memory and KV cache of the fullest GPU of a replica. Pure.
 
-The account is vLLM's own (`determine_available_memory` in v1/worker/gpu_worker.py, 0.32): of
-`gpu_memory_utilization` x the GPU's memory it takes off the weights, what CUDA and its libraries hold, the
-peak of a profile run of `max_num_batched_tokens` tokens and `max_num_seqs` sampled rows, and the CUDA
-graphs; the rest is KV cache.
+The formula is vLLM's own (`determine_available_memory` in v1/worker/gpu_worker.py, 0.32). From
+`gpu_memory_utilization` x the GPU's memory, vLLM subtracts the weights, what CUDA and its libraries hold, and the
+CUDA graphs. It also subtracts the peak of a profile run of `max_num_batched_tokens` tokens and `max_num_seqs` sampled
+rows. The rest is KV cache.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from batchinfer.catalog.accelerators import Accelerator
+from batchinfer.catalog.accelerators import GIB, MIB, Accelerator
 from batchinfer.catalog.quantization import Quantization
 from batchinfer.catalog.shape import ModelShape
 from batchinfer.planner.values import EngineSettings, Fit
 
-GIB = 2**30
-MIB = 2**20
-
 VOCABULARY_PADDING = 64
 """vLLM pads the rows of embedding and head to a multiple of this (DEFAULT_VOCAB_PADDING_SIZE)."""
 
-# What no formula below names: CUDA's context, cuBLAS and attention workspaces, and what the allocator
-# holds back. Calibrated once, in the middle between two measured engines: Qwen3-8B with vLLM 0.30 on an H100
-# had 4.65 GiB (bf16) and 3.81 GiB (fp8 weights) beside weights and KV cache (silybench-data runs.csv, 2026-09-24).
+# Bytes that no formula below covers: CUDA's context, cuBLAS and attention workspaces, and the allocator's reserve.
+# Set in the middle between two measured engines: Qwen3-8B with vLLM 0.30 on an H100 used 4.65 GiB (bf16) and
+# 3.81 GiB (fp8 weights) besides weights and KV cache (silybench-data runs.csv, 2026-09-24).
 CONTEXT_BYTES = int(1.35 * GIB)
 
 # CUDA graphs grow with the layers: vLLM 0.9.2 logged 1.40 GiB for Llama 4 Maverick (48 layers; sglang #8538),
@@ -34,8 +31,8 @@ GRAPH_BYTES_PER_LAYER = 20 * MIB
 NCCL_BYTES_FOR_TWO = 342 * MIB
 NCCL_BYTES_FOR_MORE = 392 * MIB
 
-# The sampler's peak, for each sampled row and token of the vocabulary: logits in 16 bits as the head gives
-# them, and in 32 bits a copy, the probabilities and the noise (vLLM, `_dummy_sampler_run` and `random_sample`).
+# The sampler's peak, for each sampled row and token of the vocabulary: the head's logits in 16 bits, and in 32 bits
+# a copy of the logits, the probabilities and the noise (vLLM, `_dummy_sampler_run` and `random_sample`).
 SAMPLER_BYTES = 2 + 3 * 4
 
 
@@ -50,7 +47,7 @@ class Stage:
 
 
 def stages(shape: ModelShape, pipeline: int) -> list[Stage]:
-    """The layers of each pipeline stage, as vLLM deals them out (`get_pp_indices` in distributed/utils.py)."""
+    """The layers of each pipeline stage, as vLLM distributes them (`get_pp_indices` in distributed/utils.py)."""
     counts = [shape.layers // pipeline] * pipeline
     for i in range(2, shape.layers % pipeline + 2):
         counts[-i] += 1
@@ -61,7 +58,7 @@ def stages(shape: ModelShape, pipeline: int) -> list[Stage]:
             assert shape.experts is not None
             expert = -(-count * shape.experts.layers // shape.layers)
         else:
-            # Where only a few layers are dense, they are the first ones (DeepSeek's first_k_dense_replace).
+            # If only a few layers are dense, they are the first ones (DeepSeek's first_k_dense_replace).
             dense = min(count, dense_left)
             dense_left -= dense
             expert = count - dense
@@ -79,9 +76,9 @@ def weight_bytes(
 ) -> int:
     """Bytes of weights on one GPU of a tensor-parallel group that holds `stage`.
 
-    `value_bytes`: of a weight that is not quantized. Linear layers, embedding and head are cut by the group
-    (the head too, in vLLM); router, norms and latent attention's down projections are copied to each GPU, and
-    so are keys and values where there are fewer KV heads than GPUs.
+    `value_bytes`: bytes of a weight that is not quantized. The group splits linear layers, embedding and head. Each
+    GPU has a copy of router, norms and latent attention's down projections; also of keys and values if there are
+    fewer KV heads than GPUs.
     """
     count = shape.parameters()
     quantized = quantization.bits / 8 if quantization.name != "none" else value_bytes
@@ -124,8 +121,8 @@ def _kv_heads_on_each(shape: ModelShape, tensor: int) -> int:
 
 
 def activation_bytes(shape: ModelShape, tensor: int, expert_parallel: bool, tokens: int) -> int:
-    """Peak of one layer's forward pass over `tokens` tokens, in 16 bits: hidden states and residual live all
-    the time, beside them the widest of attention, the dense MLP and the experts' workspaces."""
+    """Peak bytes of one layer's forward pass over `tokens` tokens, in 16 bits: hidden states and residual, plus the
+    widest of attention, the dense MLP and the experts' workspaces."""
     hidden, kv = shape.hidden_size, _kv_heads_on_each(shape, tensor)
     queries = shape.attention_heads * shape.head_dim
     widest = hidden + 2 * queries / tensor + 2 * kv * shape.head_dim
@@ -154,7 +151,7 @@ def overhead_bytes(
     stage: Stage,
     settings: EngineSettings,
 ) -> int:
-    """What vLLM takes on a GPU beside weights and KV cache."""
+    """Bytes that vLLM uses on a GPU besides weights and KV cache."""
     length = settings.max_model_len or shape.context
     tokens = min(settings.max_num_batched_tokens, settings.max_num_seqs * length)
     peak = activation_bytes(shape, tensor, expert_parallel, tokens)
@@ -169,7 +166,7 @@ def overhead_bytes(
 
 
 def kv_value_bytes(settings: EngineSettings, value_bytes: float = 2.0) -> float:
-    """Bytes of one number in the KV cache: `kv_cache_dtype`, the model's own type where that is auto."""
+    """Bytes of one number in the KV cache, by `kv_cache_dtype`; `value_bytes` if it is auto."""
     return 1.0 if settings.kv_cache_dtype.startswith("fp8") else value_bytes
 
 
@@ -186,8 +183,8 @@ def fit(
 ) -> Fit:
     """Lay one replica on `tensor` x `pipeline` GPUs and see what is left for the KV cache.
 
-    It fits where at least one sequence of `sequence_tokens` does: vLLM refuses to start else. Every figure is
-    of the fullest stage, the one that holds the fewest sequences.
+    A replica fits if at least one sequence of `sequence_tokens` fits; otherwise vLLM refuses to start. Every figure
+    is of the fullest stage, the one that holds the fewest sequences.
     """
     assert accelerator.memory_bytes is not None, "a host's memory is not in the catalog: see host.py"
     usable = int(accelerator.memory_bytes * settings.gpu_memory_utilization)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from batchinfer.catalog import Accelerator, Model, ModelShape, QuantizationName, accelerators
+from batchinfer.catalog import GIB, Accelerator, Model, ModelShape, QuantizationName, accelerators
 from batchinfer.errors import ModelError, ResourceError
 from batchinfer.jobspec import EngineSpec, JobSpec, ReplicaRange
 from batchinfer.planner.choose import (
@@ -26,23 +26,25 @@ from batchinfer.planner.refuse import MOST_NODES, refuse
 from batchinfer.planner.values import Candidate, EngineSettings, Estimate, PromptSample, Workload
 
 DEFAULT_SLOTS = 256
+"""Rows that an engine runs at a time if the model's dimensions are unknown: vLLM's default of `max_num_seqs`, except on
+GPUs of 70 GiB and more (1024). Lower than the engine's own, and a replica holds too few shards to fill it."""
 
 LENGTH_SPREAD = 3
-"""A shard keeps its place on a replica until its longest answer is done, which where answers have a long tail takes
-several times as long as the mean: the others in flight must fill the engine for so long, not only for one answer."""
+"""Duration of a shard's longest answer over the mean answer. A shard stays in flight until its longest answer ends.
+Lower, and the other shards in flight run out before that."""
 
 CONTEXT_MARGIN = 1.15
-"""A context that the plan sets itself leaves this much of the cache: the fit is an estimate, and vLLM refuses to
-start where one sequence of `max_model_len` does not fit."""
+"""KV cache over a context that the plan sets. The fit is an estimate: with less, one sequence of `max_model_len` may
+not fit, and vLLM refuses to start."""
 
 
 class Plan(BaseModel):
-    """The layout of a run. A replica takes `num_gpus` = tensor x pipeline parallel GPUs, none on CPU.
+    """The layout of a run. A replica uses `num_gpus` = tensor x pipeline parallel GPUs, none on CPU.
 
-    checkpoint: what the engine loads; online: it quantizes that while it loads. The rest from
-    expert_parallel on is known where the model's dimensions are: else None or empty. engine: the arguments
-    that the fit was computed for. first_estimate: of a run that was resumed, what its first plan expected. sample: what
-    the rows that were looked at are like. assumed: the GPUs are not there, the plan is for when they are.
+    checkpoint: what the engine loads. online: the engine quantizes the checkpoint while loading. Fields from
+    expert_parallel on are None or empty if the model's dimensions are unknown. engine: the arguments that the fit
+    was computed for. first_estimate: the estimate of the first plan, for a resumed run. sample: lengths and failures
+    of the sampled rows. assumed: the GPUs do not exist yet.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -87,7 +89,7 @@ class Plan(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of the model: its dimensions, the weights that there are of it, and the work."""
+    """What is known of the model: its dimensions and available weights, and the work."""
 
     shape: ModelShape
     source: Source
@@ -106,12 +108,12 @@ def make_plan(
     workload: Workload | None = None,
     calibration: float | None = None,
 ) -> Plan:
-    """Lay the job out on the cluster; raises UserError where it cannot be.
+    """Lay the job out on the cluster; raises UserError if that is impossible.
 
-    `model` is what the accounting calls the model: the source as the user wrote it. `shape`: its dimensions;
-    without them the layout is taken as the spec has it, one GPU where it says auto. `entry`: its place in the
-    catalog. `checkpoint_quantization`: of the weights that `spec.model.source` names. `workload`: what the rows
-    ask for, needed for estimates. `calibration`: measured speed over estimated, of an earlier run.
+    `model` is what the accounting calls the model: the source as the user wrote it. `shape`: the model's dimensions;
+    without them the layout is that of the spec, with one GPU for auto. `entry`: the model's catalog entry.
+    `checkpoint_quantization`: of the weights that `spec.model.source` names. `workload`: the rows' lengths, needed
+    for estimates. `calibration`: measured speed over estimated, of earlier runs.
     """
     accelerator = accelerator_name(spec, cluster)
     if accelerator == "cpu":
@@ -130,8 +132,8 @@ def make_plan(
 
 
 def source_of(spec: JobSpec, name: str, entry: Model | None, native: QuantizationName) -> Source:
-    """The weights that the spec names, and what the catalog knows beside them: nothing beside a quantized
-    checkpoint that was named itself, for that is the choice of a quantization."""
+    """The weights that the spec names, and the catalog's other quantizations of the model. A quantized checkpoint
+    that the spec names has no others, because naming it chose the quantization."""
     if entry is None or native != entry.native:
         return Source(name, spec.model.source, native, {})
     published: dict[str, str] = {entry.native: entry.repository}
@@ -143,7 +145,7 @@ def source_of(spec: JobSpec, name: str, entry: Model | None, native: Quantizatio
 
 
 def require_consistent(spec: JobSpec, shape: ModelShape, source: Source) -> None:
-    """Raise UserError for what the spec and the model say is wrong, whatever the job runs on."""
+    """Raise UserError if spec and model contradict each other, whatever the job runs on."""
     asked, context = spec.engine.max_model_len, shape.context
     if asked is not None and asked > context:
         raise ModelError(
@@ -155,7 +157,7 @@ def require_consistent(spec: JobSpec, shape: ModelShape, source: Source) -> None
 
 
 def _needed_tokens(spec: JobSpec, known: Known) -> int:
-    """The longest sequence that a replica must hold: what the user set, else the longest prompt and its answer."""
+    """Tokens of the longest sequence that a replica must hold: the user's number, or the longest prompt and answer."""
     asked, context = spec.engine.max_model_len, known.shape.context
     if asked is not None:
         return asked
@@ -164,18 +166,18 @@ def _needed_tokens(spec: JobSpec, known: Known) -> int:
 
 
 def engine_settings(engine: EngineSpec, facts: Accelerator | None = None) -> EngineSettings:
-    """The spec's engine arguments that decide about memory and time, on the accelerator of `facts`; where it has
-    none, those that vLLM takes for offline work."""
+    """The engine arguments that memory and time depend on: the spec's, otherwise vLLM's defaults for offline work on
+    the accelerator of `facts`."""
     given = engine.model_dump(include=set(EngineSettings.model_fields), exclude_none=True)
     return EngineSettings(**(_large_batches(facts) | given))
 
 
 def _large_batches(facts: Accelerator | None) -> dict[str, int]:
-    """What vLLM 0.32 makes of a GPU of 70 GiB and more that is no A100, and of any of 160 GiB and more
+    """vLLM 0.32's larger defaults, for a GPU of 70 GiB or more that is no A100 and for any of 160 GiB or more
     (EngineArgs, the defaults of `LLM`)."""
     memory = facts.memory_bytes or 0 if facts else 0
     ampere = facts is not None and facts.capability == 80
-    if memory >= 160 * 2**30 or (memory >= 70 * 2**30 and not ampere):
+    if memory >= 160 * GIB or (memory >= 70 * GIB and not ampere):
         return {"max_num_seqs": 1024, "max_num_batched_tokens": 16384}
     return {}
 
@@ -245,7 +247,7 @@ def _nodes(cluster: Cluster, facts: Accelerator) -> Nodes:
 
 
 def _require_room(request: LayoutRequest) -> None:
-    """Raise ResourceError where the layout that was asked for needs more GPUs than there can be."""
+    """Raise ResourceError if the layout that the user asked for needs more GPUs than the cluster can have."""
     tensor, pipeline = request.tensor or 1, request.pipeline or 1
     if pipeline > request.shape.layers:
         raise ResourceError(
@@ -270,7 +272,7 @@ def _require_gpus(replicas: int, size: int, request: LayoutRequest) -> None:
 
 
 def _choose(request: LayoutRequest, weights: list[Weights]) -> tuple[LayoutRequest, LayoutChoice]:
-    """The choice on the GPUs at hand, else on as many more nodes as it takes where the cluster may grow."""
+    """The choice on the present GPUs; if none fits and the cluster may grow, on as many more nodes as needed."""
     sizes = [request.nodes.gpus]
     if request.may_grow:
         node = request.nodes.per_node
@@ -290,7 +292,7 @@ def _choose(request: LayoutRequest, weights: list[Weights]) -> tuple[LayoutReque
 
 
 def _with_context(request: LayoutRequest, choice: LayoutChoice) -> EngineSettings:
-    """The engine's settings, with a context that the cache holds where the model's own is too long for it."""
+    """The engine's settings, with a shorter context if the KV cache does not hold the model's own."""
     settings, context = request.settings, request.shape.context
     if settings.max_model_len is not None:
         return settings
@@ -342,11 +344,11 @@ def _as_asked(spec: JobSpec, cluster: Cluster, model: str, accelerator: str) -> 
 
 
 def shards_in_flight(slots: int, rows_per_shard: int, sharing: bool) -> int:
-    """How many shards a replica holds so that its engine never drains between two.
+    """How many shards a replica holds so that its engine never runs empty between two.
 
-    While one shard ends, the others must fill the engine's slots, with as many rows again waiting to take over,
-    for LENGTH_SPREAD times as long as a mean answer takes: 1 + 2 x LENGTH_SPREAD x slots / rows, between 3 and 16.
-    Where rows that lie apart share a prefix (`sharing`), all 16: they meet in the cache only if one replica holds
-    them at the same time.
+    While one shard ends, the others must fill the engine's slots and keep as many rows queued, for LENGTH_SPREAD
+    mean answers. That needs 1 + 2 x LENGTH_SPREAD x slots / rows shards, between 3 and 16. If rows that lie apart
+    share a prefix (`sharing`), it is 16: such rows hit the prefix cache only if one replica has them in flight
+    together.
     """
     return 16 if sharing else max(3, min(16, 1 + -(-2 * LENGTH_SPREAD * slots // max(1, rows_per_shard))))

@@ -1,10 +1,10 @@
 """Which weights run: the checkpoint that the user named, one published beside it, or one made while loading. Pure.
 
-The rule of `quantization: auto` is quality first. The checkpoint that was named is taken as it is whenever
-it fits the GPUs at hand, even where fewer bits would be cheaper: nobody loses quality without asking. Only
-where it does not fit, or the GPU cannot run it, the next best that fits and is published (or made by vLLM
-while it loads) is taken, and the plan says so: 8 bits before 4, among those what the GPU computes fast. A
-quantized checkpoint carries the licence of its model, so the licence never decides between them.
+`quantization: auto` puts quality first. The named checkpoint is taken unchanged if it fits the present GPUs, even if
+fewer bits would be cheaper: nobody loses quality without asking. If the named checkpoint does not fit, or the GPU
+cannot run it, the best fitting quantization is taken, and the plan says so. That is a published checkpoint, or one
+that vLLM makes while loading. 8 bits come before 4, and among equal bits those that the GPU computes fast. A quantized
+checkpoint has the licence of its model, so the licence never decides.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TWINS = {"int8": "w8a8", "w8a8": "int8"}
 """Two names for the same weights."""
 
 _QUALITY: tuple[QuantizationName, ...] = ("none", "fp8", "w8a8", "int8", "mxfp4", "nvfp4", "w4a16", "awq", "gptq")
-"""Published accuracy by and large falls along this line; 8 bits before 4, then formats with finer scales first."""
+"""Best first, roughly by published accuracy: 8 bits before 4, then formats with finer scales first."""
 
 _CPU = ("none", "w8a8", "int8", "w4a16", "awq", "gptq")
 """What vLLM 0.32 has CPU kernels for without AMX (model_executor/kernels/linear: CPUInt8ScaledMM, CPUWNA16)."""
@@ -32,7 +32,8 @@ _AMD = ("none", "fp8", "w8a8", "int8", "w4a16", "awq", "gptq", "mxfp4")
 """vLLM 0.32, platforms/rocm.py, `supported_quantization`; w8a8 and w4a16 are its compressed-tensors."""
 
 _INT8_BEFORE = 100
-"""vLLM's CUTLASS kernels: "Int8 not supported on SM100. Use FP8 quantization instead, or run on older arch"."""
+"""Compute capability x 10 from which vLLM's CUTLASS kernels fail: "Int8 not supported on SM100. Use FP8 quantization
+instead, or run on older arch"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,8 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What the user named: `name` for messages, `checkpoint` to load, how that is quantized, and what else of
-    the same model is published, by quantization; `unverified` of that may not exist."""
+    """What the user named: `name` for messages, `checkpoint` to load, and `native`, its quantization. `published`:
+    other repositories of the model by quantization; those in `unverified` may not exist."""
 
     name: str
     checkpoint: str
@@ -60,7 +61,7 @@ class Source:
 
 
 def is_fast(quantization: Quantization, accelerator: Accelerator) -> bool:
-    """Whether the GPU computes in the quantized type, faster than in 16 bits; it is weight-only else."""
+    """Whether the GPU computes in the quantized type, faster than in 16 bits; otherwise it is weight-only."""
     rates = accelerator.tflops
     if quantization.compute == "16bit":
         return True
@@ -69,7 +70,7 @@ def is_fast(quantization: Quantization, accelerator: Accelerator) -> bool:
 
 
 def runs_not(quantization: Quantization, accelerator: Accelerator) -> str | None:
-    """Why the accelerator cannot run it; None where it can."""
+    """Why the accelerator cannot run the quantization; None if it can."""
     name = quantization.name
     if accelerator.vendor == "cpu":
         if name not in _CPU:
@@ -88,10 +89,10 @@ def runs_not(quantization: Quantization, accelerator: Accelerator) -> str | None
 
 
 def usable(source: Source, asked: str, accelerator: Accelerator) -> list[Weights]:
-    """The weights that may run, best first: exactly one where `asked` names a quantization.
+    """The weights that may run, best first: exactly one if `asked` names a quantization.
 
-    Raises SpecError for a name that there is not, ModelError where there is no such checkpoint or it is
-    quantized in another way, ResourceError where the accelerator cannot run it.
+    Raises SpecError for an unknown name, ModelError if there is no such checkpoint or it is quantized in another
+    way, ResourceError if the accelerator cannot run it.
     """
     if asked != AUTO:
         weights = explicit(source, asked)
@@ -108,12 +109,13 @@ def usable(source: Source, asked: str, accelerator: Accelerator) -> list[Weights
             f"{source.name} is a checkpoint in {source.native}, which cannot run on {_device(accelerator)}: {reason}",
             "take another GPU, or a checkpoint of the same model in 16 bits",
         )
-    # Of as many bits, those that the GPU computes fast: on an A100 int8 before fp8, which is weight-only there.
+    # Among equal bits, what the GPU computes fast: on an A100 int8 before fp8, which is weight-only there.
     return sorted(fitting, key=lambda w: (*_standing(w), not is_fast(w.quantization, accelerator)))
 
 
 def _standing(weights: Weights) -> tuple[bool, bool, int]:
-    """Named before published before doubtful, then many bits before few, to the whole bit per weight."""
+    """A sort key: the named weights, other verified ones, unverified ones; of each, more bits first. Bits are rounded
+    to a multiple of 4, so that the few bits of a format's scales do not decide."""
     bits = round(-weights.quantization.bits / 4)
     return not weights.named, not weights.verified, bits
 
@@ -147,8 +149,8 @@ def explicit(source: Source, asked: str) -> Weights:
 
 
 def by_quality(source: Source) -> list[Weights]:
-    """Every way to have the model: the named checkpoint first, then what is published or can be made from it,
-    by falling quality and never above that of the named one; repositories that may not exist come last."""
+    """The weights of the model by falling quality: the named checkpoint, then published ones and those that vLLM can
+    make. None is above the quality of the named one; repositories that may not exist come last."""
     made = [Weights(QUANTIZATIONS[source.native], source.checkpoint, named=True)]
     doubtful = []
     for name in _QUALITY[_QUALITY.index(source.native) + 1 :]:

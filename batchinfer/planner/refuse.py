@@ -1,4 +1,4 @@
-"""What to say of a model that does not fit: how much is missing, and the smallest changes that would do. Pure.
+"""The error for a model that does not fit: the missing bytes, and the smallest changes that would fit. Pure.
 
 Every remedy is computed with the same fit as the refusal: fewer bits, more GPUs, another GPU, a shorter context.
 """
@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from batchinfer.catalog.accelerators import Accelerator
+from batchinfer.catalog.accelerators import GIB, Accelerator
 from batchinfer.errors import ResourceError
 from batchinfer.planner.choose import LayoutRequest, fitting_layouts, longest_sequence
 from batchinfer.planner.host import SHORTEST_CONTEXT
 from batchinfer.planner.layout import Nodes, ReplicaLayout, nodes_of, pays_expert_parallel, tensor_sizes
-from batchinfer.planner.memory import GIB
 from batchinfer.planner.quantize import Weights, by_quality, runs_not
 
 MOST_NODES = 16
+"""Nodes of the largest cluster that is searched for a layout beyond the present GPUs, if an autoscaler may add nodes or
+for a remedy. A model that needs more is refused."""
 
 
 def refuse(request: LayoutRequest, tried: list[Weights], catalog: Mapping[str, Accelerator]) -> ResourceError:
@@ -37,7 +38,7 @@ def refuse(request: LayoutRequest, tried: list[Weights], catalog: Mapping[str, A
 
 
 def _nearest(request: LayoutRequest, tried: list[Weights]) -> tuple[Weights, ReplicaLayout]:
-    """Of all that was tried, what is short by least."""
+    """The tried weights and layout with the smallest shortfall."""
     made: list[tuple[int, int, Weights, ReplicaLayout]] = []
     for weights in tried:
         most = min(request.nodes.gpus, request.nodes.per_node)
@@ -83,7 +84,7 @@ def _more_gpus(request: LayoutRequest, weights: Weights) -> str:
 
 
 def _another_gpu(request: LayoutRequest, weights: Weights, catalog: Mapping[str, Accelerator]) -> str:
-    """The accelerator with the least memory of which as many would do."""
+    """The accelerator with the least memory that fits with the same number of GPUs."""
     for name, other in sorted(catalog.items(), key=lambda item: item[1].memory_bytes or 0):
         if other.memory_bytes is None or other.vendor == "cpu" or name == request.accelerator_name:
             continue

@@ -1,4 +1,4 @@
-"""The values that planning passes around: what is to be done, whether it fits, how long it takes."""
+"""The values of planning: the work, whether it fits, and how long it takes."""
 
 from __future__ import annotations
 
@@ -23,17 +23,40 @@ class Interval(_Value):
         return Interval(low=self.low * factor, mid=self.mid * factor, high=self.high * factor)
 
 
+class TooLong(_Value):
+    """Prompts of a sample that do not fit into the context, and what each remedy would do."""
+
+    rows: int
+    """How many prompts of the sample are too long."""
+    longest: int
+    """Tokens of the longest one."""
+    room: int
+    """Tokens that there is room for."""
+    cut: bool
+    """Whether they are cut (`prompt.too_long: truncate`); otherwise they fail."""
+    cut_tokens: int
+    """Tokens that they lose if they are cut, with room for `sampling.max_tokens`."""
+    prompt_tokens: int
+    """Tokens of all prompts of the sample."""
+    context: int
+    """The `engine.max_model_len` that holds each of them whole, with `sampling.max_tokens`."""
+    model_context: int | None
+    """The longest sequence of the model; null if it is not known."""
+
+
 class PromptSample(_Value):
     """What a sample of the rows looks like: how long the prompts are, and which rows will fail."""
 
     rows: int
     """Rows that were looked at."""
     failed: dict[str, int]
-    """How many of them will fail before the engine runs them, by `error_code`."""
+    """Sampled rows that will fail before the engine runs them, by `error_code`."""
     messages: dict[str, str]
     """The first message of each code."""
     lengths: tuple[tuple[int, int], ...]
     """A histogram of the prompts' tokens: (a power of two, prompts of up to so many tokens and above half of it)."""
+    too_long: TooLong | None = None
+    """Prompts that do not fit into the context; null if all do, or if the tokenizer is not at hand."""
 
     @property
     def failed_share(self) -> float:
@@ -42,10 +65,10 @@ class PromptSample(_Value):
 
 
 class Workload(_Value):
-    """What a job asks of an engine. Tokens are for each row; `output_tokens` is what a row is expected to
-    produce over all its n answers. `sampled_rows`: rows whose prompts were looked at; `source`: how the
-    lengths came about, for a person to read. `scattered`: the share of the sampled rows whose prompt begins as
-    that of a row from another part of the input does, beyond what all of them begin with."""
+    """The work of an engine. Tokens are for each row; `output_tokens` is what a row is expected to
+    produce over all its n answers. `sampled_rows`: rows whose prompts were looked at; `source`: where the
+    lengths are from, for a person to read. `scattered`: the share of the sampled rows that share a prefix with a row
+    from another part of the input, beyond the prefix of all rows."""
 
     rows: int
     input_tokens: float
@@ -57,12 +80,12 @@ class Workload(_Value):
 
     @property
     def shares_apart(self) -> bool:
-        """Do rows that lie apart in the input share a prefix?"""
+        """Whether rows that lie apart in the input share a prefix."""
         return self.scattered > 0
 
 
 class EngineSettings(_Value):
-    """What of the engine's arguments decides about memory and time; vLLM's names and defaults.
+    """The engine arguments that memory and time depend on, with vLLM's names and defaults.
 
     `max_model_len` None: the model's own context.
     """
@@ -78,8 +101,8 @@ class EngineSettings(_Value):
 class Fit(_Value):
     """Whether one replica fits its GPUs. Bytes are for each GPU, and of the fullest pipeline stage.
 
-    kv_cache_tokens: tokens of one sequence's length that the whole replica's KV cache holds.
-    sequences: how many sequences of the asked length that is. shortfall: bytes missing, 0 where it fits.
+    kv_cache_tokens: tokens that the whole replica's KV cache holds, in sequences of the requested length.
+    sequences: the number of those sequences. shortfall: bytes missing, 0 if it fits.
     """
 
     weight_bytes_per_gpu: int
@@ -95,8 +118,8 @@ class Fit(_Value):
 
 
 class ReplicaSpeed(_Value):
-    """Steady state of one replica: tokens a second, input and output together and output alone, rows a
-    second, rows in the batch, and what bounds it ("compute", "bandwidth", "kv cache")."""
+    """Steady state of one replica: tokens a second, input and output together and only output, rows a
+    second, rows in the batch, and what bounds the speed ("compute", "bandwidth", "kv cache")."""
 
     tokens_per_second: float
     output_tokens_per_second: float

@@ -1,1 +1,1 @@
-"""Rows go in, prompts come out; an answer goes in, what is wrong with its shape comes out."""
+"""Makes prompts of rows, and checks the shape of answers."""

@@ -1,4 +1,4 @@
-"""An answer is checked against the shape that the job asks for, and told what became of it if it does not fit."""
+"""Checks an answer against the shape that the job asks for, and says why an answer does not fit."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from batchinfer.jobspec.regex import TooManySteps, compile_regex
 from batchinfer.prompting.typed import Untypable, converter
 
 MAX_STEPS = 100_000
-"""Keywords of a JSON Schema that one answer may be held against, about half a second. Branches within branches
-(`anyOf` twelve times over) multiply: beyond it the answer is given up, as it would hold up all rows behind it."""
+"""Keywords of a JSON Schema that are evaluated for one answer, about half a second. Nested branches (`anyOf` within
+`anyOf`) multiply, and rows behind a slow answer wait. Lower fails answers of large schemas."""
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _CONTROL = re.compile("[\x00-\x1f]")
@@ -39,9 +39,9 @@ class Answer(NamedTuple):
 
 
 def require_whole_choices(spec: JobSpec, tokens: Callable[[str], int]) -> None:
-    """Refuse choices that `sampling.max_tokens` cuts. `tokens`: how many tokens a text has."""
+    """Raise SpecError for a choice that `sampling.max_tokens` cuts. `tokens` counts the tokens of a text."""
     most = spec.sampling.max_tokens
-    # A token has one byte at least: most choices need not be counted.
+    # A token has at least one byte, so a choice of at most `most` bytes needs no count.
     counted = [(tokens(choice), choice) for choice in spec.output.choices or () if len(choice.encode()) > most]
     count, longest = max(counted, default=(0, ""))
     if count > most:
@@ -52,12 +52,15 @@ def require_whole_choices(spec: JobSpec, tokens: Callable[[str], int]) -> None:
 
 
 class _GivenUp(Exception):
-    """The check takes more than MAX_STEPS."""
+    """The check needs more than MAX_STEPS."""
 
 
 class OutputCheck:
-    """Does an answer have the shape that the job asks for? Decoding is constrained to it, but an answer that is cut
-    off by `max_tokens` or by a stop text does not fit all the same. One serves any number of threads."""
+    """Checks that answers have the shape that the job asks for.
+
+    Decoding is constrained to that shape, but an answer that `max_tokens` or a stop text cuts does not fit. Safe to
+    use from several threads.
+    """
 
     def __init__(self, output: OutputSpec, max_tokens: int | None = None) -> None:
         self._choices = set(output.choices) if output.choices is not None else None
@@ -88,7 +91,7 @@ class OutputCheck:
         return Answer(text, told[:500])
 
     def problem(self, text: str) -> str | None:
-        """What is wrong with `text`, None if it fits."""
+        """Why `text` does not fit; None if it fits."""
         if self._choices is not None:
             return None if text in self._choices else f"{text!r:.100} is none of the choices"
         if self._regex is not None:
@@ -100,7 +103,7 @@ class OutputCheck:
         return None if self._schema is None else self._schema.check(text)[1]
 
     def _ending(self, finish_reason: str) -> str:
-        """What the way that the answer ended says of it."""
+        """The beginning of the message, if the finish reason explains the problem; otherwise empty."""
         if finish_reason == "error":
             return "the engine found no token that was allowed next (output.*, sampling.allowed_token_ids, bad_words): "
         if finish_reason == "repetition":
@@ -111,7 +114,7 @@ class OutputCheck:
 
 
 class _SchemaCheck:
-    """Holds answers against a JSON Schema, with a bound for each."""
+    """Validates answers against a JSON Schema, with at most MAX_STEPS for each answer."""
 
     def __init__(self, schema: dict[str, Any]) -> None:
         self._spent = threading.local()
@@ -129,7 +132,7 @@ class _SchemaCheck:
         if not text.strip():
             return text, "not JSON: white space only" if text else "not JSON: the answer is empty", None
         try:
-            # The engine's grammar lets a line feed or a tab into a string, where JSON wants it escaped.
+            # The engine's grammar allows a raw line feed or tab in a string; JSON requires an escape.
             value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_distinct, strict=False)
         except (ValueError, RecursionError) as error:
             return text, f"not JSON: {error}"[:500], None
@@ -158,12 +161,12 @@ class _SchemaCheck:
 
 
 def _no_constant(name: str) -> None:
-    """Python reads NaN and Infinity, which JSON does not have."""
+    """Refuse NaN and Infinity, which Python reads but JSON does not have."""
     raise ValueError(f"{name} is no JSON")
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Python would silently let the last of two equal keys win."""
+    """Refuse an object with two equal keys: Python would silently keep the last one."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -176,7 +179,7 @@ def _escaped(string: re.Match[str]) -> str:
     return _CONTROL.sub(lambda control: json.dumps(control[0])[1:-1], string[0])
 
 
-# Below: keywords of JSON Schema with regular expressions, as `jsonschema` has them, but for `re`, which backtracks.
+# Keywords of JSON Schema with regular expressions, as in `jsonschema` but without `re`, which backtracks.
 
 
 def _matches(pattern: str, text: str) -> bool:

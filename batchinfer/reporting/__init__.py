@@ -1,4 +1,4 @@
-"""What a person is shown: reports, plans, progress and the catalog go in, text and tables come out."""
+"""What a person sees: reports, plans, progress and the catalog as text and tables."""
 
 from batchinfer.reporting.catalog import accelerators_document, accelerators_table, models_document, models_table
 from batchinfer.reporting.planned import render_plan, sample_lines

@@ -8,11 +8,11 @@ from typing import Any
 
 from rich.table import Table
 
-from batchinfer.catalog import Accelerator, Model
+from batchinfer.catalog import GIB, Accelerator, Model
 
 
 def models_document(models: Iterable[Model]) -> list[dict[str, Any]]:
-    """What `batchinfer models --json` prints: the catalog's facts with the counts computed from them."""
+    """The JSON of `batchinfer models --json`: the catalog's facts and the parameter counts computed from the shapes."""
     return [
         {
             **model.model_dump(mode="json", exclude={"licence"}),
@@ -29,7 +29,7 @@ def models_document(models: Iterable[Model]) -> list[dict[str, Any]]:
 
 
 def models_table(models: Iterable[Model]) -> Table:
-    """A line a model; active parameters only where they are fewer than all."""
+    """A line a model. Active parameters are shown only for mixtures of experts."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     figures = ("parameters", "active", "context")
     for name in ("name", "repository", *figures, "licence", "quantized as", "engine"):
@@ -56,15 +56,15 @@ def _billions(parameters: int) -> str:
 
 
 def accelerators_document(accelerators: Mapping[str, Accelerator]) -> list[dict[str, Any]]:
-    """What `batchinfer gpus --json` prints."""
+    """The JSON of `batchinfer gpus --json`."""
     return [{"name": name, **facts.model_dump(mode="json")} for name, facts in accelerators.items()]
 
 
 def accelerators_table(accelerators: Mapping[str, Accelerator]) -> Table:
-    """A line an accelerator; the price is the one a run uses where the spec gives none.
+    """A line an accelerator, with the price that a run uses if the spec has none.
 
-    These are of several providers, so that they rank providers as much as GPUs: a second column has the prices of the
-    one provider that rents out most of them.
+    These prices are of several providers, so they rank providers as much as GPUs. For a fair comparison, another
+    column has the prices of the one provider with prices for most accelerators.
     """
     provider = _common_provider(accelerators.values())
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -88,7 +88,7 @@ def accelerators_table(accelerators: Mapping[str, Accelerator]) -> Table:
         half = facts.tflops.get("bf16", facts.tflops.get("fp16"))
         table.add_row(
             name,
-            f"{facts.memory_bytes / 2**30:,.1f} GiB" if facts.memory_bytes else "",
+            f"{facts.memory_bytes / GIB:,.1f} GiB" if facts.memory_bytes else "",
             _figure(facts.bandwidth_gb_s),
             _figure(half),
             *(_figure(facts.tflops.get(dtype)) for dtype in ("fp8", "int8", "fp4")),
@@ -102,7 +102,7 @@ def accelerators_table(accelerators: Mapping[str, Accelerator]) -> Table:
 
 
 def _common_provider(accelerators: Iterable[Accelerator]) -> str:
-    """The provider with a price for most accelerators; of several, the first by name."""
+    """The provider with a price for most accelerators; if several tie, the first by name."""
     counts = Counter(name for facts in accelerators for name in {price.provider for price in facts.prices})
     return min(counts, key=lambda name: (-counts[name], name)) if counts else ""
 

@@ -1,5 +1,5 @@
-"""What a person or a program sees: a progress bar on a terminal, one JSON line an event elsewhere, and
-Ray's and vLLM's chatter in a log file instead."""
+"""What a person or a program sees of a run: a progress bar on a terminal, otherwise one JSON line an event. Ray's and
+vLLM's chatter goes to a log file."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from batchinfer.storage import LocalStorage, Stores, storage_for
 _LOG_HEADER = LOG_MARK + b": what Ray, vLLM and their workers printed, session after session.\n"
 
 _BEGINNINGS = ("started", "resumed", "retrying")
-"""Events from which on the run's folder is there, with its log."""
+"""Events after which the run's folder exists and can hold the log."""
 
 
 class Chatter:
-    """While it lasts, everything that this process and Ray's workers print goes to a file.
+    """A context in which everything that this process and Ray's workers print goes to a file.
 
-    At the level of file descriptors: Ray's and vLLM's native parts do not ask Python. `stdout` and
-    `stderr` are the real ones, for what batchinfer itself has to say. Where the output is in a store,
-    which cannot append, the file stays on this machine while the run goes on, and is put there at its end.
+    File descriptors are redirected, because the native code of Ray and vLLM does not use Python's streams. `stdout`
+    and `stderr` are the real streams, for batchinfer's own output. A store cannot append, so the log of a run in a
+    store stays on this machine until the run ends, and is uploaded then.
     """
 
     def __init__(self, stores: Stores) -> None:
@@ -69,14 +69,14 @@ class Chatter:
         os.close(handle)
 
     def keep_at(self, output: str) -> None:
-        """Go on in `_run/run.log` of the run at `output`, with what was printed so far at its end."""
+        """Append the log so far, and everything printed from now on, to `_run/run.log` of the run at `output`."""
         path = Layout(output).log
         if not isinstance(storage_for(output, self._stores), LocalStorage):
             self._destination = path
             return
         sys.stdout.flush()
         sys.stderr.flush()
-        # Created whole, with its mark; one that is there was looked into before the run began.
+        # Created with its mark if absent; the mark of an existing log was checked before the run began.
         LocalStorage().create(path, _LOG_HEADER)
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
         with open(self.path, "rb") as before, os.fdopen(os.dup(handle), "ab") as after:
@@ -87,28 +87,30 @@ class Chatter:
         self.kept = True
 
     def write_line(self, line: str) -> None:
-        """A line of our own in the log."""
-        # A full disk must not end a run over its log.
+        """Write one of batchinfer's own lines to the log."""
+        # A full disk must not end the run because of its log.
         with contextlib.suppress(OSError):
             os.write(2, f"{line}\n".encode(errors="backslashreplace"))
 
     def _drop(self) -> None:
-        """Delete a log that is not kept."""
+        """Delete the log unless it is kept."""
         if not self.kept:
             os.unlink(self.path)
 
     def keep(self) -> str:
-        """Let the log outlive the run where it is. Returns its path."""
+        """Keep the log at its present path after the run. Returns the path."""
         self.kept = True
         return self.path
 
     @property
     def is_kept(self) -> bool:
-        """Does the log outlive the run, at `path` or in the run's store?"""
+        """Whether the log outlives the run, at `path` or in the run's store."""
         return self.kept or bool(self._destination)
 
     def _send(self, failed: bool) -> None:
-        """Put the log where the run is, after that of earlier sessions; it stays here too if the run failed."""
+        """Append the log to the one in the run's store. If that fails, the log stays on this machine.
+
+        Raises the StorageError unless the run itself `failed`, whose error matters more."""
         storage = storage_for(self._destination, self._stores)
         try:
             before = storage.read(self._destination) if storage.stat(self._destination) else _LOG_HEADER
@@ -140,7 +142,7 @@ class Chatter:
 
 
 def _outlet(descriptor: int, like: TextIO) -> TextIO:
-    """A copy of a standard stream that outlives its reader."""
+    """A copy of a standard stream that does not fail when its reader has gone."""
     encoding = getattr(like, "encoding", None) or "utf-8"
     stream = os.fdopen(os.dup(descriptor), "w", buffering=1, encoding=encoding, errors="backslashreplace")
     return cast(TextIO, Outlet(stream))
@@ -177,7 +179,7 @@ class TerminalListener:
         self._task = self._bar.add_task("loading", total=progress.rows_total, **_fields(progress))
         self._bar.update(self._task, completed=progress.rows_done)
         self._bar.start()
-        # A command that is left has to show the cursor again.
+        # The bar hides the cursor: a command that a signal ends must show the cursor again.
         self._leaving.enter_context(signals.cleaning(self._bar.stop))
 
     def advance(self, progress: Progress, record: ShardRecord) -> None:
@@ -240,14 +242,14 @@ class JsonListener:
 
 
 def event_log() -> Listener:
-    """One JSON line an event on stderr, for a process that starts others and leaves their output alone."""
+    """One JSON line an event on stderr, for a process that starts other commands and does not redirect their output."""
     return JsonListener(Chatter({}))
 
 
 @contextlib.contextmanager
 def attending(stores: Stores) -> Iterator[Listener]:
-    """A listener that fits what stderr is, while the chatter goes to a file; an error that is not the user's
-    mistake names that file."""
+    """A progress bar if stderr is a terminal, otherwise JSON lines, while the chatter goes to a file. An error that is
+    not the user's mistake names that file."""
     with Chatter(stores) as chatter:
         listener = TerminalListener(chatter) if sys.stderr.isatty() else JsonListener(chatter)
         try:
@@ -258,7 +260,7 @@ def attending(stores: Stores) -> Iterator[Listener]:
                 error.remedy += f"; the log is {chatter.keep()}"
             raise
         except Exception as error:
-            # A bug, or a failure that nobody foresaw: the whole of it goes to the log, a line to the user.
+            # A bug or an unforeseen failure: the traceback goes to the log, one line to the user.
             traceback.print_exc()
             raise BatchinferError(
                 f"{type(error).__name__}: {error}", f"the whole of it is in {chatter.keep()}"

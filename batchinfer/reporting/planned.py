@@ -6,20 +6,21 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from batchinfer.catalog import GIB, MIB
 from batchinfer.jobspec import LimitsSpec
-from batchinfer.planner import Candidate, Interval, Plan, PromptSample
+from batchinfer.planner import Candidate, Interval, Plan, PromptSample, TooLong
 from batchinfer.reporting.terminal import money
 
-_GIB = 2**30
 _SHOWN = 16
-"""Candidates on a terminal; `--json` has them all."""
+"""Candidates shown on a terminal; `--json` has all."""
 
 FEW_ROWS = 16
-"""Rows that run side by side: below, a GPU waits for its memory most of the time."""
+"""Rows that run at a time, below which the plan warns of slowness: a step then mostly reads weights from memory."""
 
 
 def render_plan(plan: Plan, limits: LimitsSpec | None = None) -> RenderableType:
-    """What was chosen, what it is expected to take, and why the others lost. `limits`: of the spec, for a verdict."""
+    """The chosen layout, its estimated time and cost, and why other candidates lost. `limits`: the spec's, to compare
+    the cost with the budget."""
     where = f"{plan.accelerator}{' (assumed: there is none here)' if plan.assumed else ''}"
     title = Text.assemble((plan.model, "bold"), f", {_weights(plan)}, on {where}")
     limits = limits or LimitsSpec()
@@ -40,7 +41,7 @@ def _weights(plan: Plan) -> str:
 
 
 def sample_lines(sample: PromptSample, max_error_rate: float) -> list[str]:
-    """A line for each kind of failure in the sample, the prompts' lengths, and a warning where too many will fail."""
+    """The prompts' lengths, a line for each kind of failure in the sample, and a warning if too many rows will fail."""
     lines = []
     if sample.lengths:
         shown = ", ".join(f"up to {bound:,}: {count:,}" for bound, count in sample.lengths)
@@ -48,10 +49,31 @@ def sample_lines(sample: PromptSample, max_error_rate: float) -> list[str]:
     for code, count in sample.failed.items():
         share = count / sample.rows
         lines.append(f"{share:.0%} of the {sample.rows:,} rows sampled will fail with {code}: {sample.messages[code]}")
+    if sample.too_long is not None:
+        lines += _remedies(sample.too_long, sample.rows)
     if sample.failed_share > max_error_rate:
         lines.append(
             f"warning: {sample.failed_share:.0%} is more than limits.max_error_rate allows ({max_error_rate:.0%}): "
             "the run would end with exit code 3"
+        )
+    return lines
+
+
+def _remedies(found: TooLong, rows: int) -> list[str]:
+    """What becomes of prompts that are too long, and what would."""
+    lost = f"{found.cut_tokens:,} tokens, {found.cut_tokens / found.prompt_tokens:.1%} of the sample's"
+    count = f"{found.rows:,} of the {rows:,} prompts sampled"
+    longest = f"the longest has {found.longest:,} tokens, and there is room for {found.room:,}"
+    if found.cut:
+        lines = [f"{count} are too long and are cut by {lost}: {longest}"]
+    else:
+        lines = [f"{count} are too long: {longest}", f"  prompt.too_long: truncate would cut {lost}"]
+    if found.model_context is None or found.context <= found.model_context:
+        lines.append(f"  engine.max_model_len: {found.context} would hold each of them whole")
+    else:
+        lines.append(
+            f"  no context of this model holds them whole: it has {found.model_context:,} tokens, and "
+            f"{found.context:,} are needed"
         )
     return lines
 
@@ -125,7 +147,7 @@ def _layout(plan: Plan) -> str:
 
 
 def _size(amount: int) -> str:
-    return f"{amount / _GIB:,.1f} GiB" if amount >= 0.1 * _GIB else f"{amount / 2**20:,.1f} MiB"
+    return f"{amount / GIB:,.1f} GiB" if amount >= 0.1 * GIB else f"{amount / MIB:,.1f} MiB"
 
 
 def _candidates(plan: Plan) -> Table:
@@ -152,7 +174,7 @@ def _row(candidate: Candidate) -> list[str]:
     return [
         f"{candidate.replicas} x {parallel}" + (" EP" if candidate.expert_parallel else ""),
         candidate.quantization,
-        "yes" if candidate.fit.fits else f"{candidate.fit.shortfall / _GIB:,.1f} GiB short",
+        "yes" if candidate.fit.fits else f"{candidate.fit.shortfall / GIB:,.1f} GiB short",
         f"{candidate.fit.kv_cache_tokens:,}" if candidate.fit.fits else "",
         *figures,
         candidate.verdict,

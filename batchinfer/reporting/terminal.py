@@ -24,7 +24,7 @@ def render(report: Report) -> RenderableType:
 
 
 def money(usd: float) -> str:
-    """Dollars with as many digits as a person needs: cents for large sums, more for small ones."""
+    """Dollars: two decimals from $10, four from 1 cent, below that three digits."""
     if usd >= 10:
         return f"${usd:,.2f}"
     return f"${usd:.4f}" if usd >= 0.01 or usd == 0 else f"${usd:.3g}"
@@ -95,7 +95,7 @@ def _seconds(report: Report) -> str:
 
 
 def _planned(report: Report) -> str:
-    """What the plan expected, and what came of it."""
+    """The estimate of the plan beside the measured cost and time."""
     made = report.planned
     assert made is not None
     cost, hours, speed = made.cost_usd, made.hours, made.tokens_per_second

@@ -1,1 +1,1 @@
-"""The files of one run, and the only place that knows their names: records go in, committed shards come out."""
+"""The files of a run, and the commits of its shards. Only this package knows the names of the files."""

@@ -1,7 +1,7 @@
-"""What a job that recurs leaves beside its runs, in the folder `_schedule` next to them: who holds the job since when,
-and which ticks were tried without a run.
+"""The notes of a recurring job in the folder `_schedule` beside its runs: since when a process holds the job's lock,
+and the ticks whose attempts failed before there was a run.
 
-Neither decides whether a tick has run: the runs alone do.
+Neither note decides whether a tick has run: only the runs do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from batchinfer.storage import Stores, join, storage_for
 
 @dataclass(frozen=True, slots=True)
 class FailedAttempt:
-    """A tick that ended with an error: the error of its latest attempt, and how many there were. Times are UTC."""
+    """A tick whose attempts failed: the error of the latest attempt, and the number of attempts. Times are UTC."""
 
     job: str
     tick: str
@@ -35,13 +35,13 @@ class FailedAttempt:
 
 
 def note_turn(root: str, job: str, since: datetime, stores: Stores) -> None:
-    """Write down since when this process holds the job whose runs lie in `root`."""
+    """Record that this process holds the job's lock since `since`. `root`: the folder of the job's runs."""
     about = {"job": job, "held_since": since.astimezone(UTC).isoformat()}
     _put(_turn(root, job), about, stores)
 
 
 def held_since(root: str, job: str, stores: Stores) -> datetime | None:
-    """Since when the process that holds the job has held it; None if that is not known."""
+    """Since when a process holds the job's lock, as it recorded; None if unknown."""
     found = _read(_turn(root, job), {"job", "held_since"}, stores)
     try:
         return None if found is None else datetime.fromisoformat(found["held_since"])
@@ -50,7 +50,7 @@ def held_since(root: str, job: str, stores: Stores) -> datetime | None:
 
 
 def note_failed(root: str, job: str, at: datetime, error: BatchinferError, now: datetime, stores: Stores) -> None:
-    """Write down that the tick was tried at `now` and ended with the error."""
+    """Record that an attempt at the tick `at` failed with `error` at `now`."""
     place = _failed(root, job, at)
     earlier = _failed_attempt(place, stores)
     made = FailedAttempt(
@@ -66,14 +66,14 @@ def note_failed(root: str, job: str, at: datetime, error: BatchinferError, now: 
 
 
 def forget_failed(root: str, job: str, at: datetime, stores: Stores) -> None:
-    """The tick has run: its failed attempts are history."""
+    """Delete the record of the tick's failed attempts, because the tick has run."""
     place = _failed(root, job, at)
     if _failed_attempt(place, stores) is not None:
         storage_for(place, stores).delete(place)
 
 
 def failed_attempts(root: str, job: str, stores: Stores) -> Iterator[FailedAttempt]:
-    """The job's failed attempts, one for each tick, in order of the ticks."""
+    """The failed attempts of the job, one record for each tick, in order of the ticks."""
     folder = join(root, "_schedule", f"{job}.failed")
     for entry in storage_for(folder, stores).list(folder):
         found = _failed_attempt(entry.uri, stores)
@@ -99,7 +99,7 @@ def _failed_attempt(place: str, stores: Stores) -> FailedAttempt | None:
 
 
 def _read(place: str, keys: set[str], stores: Stores) -> dict[str, Any] | None:
-    """The note at `place`; None if there is none, or something else stands there."""
+    """The note at `place`; None if there is no file, or the file is no such note."""
     storage = storage_for(place, stores)
     if storage.stat(place) is None:
         return None
@@ -111,7 +111,7 @@ def _read(place: str, keys: set[str], stores: Stores) -> dict[str, Any] | None:
 
 
 def _put(place: str, about: dict[str, Any], stores: Stores) -> None:
-    """Write the note, but never over something that is not one."""
+    """Write the note. Raises StorageError instead of overwriting a file that is no such note."""
     storage = storage_for(place, stores)
     irregular = any(True for _ in storage.irregular(place))
     if irregular or (storage.stat(place) is not None and _read(place, set(about), stores) is None):

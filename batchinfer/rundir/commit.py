@@ -1,8 +1,7 @@
-"""The commit is the file: one shard, one Parquet object, made once or not at all.
+"""The commit of a shard is one Parquet object, which is created once or not at all.
 
-The name depends on the shard alone, so a second attempt that comes late finds it taken and loses. The
-accounting is written as a file of its own and rides in the data file's footer as well: a crash between
-the two writes loses nothing (`repair`).
+Its name depends only on the shard, so a second attempt finds the object and loses. The accounting is written to a
+separate file and to the footer of the data file. So a crash between the two writes loses nothing (`repair`).
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ FOOTER = b"batchinfer.accounting"
 
 
 def commit(layout: Layout, rows: pa.Table, record: ShardRecord) -> bool:
-    """Write the shard's results, then its accounting. False if another attempt was first."""
+    """Write the shard's results, then its accounting. False if another attempt committed before. Idempotent."""
     uri = layout.data(record.shard_id)
     committed = layout.storage.create(uri, _encode(rows, [record]))
     if not committed and layout.storage.stat(uri) is not None:
-        # Ray runs a task again whose worker died after the write: then what is there is this very attempt.
+        # Ray reruns a task whose worker died after the write; the object is then of this attempt.
         with layout.storage.open(uri) as file:
             committed = footer_records(file, uri)[0] == record
     if committed:
@@ -39,10 +38,10 @@ def commit(layout: Layout, rows: pa.Table, record: ShardRecord) -> bool:
 
 
 def commit_retry(layout: Layout, rows: pa.Table, positions: Sequence[int], record: ShardRecord) -> bool:
-    """Put the rows of a retry into their places in the shard's file, whole or not at all.
+    """Replace rows of the shard's file by the rows of a retry, atomically.
 
-    `positions` are the rows' places in the shard. False if the file has changed since the retry was
-    planned: another retry was first.
+    `positions`: the rows' positions in the shard. False if another retry has changed the file since this one was
+    planned. Raises StorageError if the file is missing.
     """
     storage, uri = layout.storage, layout.data(record.shard_id)
     before = storage.stat(uri)
@@ -78,9 +77,9 @@ def _encode(rows: pa.Table, history: list[ShardRecord]) -> bytes:
 
 
 def footer_records(file: Any, uri: str) -> list[ShardRecord]:
-    """The accounting in the footer of the data file at `uri`: the first attempt's, then one for each retry.
+    """The accounting in the footer of the data file at `uri`: one record for the first attempt and for each retry.
 
-    Raises OutputError for a file that no run wrote, or that is damaged.
+    Raises OutputError if no run wrote the file, or if it is damaged.
     """
     with reading(uri, "move it away and run the job again: the shard is made anew"):
         footer = pq.read_metadata(file).metadata
@@ -89,15 +88,15 @@ def footer_records(file: Any, uri: str) -> list[ShardRecord]:
 
 
 def committed_shards(layout: Layout) -> set[int]:
-    """The shards that have a data file."""
+    """The ids of the shards that have a data file."""
     names = (entry.uri.rsplit("/", 1)[-1] for entry in layout.storage.list(layout.data_folder))
     return {int(match[1]) for name in names if (match := re.fullmatch(r"shard-(\d{6,})\.parquet", name))}
 
 
 def read_accounting(layout: Layout) -> Iterator[ShardRecord]:
-    """Every record of the run, in order of shards and generations.
+    """Every accounting record of the run, in order of shards and generations. Raises OutputError.
 
-    A run has a file for each shard: in a store far away they are fetched several at a time.
+    Each shard has its own file, so several files are read at a time.
     """
     storage = layout.storage
     uris = (entry.uri for entry in storage.list(layout.accounting_folder) if entry.uri.endswith(".parquet"))
@@ -110,10 +109,10 @@ def read_accounting(layout: Layout) -> Iterator[ShardRecord]:
 
 
 def read_records(layout: Layout, manifest: Manifest, retried: Iterable[int]) -> list[ShardRecord]:
-    """Every record of the run, in order of shards and generations. An account that is missing is taken from the
-    results, into which it was written as well. `retried`: the shards that the last retry was to replace.
+    """Every accounting record of the run, in order of shards and generations. Writes nothing.
 
-    Raises OutputError for a file that is damaged or is not of this run. Writes nothing.
+    A record without an accounting file is read from the footer of the results. `retried`: the shards of the last
+    retry. Raises OutputError for a file that is damaged or belongs to another run.
     """
     shards = {shard.shard_id: shard for shard in manifest.shards}
     records = list(read_accounting(layout))
@@ -147,7 +146,8 @@ def _require(holds: bool, why: str) -> None:
 def repair(
     layout: Layout, committed: Iterable[int], accounted: Iterable[ShardRecord], retried: Iterable[int]
 ) -> list[ShardRecord]:
-    """Write the accounting that a crash kept from being written after its data was. Returns it."""
+    """Write the accounting files that are missing after a crash, and return their records. `retried`: see
+    `missing_records`."""
     mended = missing_records(layout, committed, accounted, retried)
     for record in mended:
         _account(layout, record)
@@ -157,9 +157,10 @@ def repair(
 def missing_records(
     layout: Layout, committed: Iterable[int], accounted: Iterable[ShardRecord], retried: Iterable[int]
 ) -> list[ShardRecord]:
-    """The records in the results that no accounting file holds. Writes nothing.
+    """The records in the footers of results that have no accounting file. Writes nothing.
 
-    Looks into the shards that have no accounting, and into those that the last retry was to replace.
+    Reads the footers of shards without accounting and of `retried`, the shards of the last retry. The footers of other
+    shards are not read.
     """
     have: dict[int, int] = {}
     for record in accounted:

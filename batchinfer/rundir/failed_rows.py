@@ -1,24 +1,26 @@
-"""Which rows of a run failed, for running them again."""
+"""The failed rows of a run, for a retry."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from batchinfer.accounting.records import ShardRecord
 from batchinfer.rundir.commit import committed_shards, read_accounting, repair
 from batchinfer.rundir.ownership import overwrite
 from batchinfer.rundir.paths import Layout, reading
 
 
 def failed_rows(layout: Layout) -> tuple[dict[int, list[int]], dict[int, int]]:
-    """For each shard with failed rows: their positions in it, and the generation of the next retry."""
-    records = list(read_accounting(layout))
-    records += repair(layout, committed_shards(layout), records, noted_retry(layout))
-    newest = {record.shard_id: record for record in sorted(records, key=lambda r: r.generation)}
+    """For each shard with failed rows: their positions in the shard, and the generation of the next retry.
+
+    Writes accounting files that are missing after a crash. Raises OutputError for a damaged file.
+    """
     positions, generations = {}, {}
-    for shard_id, record in newest.items():
+    for shard_id, record in _newest(layout).items():
         if record.rows_failed:
             uri = layout.data(shard_id)
             with layout.storage.open(uri) as file, reading(uri, "move it away and run the job again"):
@@ -28,14 +30,29 @@ def failed_rows(layout: Layout) -> tuple[dict[int, list[int]], dict[int, int]]:
     return positions, generations
 
 
+def failed_codes(layout: Layout) -> Counter[str]:
+    """The failed rows of the run, by error code."""
+    failed: Counter[str] = Counter()
+    for record in _newest(layout).values():
+        failed.update(record.errors)
+    return failed
+
+
+def _newest(layout: Layout) -> dict[int, ShardRecord]:
+    """The record of each shard as it stands now."""
+    records = list(read_accounting(layout))
+    records += repair(layout, committed_shards(layout), records, noted_retry(layout))
+    return {record.shard_id: record for record in sorted(records, key=lambda r: r.generation)}
+
+
 def note_retry(layout: Layout, run_id: str, positions: dict[int, list[int]]) -> None:
-    """Write down which shards are about to be replaced, for `commit.repair` after a crash."""
+    """Record the shards that a retry is about to replace, for `commit.repair` after a crash."""
     noted = {"run_id": run_id, "shards": sorted(positions)}
     overwrite(layout, layout.retry_note, json.dumps(noted).encode())
 
 
 def noted_retry(layout: Layout) -> list[int]:
-    """The shards of the last retry."""
+    """The shards of the last retry; empty without one. Raises OutputError for a damaged note."""
     uri = layout.retry_note
     if layout.storage.stat(uri) is None:
         return []

@@ -1,4 +1,4 @@
-"""What the replicas of a run wrote about themselves."""
+"""Reads the journals of a run's replicas."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from batchinfer.rundir.paths import Layout, reading
 from batchinfer.storage import read_many
 
 ALIVE_SECONDS = 20.0
-"""A replica writes its journal every second. Long enough for a slow store and clocks that are a little apart; longer,
-and a run that is resumed right after a kill shows the killed replicas as running."""
+"""A replica counts as running if its journal is younger; it writes the journal every second. Shorter fails with a slow
+store or clocks that differ; longer shows killed replicas as running after a quick resume."""
 
 
 def read_journals(layout: Layout) -> list[ReplicaRecord]:
-    """What every replica of the run, of this session and of earlier ones, wrote about itself. Raises OutputError for
-    one that is damaged, or that has another replica's name."""
+    """The journals of all replicas of the run, of this session and of earlier ones.
+
+    Raises OutputError for a journal that is damaged, or that is a copy of another replica's.
+    """
     storage = layout.storage
     uris = [entry.uri for entry in storage.list(layout.journals_folder)]
     journals = []
@@ -42,7 +44,7 @@ def require_of_run(layout: Layout, journals: list[ReplicaRecord], run_id: str) -
 
 
 def living_replicas(layout: Layout, journals: list[ReplicaRecord]) -> frozenset[str]:
-    """The ids of the replicas that run now: a process holds the run, and their journals moved lately."""
+    """The ids of the replicas that run now: a process holds the run's lock, and their journals are recent."""
     moment = time.time()
     fresh = frozenset(
         journal.replica_id
@@ -53,5 +55,5 @@ def living_replicas(layout: Layout, journals: list[ReplicaRecord]) -> frozenset[
 
 
 def lost_attempts(journals: list[ReplicaRecord]) -> Counter[int]:
-    """How often each shard was in flight when a replica, one of those in `journals`, left or was killed."""
+    """By shard: how many of these journals end with the shard in flight, because their replica left or was killed."""
     return Counter(shard for journal in journals for shard in journal.shards_in_flight)

@@ -1,7 +1,7 @@
-"""Which files of a run folder this product wrote: no other file is ever deleted, moved or overwritten.
+"""Recognises the files of a run folder that batchinfer wrote. No other file is ever deleted or overwritten.
 
-A file is known by its name and by a mark in its content, never by the folder that it lies in. Before anything is
-touched, `require_own` refuses a folder that holds other files; each overwrite and each delete looks again.
+A file is recognised by its name and by a mark in its content, never by its folder alone. Before a run changes
+anything, `require_own` refuses a folder with other files. Each overwrite and each delete checks again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from batchinfer.errors import OutputError, StorageError
 from batchinfer.input.manifest import FOOTER as MANIFEST_FOOTER
 from batchinfer.rundir.commit import FOOTER
 from batchinfer.rundir.paths import Layout
-from batchinfer.storage import Entry, delete_many, join
+from batchinfer.storage import REQUESTS_AT_ONCE, Entry, delete_many, join
 
 SPEC_MARK = b"# Written by batchinfer"
 LOG_MARK = b"# The log of a batchinfer run"
@@ -27,10 +27,9 @@ EVENTS_MARK = b'{"written_by": "batchinfer", "file": "events"'
 STOP_MARK = b"batchinfer: no shard starts any more\n"
 
 _LARGEST_JSON = 256 * 2**20
-"""Bytes. The largest plan or report is far smaller; a larger file is not read into memory to find out what it is."""
+"""Bytes. A larger JSON file is refused unread, to save memory; the largest plan or report is far smaller."""
 
 _NAMED = 3
-_THREADS = 16
 
 _Check = Callable[[BinaryIO], bool]
 
@@ -57,7 +56,7 @@ def _json(*keys: str) -> _Check:
 
 
 def _lock(file: BinaryIO) -> bool:
-    # A lock on a disk names a process; one in a store is a lease.
+    # A lock on a disk names a process; a lock in a store is a lease.
     text = file.read(10_000)
     return bool(re.match(rb"\d+ on ", text)) or "lease" in json.loads(text)
 
@@ -78,36 +77,39 @@ _KINDS: dict[str, _Check] = {
     r"_run/run\.log": _begins(LOG_MARK),
     r"_run/stop": _begins(STOP_MARK),
 }
-"""By path below the output: what shows that this product wrote the file."""
+"""By path below the output: the check that batchinfer wrote the file."""
 
 _LASTING = r"(data|accounting)/.*"
-"""Made once and never overwritten, two for each shard: too many to look into before each session. A shard that has
-only one of the two is looked into, and so is each before a delete."""
+"""Two files for each shard, too many to read before each session. They are read if the shard has only one of the two,
+and before a delete."""
 
 
 def require_own(layout: Layout, thorough: bool = False) -> None:
-    """Raise OutputError when the run's folders hold a file that this product did not write. Changes nothing.
+    """Raise OutputError if the run's folders hold a file that batchinfer did not write. Changes nothing.
 
-    Looks at every name, and into every file but the results and the accounting of shards that have both;
-    `thorough` into these, too, as before all are deleted.
+    Checks every name and reads every file, except the results and the accounting of shards that have both. `thorough`
+    reads these too.
     """
     _refuse(layout, _foreign(layout, _entries(layout), thorough))
 
 
 def overwrite(layout: Layout, uri: str, data: bytes) -> None:
-    """Write the file of the run at `uri`, in place of an earlier one of this product. Raises OutputError."""
+    """Write the run's file at `uri`. Raises OutputError if it exists and batchinfer did not write it."""
     _require_own_file(layout, uri)
     layout.storage.put(uri, data)
 
 
 def remove(layout: Layout, uri: str) -> None:
-    """Delete the file of the run at `uri`, if there is one. Raises OutputError for one of somebody else."""
+    """Delete the run's file at `uri` if it exists. Raises OutputError if batchinfer did not write it."""
     _require_own_file(layout, uri)
     layout.storage.delete(uri)
 
 
 def clear(layout: Layout, kept: Iterable[str]) -> None:
-    """Delete every file of the run but `kept`, URIs, after a look into each. Raises OutputError before the first."""
+    """Delete every file of the run except the URIs `kept`.
+
+    All files are read and checked first: OutputError is raised before anything is deleted.
+    """
     entries = _entries(layout)
     _refuse(layout, _foreign(layout, entries, thorough=True))
     spared = set(kept)
@@ -115,18 +117,18 @@ def clear(layout: Layout, kept: Iterable[str]) -> None:
 
 
 def remove_leftovers(layout: Layout) -> None:
-    """Delete what killed writers left half-written in the folders of the run."""
+    """Delete the temporary files of killed writers in the folders of the run."""
     for folder in (layout.root, *layout.folders, layout.journals_folder, layout.events_folder):
         layout.storage.remove_leftovers(folder)
 
 
 def _entries(layout: Layout) -> list[Entry]:
     storage = layout.storage
-    # First: a listing follows links, and ends at one that leads to itself.
+    # Checked before the listing, which fails at a link that leads to itself.
     _refuse(layout, sorted(uri for folder in layout.folders for uri in storage.irregular(folder)))
     found = [entry for folder in layout.folders for entry in storage.list(folder)]
     listed = {entry.uri for entry in found}
-    # A folder with the name of a run's file is in no listing of files, and no write can replace it.
+    # A folder with the name of a run's file is not listed, but no write can replace it.
     names = [join(folder, name.rstrip("/")) for folder in layout.folders for name in storage.names(folder)]
     hidden = [uri for uri in names if uri not in listed and _check_of(_below(layout, uri)) is not None]
     for entry in map(storage.stat, hidden):
@@ -144,7 +146,7 @@ def _require_own_file(layout: Layout, uri: str) -> None:
 
 
 def _foreign(layout: Layout, entries: Iterable[Entry], thorough: bool) -> Iterator[str]:
-    """The URIs of what this product did not write, in order. `thorough` looks into every file."""
+    """The URIs of files that batchinfer did not write. `thorough`: read every file."""
     storage = layout.storage
     odd = {uri for folder in layout.folders for uri in storage.irregular(folder)}
     yield from sorted(odd)
@@ -163,7 +165,7 @@ def _foreign(layout: Layout, entries: Iterable[Entry], thorough: bool) -> Iterat
         half = _shard_of(layout, entry.uri) not in whole
         if thorough or half or not re.fullmatch(_LASTING, path):
             looked_into.append(entry)
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         for entry, own in zip(looked_into, pool.map(lambda e: _is_own(layout, e), looked_into), strict=True):
             if not own:
                 yield entry.uri
@@ -178,7 +180,7 @@ def _below(layout: Layout, uri: str) -> str:
 
 
 def _shard_of(layout: Layout, uri: str) -> str | None:
-    """The shard whose results or whose accounting the file holds, by its name."""
+    """The shard of a results or accounting file, by its name; None for other files."""
     match = re.match(r"(?:data|accounting)/(shard-\d+)\.", _below(layout, uri))
     return match[1] if match else None
 
@@ -193,12 +195,12 @@ def _is_own(layout: Layout, entry: Entry) -> bool:
         with layout.storage.open(entry.uri) as file:
             return check is not None and check(file)
     except (pa.ArrowException, OSError, ValueError, RecursionError):
-        # Not what its name says.
+        # The content is not that of a file with this name.
         return False
     except StorageError as error:
         if isinstance(error.__cause__, IsADirectoryError):
             return False
-        # Another process of this run may have deleted it since it was listed.
+        # Another process of this run may have deleted the file since it was listed.
         if layout.storage.stat(entry.uri) is None:
             return True
         raise

@@ -1,7 +1,7 @@
-"""What the runs of a job have done, read from the runs themselves.
+"""The earlier runs of a job, read from their folders. There is no other record.
 
-There is no other record: a run has a file from the moment its manifest is written, a tick is done when its report is.
-Two runs that choose their files at the same time are kept apart by a lock around the writing of the manifest.
+A run claims its input files when its manifest is written, and a tick is done when its report is written. A lock around
+the writing of the manifest keeps two runs from claiming the same files.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from batchinfer.storage import Entry, Stores, join, normal_uri, read_many, stora
 
 CLAIM_WAIT_SECONDS = 600.0
 LONGEST_PAUSE = 5.0
-"""Between two looks at a lock that another holds: in a store each look is two requests that are paid for."""
+"""Seconds between two checks of a lock that another process holds. Shorter costs more requests (a check in a store
+takes two), longer delays the run."""
 
 
 def past_runs(root: str, job: str, stores: Stores) -> list[PastRun]:
-    """Every run of the job `job` below the folder `root`, in order of their ticks."""
+    """Every run and every skipped tick of the job `job` below the folder `root`, in order of ticks."""
     kinds = _folders(root, stores)
     found = []
     for folder, claimed in _claimed(kinds[MANIFEST], stores):
@@ -49,13 +50,13 @@ def past_runs(root: str, job: str, stores: Stores) -> list[PastRun]:
 
 
 def note_skipped(folder: str, job: str, at: datetime, because: str, stores: Stores) -> None:
-    """Write down that the tick whose run would be in `folder`, an absolute place, is left out, and why."""
+    """Record that the tick `at`, whose run would be in `folder` (an absolute URI), is skipped, and why."""
     about = {"job": job, "tick": tick_name(at), "because": because}
     storage_for(folder, stores).create(folder + SKIPPED, json.dumps(about, indent=2).encode())
 
 
 def require_same_tick(old: Manifest | None, tick: Tick, layout: Layout) -> None:
-    """Refuse to put one tick's results into the folder of another."""
+    """Raise OutputError if the folder holds the run of another tick. `old`: the folder's manifest, if it has one."""
     other = None if old is None else old.fingerprint.tick
     if old is not None and other != tick.name:
         whose = f"the tick {other}" if other else "a job that ran without a schedule"
@@ -66,7 +67,7 @@ def require_same_tick(old: Manifest | None, tick: Tick, layout: Layout) -> None:
 
 
 class FileChoice:
-    """Picks the files of one incremental run, and makes sure that no other run of the job gets them."""
+    """Selects the files of one incremental run, and ensures that no other run of the job claims them too."""
 
     def __init__(self, spec: JobSpec, tick: Tick, layout: Layout) -> None:
         assert spec.input.incremental is not None
@@ -78,23 +79,25 @@ class FileChoice:
 
     @classmethod
     def of(cls, spec: JobSpec, tick: Tick, layout: Layout) -> FileChoice | None:
-        """The choice that `spec`, with absolute places, asks for; None where every run takes all files."""
+        """The choice for `spec`, which must have absolute URIs; None if the job is not incremental."""
         return None if spec.input.incremental is None else cls(spec, tick, layout)
 
     def __call__(self, entries: list[Entry]) -> list[Entry]:
-        """Those of `entries` that this run takes; raises InputError."""
+        """The entries that this run reads. Raises InputError."""
         claims = self._claims()
         uri, stores = self._spec.input.uri, self._spec.storage
         if not entries and not claims.tags and not _is_there(uri, stores):
-            # Nothing there, and there never was: a mistake, for which this has the words.
+            # The input does not exist and never had files, so it is a mistake: this call raises its error.
             input_entries(uri, self._spec.input.format, stores, ignore=self._spec.input.ignore)
         self.selection = select(entries, claims, self._rule, self._partition)
         return list(self.selection.taken)
 
     @contextlib.contextmanager
     def claiming(self, manifest: Manifest) -> Iterator[None]:
-        """Hold off the job's other runs while the manifest is written; raises InputTaken if one of them has taken
-        a file of it since it was made."""
+        """Hold the lock on the job's claims while the manifest is written.
+
+        Raises InputTaken if another run has claimed a file of `manifest` since it was made.
+        """
         place = join(self._tick.root, "_schedule", f"{self._spec.name}.claims")
         with waiting_lock(place, CLAIM_WAIT_SECONDS, self._spec.storage) as require_held:
             files = {**(manifest.fingerprint.empty or {}), **manifest.files}
@@ -108,12 +111,12 @@ class FileChoice:
                     + " while this one was starting",
                     "run the same command again: it takes what is left",
                 )
-            # The look takes time, and a lock in a store may be lost meanwhile.
+            # Reading the claims takes time, in which a lock in a store may be lost.
             require_held()
             yield
 
     def _claims(self) -> Claims:
-        """What the job's other runs have taken."""
+        """The claims of the job's other runs."""
         stores = self._spec.storage
         others = _folders(self._tick.root, stores)[MANIFEST] - {self._layout.root}
         found = _claimed(others, stores)
@@ -130,7 +133,7 @@ class FileChoice:
 
 
 def _is_there(uri: str, stores: Stores) -> bool:
-    """Is the place a folder, if an empty one? Of one in a bucket only a marker tells, which some tools make."""
+    """Does the folder exist, even if it is empty? An empty folder in a bucket exists only if a tool made its marker."""
     place = normal_uri(uri)
     _, scheme, path = place.rpartition("://")
     is_bucket = bool(scheme) and "/" not in path
@@ -138,7 +141,7 @@ def _is_there(uri: str, stores: Stores) -> bool:
 
 
 def _folders(root: str, stores: Stores) -> dict[str, set[str]]:
-    """The run folders below `root` that have each kind of file."""
+    """By kind of file: the run folders below `root` that have one."""
     found: dict[str, set[str]] = {kind: set() for kind in (MANIFEST, REPORT, SKIPPED, LOCK)}
     for entry in storage_for(root, stores).list(root):
         for kind, folders in found.items():
@@ -148,11 +151,11 @@ def _folders(root: str, stores: Stores) -> dict[str, set[str]]:
 
 
 def _claimed(folders: Iterable[str], stores: Stores) -> Iterator[tuple[str, ClaimedFiles]]:
-    """Each run's folder, and what its manifest took."""
+    """Each run's folder, and the files that its manifest claims. Raises OutputError for a damaged manifest."""
     uris = [folder + MANIFEST for folder in sorted(folders)]
     if not uris:
         return
-    # All lie below one folder, and so in one store.
+    # All runs lie below one folder, and therefore in one store.
     for uri, data in zip(uris, read_many(storage_for(uris[0], stores), uris), strict=True):
         with reading(uri, "restore it; or delete that run's folder, and the input files that it took are run again"):
             claimed = claimed_files(data)
@@ -170,9 +173,9 @@ def is_locked(uri: str, stores: Stores) -> bool:
 
 @contextlib.contextmanager
 def waiting_lock(uri: str, seconds: float, stores: Stores) -> Iterator[Callable[[], None]]:
-    """Hold the lock at `uri`, waiting for others that hold it; raises OutputBusy after so many seconds.
+    """Hold the lock at `uri`, after waiting for other holders. Raises OutputBusy after `seconds`.
 
-    Gives what `Storage.lock` gives.
+    Yields the function that `Storage.lock` yields.
     """
     deadline, pause = time.monotonic() + seconds, 0.2
     with contextlib.ExitStack() as held:

@@ -1,4 +1,4 @@
-"""Where the files of a run are."""
+"""The paths of the files of a run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from batchinfer.errors import BatchinferError, OutputError, StorageError
 from batchinfer.storage import Storage, Stores, join, storage_for
 
 MANIFEST, REPORT, SKIPPED, LOCK = "/_run/manifest.parquet", "/_run/report.json", "/_run/skipped.json", "/_run/lock"
-"""How the URIs of these files end: a run is found by them in a listing of many runs."""
+"""The endings of the URIs of these files, by which runs are found in a listing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The files of the run at `root`, in a store that is reached as `stores` says."""
+    """The URIs of the files of the run at `root`. `stores`: how to reach its store."""
 
     root: str
     stores: Stores = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Layout:
 
     @property
     def folders(self) -> tuple[str, str, str]:
-        """All that a run writes lies in these."""
+        """The folders that contain every file of a run."""
         return self.data_folder, self.accounting_folder, join(self.root, "_run")
 
     def data(self, shard_id: int) -> str:
@@ -62,7 +62,7 @@ class Layout:
 
     @property
     def replicas(self) -> str:
-        """The replicas' accounts, a table."""
+        """The accounting of the replicas, one row for each."""
         return self._of_run("replicas.parquet")
 
     @property
@@ -83,7 +83,7 @@ class Layout:
 
     @property
     def stop(self) -> str:
-        """Where this file is, no replica starts another shard."""
+        """If this file exists, no replica starts another shard."""
         return self._of_run("stop")
 
     @property
@@ -98,7 +98,7 @@ class Layout:
         return self._of_run("events")
 
     def events(self, replica_id: str) -> str:
-        """Where the replica writes its events, JSON lines after a first one that says what the file is."""
+        """The replica's events, one JSON line each, after a first line that identifies the file."""
         return join(self.events_folder, f"{replica_id}.jsonl")
 
     def _of_run(self, name: str) -> str:
@@ -107,7 +107,7 @@ class Layout:
 
 @contextlib.contextmanager
 def reading(uri: str, remedy: str) -> Iterator[None]:
-    """A run's file is data from outside: one that does not hold what its name says is an OutputError with `remedy`."""
+    """Turn errors of reading a run's file, which may be damaged or foreign, into OutputError with `remedy`."""
     try:
         yield
     except StorageError as error:
@@ -117,7 +117,7 @@ def reading(uri: str, remedy: str) -> Iterator[None]:
     except BatchinferError:
         raise
     except Exception as error:
-        # Damaged bytes make Arrow and the parsers raise nearly anything.
+        # On damaged bytes Arrow and the parsers raise exceptions of many types.
         raise OutputError(f"{uri} is not what a run of batchinfer wrote there, or it is damaged", remedy) from error
 
 

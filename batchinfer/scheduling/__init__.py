@@ -1,1 +1,1 @@
-"""Recurring jobs: a spec with a schedule and the time go in, the runs that are due are run."""
+"""Recurring jobs: the runs that are due by a spec's schedule."""

@@ -1,8 +1,8 @@
-"""The use cases of a job that runs again and again: run it for a time, run what is due, say how it stands.
+"""The use cases of a recurring job: run one tick, backfill, run the ticks that are due, show the job's state.
 
-Everything is decided from what the earlier runs left behind (`past_runs`) by `schedule.decide`; here it is done.
-A tick that ended with an error leaves a note (`attempts`), for `schedule list` alone: it stays due.
-One tick of a job runs at a time, held by a lock that ends with the process, unless `schedule.overlap` is allow.
+`schedule.decide` decides from the folders of earlier runs (`past_runs`); this module carries the decision out.
+A tick that ended with an error stays due. Its note (`attempts`) is only shown by `schedule list`.
+A job runs one tick at a time, unless `schedule.overlap` is allow. Its lock ends with the process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from batchinfer.errors import (
     Stopped,
     StorageError,
 )
-from batchinfer.execution import ray_pipeline, runner
+from batchinfer.execution import preview, ray_pipeline, runner
 from batchinfer.execution.checks import absolute, refusals_are_the_users
 from batchinfer.execution.progress import Listener
 from batchinfer.jobspec import JobSpec, ScheduleSpec, load
@@ -51,12 +51,14 @@ from batchinfer.rundir.paths import Layout, reading
 from batchinfer.storage import join, storage_for
 
 CLAIM_ATTEMPTS = 3
+"""Attempts to begin a run if another run of the job takes some of its files first. Each attempt lists the input
+again."""
 
 Clock = Callable[[], datetime]
 
 
 def utc_now() -> datetime:
-    """The time, in UTC."""
+    """The current time in UTC."""
     return datetime.now(UTC)
 
 
@@ -71,17 +73,17 @@ class Scheduled:
 
 @dataclass(slots=True)
 class DueOutcome:
-    """What came of running what was due: a report for each run that ended, and what kept others from it."""
+    """The result of running the due ticks: a report for each run that ended, and the errors of the others."""
 
     reports: list[Report] = field(default_factory=list)
     errors: list[BatchinferError] = field(default_factory=list)
 
 
 class JobStanding(BaseModel):
-    """How a scheduled job stands: its last tick and what became of it (`never` if there is none), the oldest tick that
-    is due now, how many are, and the next one. Times are ISO 8601, those of ticks in the schedule's time zone.
+    """The state of a scheduled job. Times are ISO 8601; ticks are in the schedule's time zone.
 
-    `problem` is why the last tick failed, and how often it was tried; None if it did not."""
+    `state`: of the last tick, `never` if there is none. `due`: the oldest tick that is due now. `problem`: why the
+    last tick failed, and how often it was tried; None if it did not fail."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -100,7 +102,7 @@ class JobStanding(BaseModel):
 
 
 def scheduled(paths: Sequence[str], overrides: Sequence[str] = ()) -> list[Scheduled]:
-    """The specs at `paths`, files or folders of them; in a folder those without a schedule are passed over.
+    """The specs at `paths`, which are files or folders. In a folder, specs without a schedule are ignored.
 
     Raises SpecError for a wrong spec, for a file without a schedule, and for two schedules of one name.
     """
@@ -134,7 +136,8 @@ def run(
     fresh: bool = False,
     at: datetime | None = None,
 ) -> Report:
-    """Run the job for the time `at`. None is now, or the latest tick; runs of it that died are resumed first."""
+    """Run the job for the tick `at`. If `at` is None, resume the job's unfinished runs, then run the latest tick, or
+    now for a job without a schedule."""
     if not spec.repeats:
         return runner.run(spec, listener, cluster, fresh, at)
     if at is not None:
@@ -151,8 +154,8 @@ def run(
 def backfill(
     spec: JobSpec, times: Sequence[datetime], listener: Listener, cluster: str | None = None, fresh: bool = False
 ) -> list[Report]:
-    """Run the job for each of `times`, in order, on one connection. What is done already is not done again."""
-    runner.validate(spec, times[0])
+    """Run the job for each of `times`, in order, on one connection to Ray. Finished ticks are not run again."""
+    preview.validate(spec, times[0])
     with _turn(spec, listener), ray_pipeline.connected(cluster):
         return [_run(spec, at, listener, cluster, fresh) for at in times]
 
@@ -160,9 +163,9 @@ def backfill(
 def run_due(
     spec: JobSpec, schedule: ScheduleSpec, listener: Listener, cluster: str | None = None, clock: Clock = utc_now
 ) -> DueOutcome:
-    """Resume the runs of the job that died, run every tick that is due, oldest first, and return.
+    """Resume the unfinished runs of the job, then run every tick that is due, oldest first.
 
-    If another process runs the job, `schedule.overlap` says what becomes of the ticks that have come since.
+    If another process runs the job, `schedule.overlap` decides about the ticks that came since that process began.
     """
     outcome = DueOutcome()
     try:
@@ -172,7 +175,7 @@ def run_due(
             start = _free(spec, due.start, past, listener)
             for at in due.skip:
                 _skip(spec, at, listener)
-            # One connection for all: a local cluster takes ten seconds to start.
+            # One connection for all, because a local cluster needs ten seconds to start.
             several = len(due.resume) + len(start) > 1
             with ray_pipeline.connected(cluster) if several else contextlib.nullcontext():
                 _make_up(spec, due.resume, start, listener, cluster, clock, outcome)
@@ -196,7 +199,7 @@ def _make_up(
     clock: Clock,
     outcome: DueOutcome,
 ) -> None:
-    """Resume and run, in order. What one tick needs mended must not keep the ticks after it from their files."""
+    """Resume `died` and run `start`, in order. A tick with a bad input or output does not stop the later ticks."""
     resumes = [(run.tick, partial(_resume, spec, run, listener, cluster)) for run in died]
     starts = [(at, partial(_start, spec, at, listener, cluster)) for at in start]
     for at, work in [*resumes, *starts]:
@@ -214,7 +217,7 @@ def _make_up(
             with contextlib.suppress(StorageError):
                 note_failed(runs_folder(spec), spec.name, at, error, clock(), spec.storage)
             if not isinstance(error, InputError | OutputError):
-                # Not this tick's own: a cluster, a store or a model that is gone is gone for the next one, too.
+                # A lost cluster, store or model would fail the next tick too.
                 return
 
 
@@ -226,7 +229,7 @@ def _start(spec: JobSpec, at: datetime, listener: Listener, cluster: str | None)
 def _free(
     spec: JobSpec, ticks: Sequence[datetime], past: Sequence[PastRun], listener: Listener | None = None
 ) -> list[datetime]:
-    """The ticks whose folder no other tick's run has: after a change of the schedule, a day may have had its run."""
+    """The ticks whose folder no other run has. After a change of the schedule, a folder named by day may have a run."""
     taken = {run.root: run.tick for run in past}
     found = []
     for at in ticks:
@@ -240,7 +243,7 @@ def _free(
 
 
 def standing(job: Scheduled, now: datetime) -> JobStanding:
-    """How the job stands at `now`."""
+    """The state of the job at `now`."""
     past = _past(job.spec)
     last = past[-1] if past else None
     due = _free(job.spec, owed(job.schedule, past, now), past)
@@ -314,16 +317,16 @@ def _skip(spec: JobSpec, at: datetime, listener: Listener) -> None:
 
 @contextlib.contextmanager
 def _turn(spec: JobSpec, listener: Listener, clock: Clock = utc_now) -> Iterator[None]:
-    """Hold the job, so that no other of its ticks runs; raises OutputBusy if one does and this is not to wait.
+    """Hold the job's lock, so that no other tick of the job runs. Raises OutputBusy if one runs and `overlap` is skip.
 
-    With `queue`, one process at a time waits, and another that comes ends at once.
+    With `queue`, one process waits; if one waits already, OutputBusy is raised.
     """
     overlap = spec.schedule.overlap if spec.schedule else "skip"
     if overlap == "allow" or not spec.repeats:
         yield
         return
     root = runs_folder(spec)
-    # Before the lock is made there: what is wrong with the place is the user's to mend.
+    # Checked before the lock is made there, so that a bad folder is reported as the user's mistake.
     storage_for(root, spec.storage).require_writable(root)
     place = join(root, "_schedule", spec.name)
     with contextlib.ExitStack() as held:

@@ -1,7 +1,7 @@
-"""Scheduled jobs kept running where there is no cron, systemd or Kubernetes: sleep to the next tick, run what is due.
+"""A scheduler for machines without cron, systemd or Kubernetes: sleep until the next tick, run what is due.
 
-Each tick is a process of its own, `batchinfer schedule run-due SPEC`, so that jobs do not wait for each other and
-a crash stays with its job. It decides anew from what earlier runs left behind: one too many does no harm.
+Each tick is its own process, `batchinfer schedule run-due SPEC`, so that jobs do not wait for each other and
+a crash affects only its job. That process decides from the folders of earlier runs, so it is idempotent.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from batchinfer.jobspec.schedule import coming
 from batchinfer.scheduling.recurring import Clock, Scheduled, utc_now
 
 POLL_SECONDS = 1.0
-"""How soon the end of a tick is noticed. The clock is asked anew as often: it may be set, or the machine sleep."""
+"""Seconds between looks at the clock and at the running ticks. The clock is polled, because it may be set or the
+machine may sleep. Longer, and ticks start and end that much later."""
 
 
 class _Serving:
-    """The jobs, the processes that run their ticks, and whether it is time to end."""
+    """The jobs and the processes of their ticks, until a signal ends the scheduler."""
 
     def __init__(self, jobs: Sequence[Scheduled], options: Sequence[str], listener: Listener, clock: Clock) -> None:
         self._jobs = jobs
@@ -35,21 +36,21 @@ class _Serving:
         self._left_undone = False
 
     def end(self, name: str, count: int) -> None:
-        """A first signal lets the shards in flight end, a second one stops at once: as for `run`."""
+        """Forward a signal: the first lets the shards in flight finish, the second stops at once, as for `run`."""
         self._ending = True
         for _, process in list(self._running):
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
 
     def run(self) -> int:
-        """Until a signal. Returns the exit code: 0, or 4 where a run was stopped that can be resumed."""
+        """Run ticks until a signal. Returns the exit code: 0, or 4 if a stopped run can be resumed."""
         now = self._clock()
-        # What came due while nobody looked, and runs that died: each job's own process sees to it.
+        # Ticks that came due while no scheduler ran, and unfinished runs, are handled by each job's first process.
         for job in self._jobs:
             self._start(job)
         waiting = {job.path: next(coming(job.schedule, now), None) for job in self._jobs}
         while not self._ending:
-            # What a signal changed is seen at the end of the sleep.
+            # A signal does not interrupt the sleep, so `_ending` is checked after it.
             time.sleep(POLL_SECONDS)
             self._reap()
             now = self._clock()
@@ -67,7 +68,7 @@ class _Serving:
 
     def _start(self, job: Scheduled) -> None:
         command = [sys.executable, "-m", "batchinfer", "schedule", "run-due", job.path, *self._options]
-        # A session of its own: Ctrl-C reaches it through `end` alone, once.
+        # In its own session, the process receives Ctrl-C only once, through `end`.
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
         self._running.append((job.spec.name, process))
         self._listener.event("tick", job=job.spec.name, pid=process.pid)
@@ -83,9 +84,9 @@ class _Serving:
 
 
 def serve(jobs: Sequence[Scheduled], options: Sequence[str], listener: Listener, clock: Clock = utc_now) -> int:
-    """Run the jobs' ticks as they come, until SIGTERM or SIGINT; then let what runs drain. Returns the exit code.
+    """Run the jobs' ticks as they come due, until SIGTERM or SIGINT; then wait for the shards in flight.
 
-    `options` go to every `schedule run-due`.
+    `options` are added to every `schedule run-due`. Returns the exit code: see `_Serving.run`.
     """
     for job in jobs:
         following = next(coming(job.schedule, clock()), None)

@@ -1,17 +1,19 @@
-"""Where files live: list, read, create-if-absent, compare-and-swap. The only place that knows a store.
+"""Stores of files: list, read, create if absent, compare and swap. Only this package knows how a store works.
 
-A commit needs one promise from a store: `create` makes the whole object or nothing, and of many
-callers exactly one is told True. The local file system gives it by linking a synced temporary file,
-S3 by a conditional write.
+A commit needs one guarantee of a store: `create` makes the whole object or nothing, and returns True to exactly one of
+all callers. On the local file system a link to a synced temporary file guarantees it, on S3 a conditional write.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from batchinfer.errors import UserError
 from batchinfer.jobspec import StoreSpec
 from batchinfer.storage.base import (
+    REQUESTS_AHEAD,
+    REQUESTS_AT_ONCE,
     Entry,
     Storage,
     delete_many,
@@ -25,6 +27,8 @@ from batchinfer.storage.local import LocalStorage, local_path
 from batchinfer.storage.patience import impatient
 
 __all__ = [
+    "REQUESTS_AHEAD",
+    "REQUESTS_AT_ONCE",
     "Entry",
     "LocalStorage",
     "Storage",
@@ -42,18 +46,21 @@ __all__ = [
 ]
 
 Stores = Mapping[str, StoreSpec]
-"""The `storage` key of a spec: how to reach the stores of URIs that begin so."""
+"""The `storage` key of a spec: by prefix of URIs, how to reach their store."""
 
 
 def storage_for(uri: str, stores: Stores | None = None) -> Storage:
-    """The store that `uri` lives in, reached as the longest of `stores` that it begins with says."""
+    """The store of `uri`, with the options of the longest matching prefix in `stores`. Raises UserError."""
     scheme, separator, _ = uri.partition("://")
+    if odd := re.match(r"file:/(?!/)|file://localhost/", uri):
+        # Spark and Hadoop print paths as file:/data, which would be a relative path here, in a folder named `file:`.
+        raise UserError(f"{uri}: the URI of a file is written with three slashes", f"write /{uri[odd.end() :]}")
     if not separator or scheme == "file":
         return LocalStorage()
     if scheme != "s3":
         remedy = f"write s3://{uri.partition('://')[2]}" if scheme in ("s3a", "s3n") else "use s3:// or a local path"
         raise UserError(f"{uri}: {scheme}:// is not a store that this version reads or writes", remedy)
-    # Here, and not above: boto3 takes long to import, and a local run never needs it.
+    # Imported here because boto3 is slow to import, and a local run never needs it.
     from batchinfer.storage.s3 import S3Storage
 
     fitting = [prefix for prefix in stores or () if _covers(prefix.rstrip("/"), uri)]
@@ -65,7 +72,7 @@ def _covers(prefix: str, uri: str) -> bool:
 
 
 def normal_uri(uri: str) -> str:
-    """The one name of a place: an absolute path, or an s3:// URI without a slash at its end."""
+    """The canonical name of a place: an absolute path, or an s3:// URI without a slash at its end."""
     if "://" in uri and not uri.startswith("file://"):
         return uri.rstrip("/")
     return local_path(uri)

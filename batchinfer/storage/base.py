@@ -1,4 +1,4 @@
-"""What batchinfer asks of a store, whichever it is."""
+"""The interface of every store."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from batchinfer.errors import InputError, OutputError
+from batchinfer.errors import InputError, OutputBusy, OutputError
 
 _TEMPORARY = ".writing-"
 
 NAMES_AT_LEAST = 1000
-"""How many names of a folder `Storage.names` gives at least: what S3 lists in one request."""
+"""The names that `Storage.names` returns at least, if the folder has so many: what S3 lists in one request. More would
+need several requests; fewer would hide existing names."""
 
-_THREADS = 16
-_AHEAD = 64
+REQUESTS_AT_ONCE = 16
+"""Requests to a store that one step of a run has in flight. With fewer, many small files take round trip after round
+trip; with more, stores throttle (the pool of connections to S3 has 64)."""
+
+REQUESTS_AHEAD = 4 * REQUESTS_AT_ONCE
+"""Reads that are begun before their turn: they fill the threads while the oldest is awaited, and bound the memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One object of a store. `tag` changes whenever the content does."""
+    """One object of a store. `size` is in bytes; `tag` changes whenever the content changes."""
 
     uri: str
     size: int
@@ -32,72 +37,71 @@ class Entry:
 
 
 class Storage(Protocol):
-    """What batchinfer asks of a store. All calls raise StorageError, naming the URI."""
+    """The operations of a store. All of them raise StorageError with the URI."""
 
     def list(self, uri: str) -> Iterator[Entry]:
-        """Every object under `uri`, in order of its URI, as the store gives them; nothing when there is none."""
+        """Every object at or below `uri`, in the store's order; nothing if there is none."""
 
     def match(self, pattern: str) -> Iterator[Entry]:
-        """Every object whose URI fits `pattern`, in any order: `*`, `?`, `[...]` in a name, `**` for folders."""
+        """Every object whose URI matches `pattern`, in any order: `*`, `?`, `[...]` in a name, `**` for folders."""
 
     def names(self, uri: str) -> Sequence[str]:
-        """What lies directly in the folder `uri`, NAMES_AT_LEAST of it; nothing when there is none."""
+        """The names directly in the folder `uri`, at least the first NAMES_AT_LEAST; empty if there are none."""
 
     def stat(self, uri: str) -> Entry | None:
-        """The object at `uri`, None when there is none."""
+        """The object at `uri`; None if there is none."""
 
     def open(self, uri: str, tag: str | None = None) -> BinaryIO:
-        """A seekable reader of the object at `uri`. Raises InputError when its tag is not `tag`."""
+        """A seekable reader of the object at `uri`. Raises InputError if its tag is not the given `tag`."""
 
     def read(self, uri: str) -> bytes:
         """The whole object at `uri`."""
 
     def create(self, uri: str, data: bytes) -> bool:
-        """Make the object unless there is one: True for exactly one of all callers, ever."""
+        """Create the object if there is none. Returns True to exactly one of all callers."""
 
     def replace(self, uri: str, data: bytes, tag: str) -> bool:
-        """Swap the object's content if its tag is still `tag`; False if it has changed."""
+        """Replace the object's content if its tag is still `tag`; False if the tag has changed."""
 
     def put(self, uri: str, data: bytes) -> None:
         """Write the object, whole or not at all; the last writer wins. May be lost in a power cut."""
 
     def delete(self, uri: str) -> None:
-        """Remove the object if it is there."""
+        """Delete the object if it exists."""
 
     def irregular(self, uri: str) -> Iterator[str]:
-        """What is at `uri` or below it and is neither a folder nor a plain file: links, pipes, sockets.
+        """Everything at or below `uri` that is neither a folder nor a plain file: links, pipes, sockets.
 
-        A write or a delete there could reach something elsewhere. A store of objects has none.
+        A write or a delete there could reach files elsewhere. A store of objects has none.
         """
 
     def remove_leftovers(self, uri: str) -> None:
         """Delete the temporary files (see `temporary_name`) that killed writers left directly in the folder `uri`.
 
-        At best effort where a store forbids it: no result rests on it.
+        Best effort: a store may forbid deletes, and no result depends on this.
         """
 
     def require_writable(self, uri: str) -> None:
-        """Raise OutputError unless a run can write under the folder `uri`: tries there all that commits rest on."""
+        """Raise OutputError unless a run can write below the folder `uri`. Tries every operation that commits need."""
 
     def lock(self, uri: str) -> contextlib.AbstractContextManager[Callable[[], None]]:
-        """Hold `uri` alone; raises OutputBusy if another process does, in bounded time. Ends with the process.
+        """Hold the lock at `uri`, which ends with the process. Returns or fails in bounded time.
 
-        Gives a call that raises StorageError once the lock was lost to another, and that waits while it is
-        unknown whether it was. Raises OutputError where
-        something stands at `uri` that no lock of this product wrote.
+        Yields a function that raises StorageError if another process took the lock, and that waits while this is
+        unknown. Raises OutputBusy if another process holds the lock, OutputError if the file at `uri` is no lock.
         """
 
 
 def temporary_name() -> str:
-    """A name for a file that is being written; one left behind by a crash is not part of any result.
+    """A name for a file that is being written. After a crash such a file may remain, and is no part of any result.
 
-    The name ends in a checksum of its own, so that `is_temporary` cannot mistake a user's file for one.
+    The name ends with its own checksum, so that `is_temporary` does not mistake a user's file for a temporary one.
     """
     return _temporary(uuid.uuid4().hex)
 
 
 def fixed_temporary_name(purpose: str) -> str:
-    """The temporary name that every process gives to a file for `purpose`."""
+    """A temporary name for `purpose` that is equal in every process."""
     return _temporary(uuid.uuid5(uuid.NAMESPACE_OID, purpose).hex)
 
 
@@ -112,10 +116,18 @@ def is_temporary(name: str) -> bool:
 
 
 def foreign_lock(uri: str) -> OutputError:
-    """The error for a file that stands where a lock belongs."""
+    """The error for a file at a lock's URI that is no lock."""
     return OutputError(
         f"{uri} stands where the lock of a run belongs, and batchinfer did not write it",
         "move that file away, or choose another output.uri; nothing was changed",
+    )
+
+
+def locked_output(holder: str) -> OutputBusy:
+    """The error for a lock that a living process has; `holder` names it."""
+    return OutputBusy(
+        f"another batchinfer is writing to this output (process {holder})",
+        "wait for it to end, or stop it; then run the same command again",
     )
 
 
@@ -125,7 +137,7 @@ def join(uri: str, *parts: str) -> str:
 
 
 def input_changed(uri: str, gone: bool) -> InputError:
-    """The error for a file that is not the one which the manifest was cut from."""
+    """The error for a file that has changed, or is gone, since the manifest was cut."""
     return InputError(
         f"{uri} {'is gone' if gone else 'has changed'} since the run began",
         "put it back as it was, or run with --fresh to begin anew with the input as it is",
@@ -133,13 +145,13 @@ def input_changed(uri: str, gone: bool) -> InputError:
 
 
 def read_many(storage: Storage, uris: Iterable[str]) -> Iterator[bytes]:
-    """The objects in order, several read at a time: a store far away takes as long for each as for many."""
-    pool = ThreadPoolExecutor(_THREADS)
+    """The contents of the objects, in order. Several are read at a time, because a remote store has a high latency."""
+    pool = ThreadPoolExecutor(REQUESTS_AT_ONCE)
     waiting: deque[Future[bytes]] = deque()
     try:
         for uri in uris:
             waiting.append(pool.submit(storage.read, uri))
-            if len(waiting) >= _AHEAD:
+            if len(waiting) >= REQUESTS_AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -148,8 +160,8 @@ def read_many(storage: Storage, uris: Iterable[str]) -> Iterator[bytes]:
 
 
 def delete_many(storage: Storage, uris: Iterable[str]) -> None:
-    """Remove the objects, several at a time."""
-    pool = ThreadPoolExecutor(_THREADS)
+    """Delete the objects, several at a time."""
+    pool = ThreadPoolExecutor(REQUESTS_AT_ONCE)
     try:
         for _ in pool.map(storage.delete, uris):
             pass

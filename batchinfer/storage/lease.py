@@ -1,4 +1,4 @@
-"""A lock for a store without locks: an object that its holder renews, and that others may take when he stops."""
+"""A lock for a store without locks: an object that its holder renews, and that others may take if it is not renewed."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from batchinfer.errors import OutputBusy, StorageError
+from batchinfer import signals
+from batchinfer.errors import StorageError
 from batchinfer.events import tell
-from batchinfer.storage.base import foreign_lock
+from batchinfer.storage.base import foreign_lock, locked_output
 
 RENEWALS_A_LEASE = 4
 LEAVE_SECONDS = 10.0
+SIGNALLED_SECONDS = 3.0
+"""Seconds that a command which a signal ends waits for a renewal in flight. All clean-ups have 15 together; with more,
+a store that hangs would leave none for the processes of a local cluster."""
 
 WAITED_LEASES = 3.0
 WAITED_SECONDS_MORE = 30.0
-"""A lock is waited for during so many leases and seconds: an abandoned one lapses after one lease. Who waits longer
-has met a store that keeps refusing the take-over, and would otherwise wait for ever."""
+"""How long to wait for a lock: so many leases plus so many seconds. An abandoned lock lapses after one lease, so a
+longer wait means that the store refuses to replace it. Shorter gives up on a slow store."""
 
 _HELD: set[str] = set()
 """The leases that this process holds."""
@@ -32,7 +36,7 @@ _HELD: set[str] = set()
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The lock object as it is: `age` is seconds since it was written, by the store's clock."""
+    """The lock object when it was read. `age`: seconds since it was written, by the store's clock."""
 
     tag: str
     data: bytes
@@ -40,13 +44,13 @@ class Seen:
 
 
 class Lease:
-    """Holds the lock at `uri` for as long as it can renew it, `seconds` at a time.
+    """Holds the lock at `uri` and renews it, `seconds` at a time.
 
-    A renewal that comes late, as after an outage of the store, still succeeds if nobody took the lock meanwhile:
-    `require_held` waits for that, up to `patience` seconds.
+    A late renewal, such as after an outage of the store, succeeds if no other process took the lock meanwhile.
+    `require_held` waits for it, up to `patience` seconds.
 
-    The object always stays; every change of it is made on condition that nobody else made one. `create`
-    and `replace` give the new tag, or None if another was first.
+    The object is never deleted, and every change of it is conditional on its last tag. `create` and `replace` return
+    the new tag, or None if another process was first.
     """
 
     def __init__(
@@ -71,16 +75,21 @@ class Lease:
         self._taken = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._at_a_signal = contextlib.ExitStack()
 
     def __enter__(self) -> Lease:
         self._tag = self._take()
         self._renewed_at = time.monotonic()
         _HELD.add(self._lease)
         self._thread.start()
+        self._at_a_signal.enter_context(signals.cleaning(lambda: self._release(SIGNALLED_SECONDS), after_others=True))
         return self
 
     def _take(self) -> str:
-        """The tag of the lock, once it is ours. Waits for a holder that may be dead, refuses for one that lives."""
+        """Take the lock; returns its tag. Waits for a holder that may be dead.
+
+        Raises OutputBusy if the holder lives, StorageError if the store never lets the lock be taken.
+        """
         first: Seen | None = None
         began = time.monotonic()
         told = False
@@ -104,10 +113,7 @@ class Lease:
                             tell("lease taken", uri=self._uri, holder=named)
                         return tag
                 elif alive or (first is not None and first.tag != seen.tag):
-                    raise OutputBusy(
-                        f"another batchinfer is writing to this output (process {named})",
-                        "wait for it to end, or stop it; then run the same command again",
-                    )
+                    raise locked_output(named)
                 elif not told:
                     told = True
                     tell("lock waited for", uri=self._uri, holder=named, seconds=round(self._seconds - seen.age))
@@ -122,7 +128,7 @@ class Lease:
             time.sleep(min(1.0, self._seconds / 10))
 
     def _lives(self, holder: dict[str, Any]) -> bool | None:
-        """Does the holder live? None where that cannot be seen from here, and only the lease's end can tell."""
+        """Does the holder live? None if it runs on another machine or in another container: only the lease tells."""
         if self._me["place"] is None or holder.get("place") != self._me["place"]:
             return None
         if holder.get("pid") == os.getpid():
@@ -132,7 +138,7 @@ class Lease:
 
     def _content(self, released: bool = False) -> bytes:
         name = f"{os.getpid()} on {socket.gethostname()}"
-        # The nonce gives every renewal a tag of its own.
+        # The nonce makes the tag of every renewal different.
         return json.dumps({"holder": name, **self._me, "released": released, "nonce": uuid.uuid4().hex}).encode()
 
     def _beat(self) -> None:
@@ -140,7 +146,7 @@ class Lease:
             try:
                 tag = self._replace(self._content(), self._tag)
             except StorageError:
-                # `require_held` finds out when the lease has ended over it.
+                # The next renewal may succeed; `require_held` notices if the lease ends before.
                 continue
             if tag is None:
                 self._taken = True
@@ -149,7 +155,10 @@ class Lease:
             self._tag, self._renewed_at = tag, time.monotonic()
 
     def require_held(self) -> None:
-        """Return while the lock is held; wait for a late renewal; raise StorageError once another took the lock."""
+        """Return if the lock is held, after waiting for a late renewal.
+
+        Raises StorageError if another process took the lock, or if the renewal is later than `patience`.
+        """
         told = False
         while not self._taken:
             late = time.monotonic() - self._renewed_at - self._seconds
@@ -169,19 +178,30 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._at_a_signal.close()
         _HELD.discard(self._lease)
+        if kind is not None and issubclass(kind, StorageError):
+            self._stop.set()
+            self._thread.join(LEAVE_SECONDS)
+        else:
+            self._release(LEAVE_SECONDS)
+
+    def _release(self, seconds: float) -> None:
+        """Let the next holder in at once.
+
+        A store that fails, or hangs in a renewal, would only hold the end of the run up. Nothing is lost without a
+        release: the lease ends by itself, and on this machine its holder is seen to be gone.
+        """
         self._stop.set()
-        self._thread.join(LEAVE_SECONDS)
-        # A store that fails, or hangs in a renewal, would only hold the end of the run up. Nothing is lost
-        # without a release: the lease ends by itself, and on this machine its holder is seen to be gone.
-        if self._taken or self._thread.is_alive() or (kind is not None and issubclass(kind, StorageError)):
+        self._thread.join(seconds)
+        if self._taken or self._thread.is_alive():
             return
         with contextlib.suppress(StorageError):
             self._replace(self._content(released=True), self._tag)
 
 
 def _place() -> str | None:
-    """What tells apart the sets of processes in which a process id means something; None if unknown."""
+    """The boot and the pid namespace of this process, within which a process id is unique; None if unknown."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
@@ -190,10 +210,10 @@ def _place() -> str | None:
 
 
 def _started(pid: int) -> str | None:
-    """When a process began, in ticks since the machine's start: no change of a clock moves it. None if it is gone."""
+    """The start of a process in ticks since boot, which no change of the clock affects; None if it is gone."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            # After the name, which may hold anything: the state, and 19 fields on the start.
+            # The name may contain anything, so count from its closing bracket: field 0 is the state, 19 the start.
             fields = file.read().rpartition(")")[2].split()
     except OSError:
         return None

@@ -1,6 +1,6 @@
-"""The local file system: whole objects by linking and renaming synced temporary files.
+"""The local file system: creates whole objects by linking and renaming synced temporary files.
 
-A mount without hard links, as many of FUSE, SMB and FAT, gets the same promise from a lock and a rename.
+On a mount without hard links, such as many of FUSE, SMB and FAT, a lock and a rename have the same guarantee.
 """
 
 from __future__ import annotations
@@ -16,26 +16,27 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
-from batchinfer.errors import InputError, OutputBusy, OutputError, StorageError
+from batchinfer.errors import InputError, OutputError, StorageError
 from batchinfer.storage.base import (
     Entry,
     fixed_temporary_name,
     foreign_lock,
     input_changed,
     is_temporary,
+    locked_output,
     temporary_name,
 )
 
 
 def local_path(uri: str) -> str:
-    """`uri` as an absolute path without `file://`, links resolved: one place has one name."""
+    """`uri` as an absolute path without `file://` and with links resolved, so that each place has one name."""
     return os.path.realpath(os.path.expanduser(uri.removeprefix("file://")))
 
 
 def _written_path(uri: str) -> str:
-    """The path to write or delete: links in the folders above are resolved, one at the name itself is not.
+    """The path to write or delete, with links in the folders above resolved.
 
-    Raises StorageError for such a link: what it leads to belongs to somebody else.
+    Raises StorageError if the path itself is a link: its target may belong to somebody else.
     """
     folder, name = os.path.split(os.path.abspath(os.path.expanduser(uri.removeprefix("file://"))))
     path = os.path.join(os.path.realpath(folder), name)
@@ -45,7 +46,7 @@ def _written_path(uri: str) -> str:
 
 
 class LocalStorage:
-    """The local file system, or one mounted there that has links and locks."""
+    """See `Storage`. The local file system, or a mount with locks."""
 
     def list(self, uri: str) -> Iterator[Entry]:
         root = local_path(uri)
@@ -63,7 +64,7 @@ class LocalStorage:
     def match(self, pattern: str) -> Iterator[Entry]:
         seen: set[tuple[str, str]] = set()
         for path in glob.iglob(local_path(pattern), recursive=True):
-            # Links to folders may lead to one file by several ways; a link to a file is a file of its own name.
+            # Links to folders may make several paths to one file, which counts once. A link to a file counts as a file.
             place = (os.path.realpath(os.path.dirname(path)), os.path.basename(path))
             if place not in seen and os.path.isfile(path):
                 seen.add(place)
@@ -128,7 +129,7 @@ class LocalStorage:
 
     def replace(self, uri: str, data: bytes, tag: str) -> bool:
         path = _written_path(uri)
-        # The lock holds off other replacers between the comparison and the rename.
+        # The lock excludes other writers between the comparison and the rename.
         with _naming(uri), self._temporary(path, data) as temporary, _alone(os.path.dirname(path)):
             if self._entry(path).tag != tag:
                 return False
@@ -143,7 +144,7 @@ class LocalStorage:
 
     @contextlib.contextmanager
     def _temporary(self, path: str, data: bytes, sync: bool = True) -> Iterator[str]:
-        """A file with `data` beside `path`; gone afterwards unless it was renamed."""
+        """A temporary file with `data` beside `path`; deleted afterwards unless it was renamed."""
         folder = os.path.dirname(path)
         os.makedirs(folder, exist_ok=True)
         temporary = os.path.join(folder, temporary_name())
@@ -193,7 +194,7 @@ class LocalStorage:
                 raise NotADirectoryError(errno.ENOTDIR, "is not a folder", existing)
             if not os.access(existing, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "no permission to write", existing)
-            # Root passes every permission check: only writes tell what the file system does.
+            # Root passes every permission check, so only real writes show what the file system allows.
             probe = os.path.join(existing, temporary_name())
             os.mkdir(probe)
             try:
@@ -207,7 +208,7 @@ class LocalStorage:
             ) from None
 
     def _prove(self, path: str, folder: str) -> None:
-        """Do on a file of our own what commits and locks rest on. Raises OSError or OutputError."""
+        """Try the operations that commits and locks need, on the file `path`. Raises OSError or OutputError."""
         try:
             made = self.create(path, b"1")
             kept = not self.create(path, b"2") and self.read(path) == b"1"
@@ -216,7 +217,7 @@ class LocalStorage:
             with open(path, "r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except StorageError as error:
-            # As the system said it.
+            # Raise the system's error, so that the caller can show its reason.
             raise (error.__cause__ if isinstance(error.__cause__, OSError) else error) from None
         if not (made and kept and swapped and self.read(path) == b"33"):
             raise OutputError(
@@ -230,9 +231,9 @@ class LocalStorage:
         with _naming(uri):
             me = f"{os.getpid()} on {os.uname().nodename}\n".encode()
             if not os.path.lexists(path):
-                # Whole from the beginning: an empty file here is never a lock of ours.
+                # Created with its content, so that an empty file at this path is never a lock.
                 self.create(path, me)
-            # A pipe would wait for its other end.
+            # O_NONBLOCK: opening a pipe would wait for its other end.
             handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             if not LOCK_CONTENT.fullmatch(os.pread(handle, 1000, 0)):
@@ -241,11 +242,8 @@ class LocalStorage:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 holder = os.pread(handle, 100, 0).decode(errors="replace").strip()
-                raise OutputBusy(
-                    f"another batchinfer is writing to this output (process {holder})",
-                    "wait for it to end, or stop it; then run the same command again",
-                ) from None
-            # In this order the file is never empty, whenever the process is killed.
+                raise locked_output(holder) from None
+            # Write before truncating: the file is then never empty, even if the process is killed.
             os.pwrite(handle, me, 0)
             os.ftruncate(handle, len(me))
             yield _held
@@ -254,20 +252,21 @@ class LocalStorage:
 
 
 LOCK_CONTENT = re.compile(rb"\d+ on [^\n]+\n.*", re.DOTALL)
-"""What a lock holds: its holder's process and machine; the rest of a longer name while it is replaced."""
+"""The content of a lock: the holder's process and machine, and possibly the rest of a longer name before."""
 
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-"""What file systems say that have no hard links, or no room for one more on this file."""
+"""The errors of file systems without hard links, or with no more links for this file."""
 
 PROBE = "probe"
 WAIT_SECONDS = 60.0
-"""A swap of a file takes milliseconds. Who waits longer waits for a process that hangs or is stopped."""
+"""Seconds to wait for another writer, whose replace takes milliseconds: after that it hangs or is stopped. Shorter
+fails on a slow network mount."""
 
 _LOCK_NAME = fixed_temporary_name("one writer at a time")
 
 
 def _is_plain(path: str) -> bool:
-    """Is `path` a folder or a file of its own? One that has just gone is."""
+    """Is `path` a folder or a plain file? Also true if the path has just been deleted."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -276,11 +275,11 @@ def _is_plain(path: str) -> bool:
 
 
 def _held() -> None:
-    """The system takes a lock from nobody but a process that ends."""
+    """Does nothing: the system releases a lock only when its process ends, so the lock is never lost."""
 
 
 def _rename_if_absent(temporary: str, path: str) -> bool:
-    """What a link does where the file system has none. False if there is a file at `path`."""
+    """Rename under a lock, on a file system without links. False if there is a file at `path`."""
     with _alone(os.path.dirname(path)):
         if os.path.lexists(path):
             return False
@@ -289,7 +288,7 @@ def _rename_if_absent(temporary: str, path: str) -> bool:
 
 
 def _remove_probe(folder: str) -> None:
-    """Remove what `require_writable` made, with the file in it."""
+    """Remove the folder that `require_writable` made, with the files in it."""
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             if name == PROBE or is_temporary(name):
@@ -299,9 +298,9 @@ def _remove_probe(folder: str) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: str) -> Iterator[None]:
-    """Hold every other process that asks for the same off `folder`, for a moment. Raises OSError after WAIT_SECONDS.
+    """Hold the lock of `folder`, which excludes other processes here. Raises OSError after WAIT_SECONDS.
 
-    The lock is on a file, since NFS locks no folder.
+    The lock is on a file, because NFS cannot lock a folder.
     """
     path = os.path.join(folder, _LOCK_NAME)
     deadline = time.monotonic() + WAIT_SECONDS
@@ -314,7 +313,7 @@ def _alone(folder: str) -> Iterator[None]:
                     try:
                         yield
                     finally:
-                        # Before the lock ends: whoever waits with this file open sees that it is gone.
+                        # Deleted while locked: a process that waits with this file open then sees that it is gone.
                         os.unlink(path)
                     return
         finally:
@@ -325,7 +324,7 @@ def _alone(folder: str) -> Iterator[None]:
 
 
 def _is_at(handle: int, path: str) -> bool:
-    """Is the open file still the one at `path`?"""
+    """Is the open file still the file at `path`?"""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:
@@ -333,7 +332,7 @@ def _is_at(handle: int, path: str) -> bool:
 
 
 def _sync_folder(folder: str) -> None:
-    """Make a new name in `folder` survive a power cut, as the file's content already does."""
+    """Sync the folder, so that a new name in it survives a power cut. The file's content was synced before."""
     handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
@@ -348,7 +347,7 @@ def _raise(error: OSError) -> None:
 
 @contextlib.contextmanager
 def _naming(uri: str) -> Iterator[None]:
-    """Turn the system's error into a StorageError that names the URI and what to do."""
+    """Turn the system's error into a StorageError with the URI and a remedy."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
-"""When a request to a store is sent, and when it is sent again: by time, not by a number of tries.
+"""The pace and the retries of requests to a store. Retries are limited by time, not by a number of attempts.
 
-botocore's own retries share a quota in the process. Under steady throttling it runs dry, and then the first 503 ends
-the run. Here each request is retried until a limit of time, and throttling slows all requests of the process down.
+botocore's own retries share a quota in the process. Steady throttling uses the quota up, and then the first 503 ends
+the run. Here each request is retried until a limit of time, and throttling slows all requests of the process.
 """
 
 from __future__ import annotations
@@ -31,17 +31,19 @@ T = TypeVar("T")
 
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 10.0
-"""The pause doubles up to this. A longer one would leave GPUs idle after the store is back."""
+"""Seconds. The pause between retries doubles up to this. Longer leaves GPUs idle after the store is back; shorter
+sends more requests to a failing store."""
 
 SLOWEST_REQUESTS_A_SECOND = 4.0
-"""The floor of the pace. Below it the renewal of a lock could wait for its turn longer than a lease lasts."""
+"""The lowest pace. Lower, and the renewal of a lock could wait for its turn longer than a lease."""
 
 WINDOW_SECONDS = 1.0
 GROWTH = 1.25
 CUT = 0.6
 UNLIMITED_REQUESTS_A_SECOND = 500.0
-"""Once a window the pace grows by 25%, and is cut by 60% of the share of requests that the store throttled. So it
-settles where about a third is refused at random, and falls at once where all are. Above the last it has no limit."""
+"""The pace of a throttled store changes once a window: it grows by 25% and is cut by 60% of the throttled share. So it
+settles if about a third is refused, and falls at once if all are. Above UNLIMITED_REQUESTS_A_SECOND there is no
+limit."""
 
 TELL_EVERY_SECONDS = 30.0
 
@@ -51,17 +53,17 @@ _TRANSIENT_STATUSES = {408, 429, 500, 502, 503, 504}
 
 
 def code_of(error: ClientError) -> str:
-    """S3's word for an error, or the status where a HEAD has no body to say it."""
+    """S3's code of an error; the HTTP status as text if the response to a HEAD has no body."""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def status_of(error: ClientError) -> int:
-    """The HTTP status."""
+    """The HTTP status of an error; 0 if unknown."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 class Pace:
-    """The retries and the speed of all requests that a process sends to one store."""
+    """The retries and the pace of all requests of a process to one store. Safe to use from several threads."""
 
     def __init__(self, endpoint: str, retry_seconds: float, max_attempts: int | None) -> None:
         self._endpoint = endpoint
@@ -77,8 +79,11 @@ class Pace:
         self._told = {"store retried": float("-inf"), "store throttled": float("-inf")}
 
     def call(self, uri: str, request: Callable[[], T]) -> T:
-        """What `request` returns. Sent again until the limits of the spec are reached; then its error is raised with
-        a note that says how often and for how long it was tried. Errors that no retry heals are raised at once."""
+        """The result of `request`, which is retried until the limits of the spec are reached.
+
+        Then its error is raised, with a note on the attempts and the seconds. Errors that are not transient are raised
+        at once.
+        """
         began, attempt = time.monotonic(), 0
         while True:
             self._wait_for_turn()
@@ -110,7 +115,7 @@ class Pace:
         return self._retry_seconds if self._answered else first_answer_seconds(self._retry_seconds)
 
     def _pause(self, attempt: int) -> float:
-        # Up to half of it is chance: requests that failed together are not sent again together.
+        # Up to half of the pause is random, so that requests that failed together are not retried together.
         longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(attempt, 20))
         return longest * random.uniform(0.5, 1.0)
 
@@ -124,7 +129,7 @@ class Pace:
         time.sleep(turn - now)
 
     def _adjust(self, throttled: bool) -> None:
-        """Count an answer; at the end of a window, set the pace by the share that was throttled."""
+        """Count an answer. At the end of a window, set the pace by the throttled share."""
         with self._lock:
             self._answers += 1
             self._throttled += throttled
@@ -165,7 +170,7 @@ class Pace:
             )
 
     def _is_due(self, name: str, now: float) -> bool:
-        """Was `name` not told for a while? A store that fails fails all requests: one line for all of them."""
+        """Was the event `name` not reported for TELL_EVERY_SECONDS? A failing store fails all requests."""
         if now - self._told[name] < TELL_EVERY_SECONDS:
             return False
         self._told[name] = now
@@ -182,7 +187,7 @@ def is_transient(error: Exception) -> bool:
     if isinstance(error, ClientError):
         return code_of(error) in _TRANSIENT_CODES or status_of(error) in _TRANSIENT_STATUSES
     if isinstance(error, SSLError):
-        # A certificate that is not trusted now is not trusted in a minute.
+        # A certificate that is not trusted now will not be trusted in a minute.
         return False
     broken = (
         BotoConnectionError,

@@ -1,4 +1,4 @@
-"""Whether this process waits for a store that it has not reached yet: a run does, a command before the run does not."""
+"""How long this process waits for a store that has never answered: a run waits, a command before a run gives up."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import contextlib
 from collections.abc import Iterator
 
 FIRST_ANSWER_SECONDS = 30.0
-"""An address that has never answered is wrong more often than down. `impatient` ends the retries after this time,
-so that a mistyped endpoint does not hold `validate` up for the whole of `retry_seconds`."""
+"""Seconds of retries under `impatient` for an address that has never answered, which is more often wrong than down.
+Longer delays `validate` after a typo in the endpoint; shorter fails for a slow store."""
 
 _impatient = 0
 
 
 @contextlib.contextmanager
 def impatient() -> Iterator[None]:
-    """Before a run begins: an address that has never answered is given up after FIRST_ANSWER_SECONDS."""
+    """Within this context, for commands before a run, retries of a silent address end after FIRST_ANSWER_SECONDS."""
     global _impatient
     _impatient += 1
     try:
@@ -24,5 +24,5 @@ def impatient() -> Iterator[None]:
 
 
 def first_answer_seconds(retry_seconds: float) -> float:
-    """For how long an address that has not answered yet is tried."""
+    """Seconds of retries for an address that has never answered."""
     return min(FIRST_ANSWER_SECONDS, retry_seconds) if _impatient else retry_seconds

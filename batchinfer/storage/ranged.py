@@ -1,4 +1,4 @@
-"""A seekable file over ranged reads."""
+"""A seekable file that reads ranges of an object."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MOST_BYTES = 8 * 2**20
 class RangedReader(io.RawIOBase):
     """Reads an object of `size` bytes through `fetch(start, stop)`.
 
-    Reads ahead twice as far each time that the reading goes on where it was, so that a scan takes few
-    requests and a jump, as to a Parquet footer, fetches little that is not wanted.
+    Each sequential request doubles the read-ahead, so that a scan needs few requests. A seek resets the read-ahead, so
+    that a jump, such as to a Parquet footer, fetches few unwanted bytes.
     """
 
     def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:

@@ -1,7 +1,7 @@
-"""S3, and stores that speak its language, through boto3.
+"""S3 and compatible stores, through boto3.
 
-A conditional write whose answer is lost is sent again, and then finds its own object in the way. So every
-write carries a token of its own in the object's metadata: what is there under that token is this very write.
+A conditional write whose answer is lost is retried, and then conflicts with its own object. So every write has a
+unique token in the object's metadata: an object with that token is the result of this write.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from botocore.parsers import ResponseParserError
 from batchinfer.errors import StorageError, StoreRefused
 from batchinfer.events import tell
 from batchinfer.jobspec import StoreSpec
-from batchinfer.storage.base import NAMES_AT_LEAST, Entry, input_changed, is_temporary, join
+from batchinfer.storage.base import NAMES_AT_LEAST, REQUESTS_AT_ONCE, Entry, input_changed, is_temporary, join
 from batchinfer.storage.lease import Lease, Seen
 from batchinfer.storage.pace import code_of, status_of
 from batchinfer.storage.ranged import RangedReader
@@ -37,23 +37,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LARGEST_BYTES = 5 * 2**30
-"""What S3 takes in one request. Objects are never sent in parts: many stores that honour a condition on PutObject
-ignore it on CompleteMultipartUpload, and a killed writer would leave parts that are paid for."""
+"""S3's limit on the bytes of one request. Objects are never sent in parts: many stores ignore a condition on
+CompleteMultipartUpload, and a killed writer would leave parts that cost money."""
 
 BUFFER_BYTES = 64 * 1024
 KEYS_A_PAGE = 1000
 TOKEN = "batchinfer-write"
 CONFLICT_ATTEMPTS = 10
 
-_THREADS = 16
 _MODIFIED = "modified-"
-"""How a tag begins that is made of time and size, for a store that gives no ETag."""
+"""The beginning of a tag made of time and size, for a store without ETags."""
 
 _FOLDER_MARK = "_$folder$"
 
 
 class S3Storage:
-    """See `Storage`. Every request is sent, and sent again, at the pace of `options` (see `pace.Pace`)."""
+    """See `Storage`. Every request is sent and retried by `pace.Pace`, with the limits of `options`."""
 
     def __init__(self, options: StoreSpec) -> None:
         self.options = options
@@ -61,16 +60,16 @@ class S3Storage:
 
     @property
     def _connection(self) -> Connection:
-        # Not kept here: a storage travels to Ray's workers, a client does not.
+        # Looked up each time: a storage is pickled for Ray's workers, and a client cannot be.
         return connection_for(self.options)
 
     @property
     def endpoint(self) -> str:
-        """The store's address."""
+        """The address of the store."""
         return self._connection.endpoint
 
     def _call(self, uri: str, request: Callable[[S3Client], T], expected: Collection[int] = ()) -> T:
-        """What `request` returns. Raises StorageError, but the ClientError itself for a status that is `expected`."""
+        """The result of `request`. Raises StorageError, or the ClientError itself if its status is `expected`."""
         connection = self._connection
         client = connection.client
         try:
@@ -79,7 +78,7 @@ class S3Storage:
             except ClientError as error:
                 if code_of(error) not in EXPIRED or self.options.anonymous:
                     raise
-            # A profile, a role or a file may have new ones by now.
+            # A profile, a role or a file may have new credentials by now.
             client = connection.renewed(client)
             return connection.pace.call(uri, lambda: request(client))
         except (BotoCoreError, ClientError, ResponseParserError) as error:
@@ -91,10 +90,10 @@ class S3Storage:
         bucket, key = split(uri.rstrip("/"))
         if key:
             entry = None
-            # Credentials for what lies in a folder need not reach the name of the folder itself.
+            # Credentials for the objects of a folder may not cover the folder's own name.
             with contextlib.suppress(StoreRefused):
                 entry = self.stat(uri)
-            # An object without bytes may mark a folder of the same name.
+            # An empty object may be the marker of a folder with the same name.
             if entry is not None and (entry.size or not self._has_below(uri)):
                 yield entry
                 return
@@ -109,7 +108,7 @@ class S3Storage:
             if not page.get("IsTruncated") and not following:
                 return
             if not following or after == {"ContinuationToken": following}:
-                # To go on without an error would leave files out silently.
+                # Without this error the rest of the files would be missing silently.
                 raise StorageError(
                     f"{uri}: the store {self.endpoint} lists only a part of it, and says no more on the rest",
                     "use a store that lists in pages (ListObjectsV2)",
@@ -120,11 +119,11 @@ class S3Storage:
         return self._call(uri, lambda client: client.list_objects_v2(**which, **self._payer))
 
     def _entries(self, bucket: str, listed: Sequence[Mapping[str, Any]]) -> Iterator[Entry]:
-        """What of a page is an object with content of its own."""
+        """The objects of a page, without temporary files and markers of folders."""
         found = [entry for entry in listed if _names_a_file(entry["Key"])]
-        # A store that lists no tags may still give one with the object: a tag is the same wherever it is asked for.
+        # A store that lists no tags may return one for the object: `list` and `stat` must return the same tag.
         untagged = [f"s3://{bucket}/{entry['Key']}" for entry in found if not entry.get("ETag")]
-        with ThreadPoolExecutor(_THREADS) as pool:
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
             looked_up = dict(zip(untagged, pool.map(self.stat, untagged), strict=True))
         for entry in found:
             uri = f"s3://{bucket}/{entry['Key']}"
@@ -139,7 +138,7 @@ class S3Storage:
         return bool(self._first_key(uri, f"{split(uri.rstrip('/'))[1]}/"))
 
     def _first_key(self, uri: str, prefix: str) -> str:
-        """The first key that begins with `prefix`, empty where there is none."""
+        """The first key that begins with `prefix`; empty if there is none."""
         page = self._page(uri, Bucket=split(uri)[0], Prefix=prefix, MaxKeys=1)
         return next((str(found["Key"]) for found in page.get("Contents", [])), "")
 
@@ -181,10 +180,10 @@ class S3Storage:
         raise AssertionError("the second answer is returned or raised")
 
     def _explained(self, uri: str, key: str, status: int) -> bool:
-        """The answer to a HEAD has no room for the store's words: raise StorageError with those to a GET.
+        """Explain a failed HEAD, whose response has no message: raise the StorageError of a GET.
 
-        False if the object is not there: with a permission to list only some folders, a name that is not taken
-        is "forbidden", and a listing says that it is free. True if the GET succeeds.
+        False if the object does not exist. With a permission for some folders only, S3 calls a missing object
+        forbidden; a listing then shows that it is missing. True if the GET succeeds.
         """
         try:
             self._call(
@@ -215,7 +214,7 @@ class S3Storage:
         if tag is not None and entry.tag != tag:
             raise input_changed(uri, gone=False)
         untagged = entry.tag.startswith(_MODIFIED)
-        # The same version to the end, whoever overwrites the object meanwhile.
+        # All reads must be of the same version, even if the object is overwritten meanwhile.
         condition = {} if untagged else {"IfMatch": f'"{entry.tag}"'}
 
         def fetch(start: int, stop: int) -> bytes:
@@ -233,7 +232,7 @@ class S3Storage:
         return self._get(uri)[0]
 
     def _get(self, uri: str, expected: Collection[int] = (), **how: Any) -> tuple[bytes, Any]:
-        """The bytes and the response. A body that breaks off is asked for again, like a request that fails."""
+        """The bytes and the response. A body that breaks off is retried like a failed request."""
         bucket, key = split(uri)
 
         def get(client: S3Client) -> tuple[bytes, Any]:
@@ -252,7 +251,7 @@ class S3Storage:
         self._write(uri, data, {})
 
     def _write(self, uri: str, data: bytes, condition: dict[str, str]) -> str | None:
-        """The new tag, or None if the condition does not hold. `condition` has a bare tag for IfMatch."""
+        """Write the object; returns its new tag, or None if the condition fails. IfMatch in `condition` is bare."""
         if condition and not self.options.conditional_writes:
             now = self.stat(uri)
             if condition != ({"IfNoneMatch": "*"} if now is None else {"IfMatch": now.tag}):
@@ -274,14 +273,14 @@ class S3Storage:
             if head is not None and head["Metadata"].get(TOKEN) == token:
                 return _tag(head, len(data))
             if status_of(failed) == 412 and head is not None and condition.get("IfMatch") == _tag(head, 0):
-                # The condition holds, and the store says that it does not: it may compare the tag as it is written.
+                # The store refuses a condition that holds: it may compare the tag with its quotes, or without.
                 if not tried_both:
                     quoted, tried_both = not quoted, True
                     continue
                 return None
             if status_of(failed) == 412 and (head is not None or "IfMatch" in condition):
                 return None
-            # Another writer was at it at the same time, or what was in the way is gone: try again.
+            # Retry: another writer was concurrent, or the conflicting object is gone.
             time.sleep(0.05 * 2**attempt)
         raise StorageError(
             f"{uri}: the store keeps reporting a conflict ({connection.endpoint})",
@@ -289,7 +288,7 @@ class S3Storage:
         )
 
     def _send(self, uri: str, data: bytes, token: str, condition: dict[str, Any]) -> str:
-        """The tag of the object, written now. Raises the ClientError of a conflict (409, 412)."""
+        """Write the object; returns its tag. Raises the ClientError of a conflict (409, 412)."""
         bucket, key = split(uri)
         if len(data) > LARGEST_BYTES:
             raise StorageError(
@@ -314,7 +313,7 @@ class S3Storage:
         return self._call(uri, put_as_the_store_can, expected=(409, 412))
 
     def _may_be_the_checksum(self, error: ClientError) -> bool:
-        """Older stores refuse the checksum that botocore sends with each write, some as a wrong signature."""
+        """Could the checksum be the cause? Older stores refuse botocore's checksums, some as a wrong signature."""
         codes = EXPIRED | {"AccessDenied", "InvalidAccessKeyId"}
         return (
             self._connection.may_leave_checksums_out
@@ -344,7 +343,7 @@ class S3Storage:
         return iter(())
 
     def remove_leftovers(self, uri: str) -> None:
-        # At best effort: a leftover costs little, and no result rests on its being gone.
+        # Best effort: a leftover costs little, and no result depends on its delete.
         try:
             for name in filter(is_temporary, self.names(uri)):
                 self.delete(join(uri, name))
@@ -372,14 +371,14 @@ class S3Storage:
             data, response = self._get(uri, expected=(404,))
         except ClientError:
             return None
-        # Both times are the store's own: no clock of ours decides who is dead.
+        # Both times are the store's, so that the clock of this machine does not decide which holder is dead.
         age = _http_date(response["ResponseMetadata"]["HTTPHeaders"].get("date")) - response["LastModified"].timestamp()
         return Seen(_tag(response, len(data)), data, age)
 
 
 def _tag(found: Mapping[str, Any], size: int) -> str:
-    """What tells the versions of an object apart: its ETag, or where the store gives none, its time and size."""
-    # A proxy that compresses marks a tag as weak; it is still the tag of the same version.
+    """The tag of an object's version: its ETag, or its time and size if the store has no ETags."""
+    # A proxy that compresses marks an ETag as weak; it still identifies the same version.
     return _bare(found.get("ETag", "")) or f"{_MODIFIED}{int(found['LastModified'].timestamp()):x}-{size:x}"
 
 
@@ -388,7 +387,7 @@ def _bare(etag: str) -> str:
 
 
 def _names_a_file(key: str) -> bool:
-    """Some tools mark a folder by a key with a slash at its end, or with a suffix of Hadoop's."""
+    """Is the key a file? Some tools mark a folder by a key with a slash at its end, or with Hadoop's suffix."""
     return not key.endswith(("/", _FOLDER_MARK)) and not is_temporary(key.rsplit("/", 1)[-1])
 
 
@@ -397,14 +396,14 @@ def _http_date(text: str | None) -> float:
 
 
 def _fits(parts: Sequence[str], patterns: Sequence[str]) -> bool:
-    """Do the names on a path fit the pattern's, as the shell's globs with `**` do?"""
+    """Do the names of a path match those of a pattern, as in a shell's globs with `**`?"""
     if not patterns:
         return not parts
     if patterns[0] == "**":
         return any(_fits(parts[i:], patterns[1:]) for i in range(len(parts) + 1))
     if not parts or not fnmatch.fnmatchcase(parts[0], patterns[0]):
         return False
-    # As in a shell, a name that begins with a dot is only met by a pattern that says so.
+    # As in a shell, a name that begins with a dot is matched only by a pattern that begins with a dot.
     if glob.has_magic(patterns[0]) and parts[0].startswith(".") and not patterns[0].startswith("."):
         return False
     return _fits(parts[1:], patterns[1:])

@@ -1,4 +1,4 @@
-"""One connection a process for each way to reach S3, and botocore's errors in a user's words."""
+"""Connections to S3, one in each process for each set of options, and messages for botocore's errors."""
 
 from __future__ import annotations
 
@@ -55,6 +55,17 @@ _REFUSALS = {
     "IllegalLocationConstraintException": _REGION,
 }
 
+_DENIED = ("AccessDenied", "AllAccessDisabled", "403")
+
+_ACTIONS = {
+    "ListObjectsV2": "s3:ListBucket",
+    "HeadObject": "s3:GetObject",
+    "GetObject": "s3:GetObject",
+    "PutObject": "s3:PutObject",
+    "DeleteObject": "s3:DeleteObject",
+}
+"""The permission that each request needs, by the name that botocore gives to the request."""
+
 _UNSUPPORTED = (400, 405, 501)
 
 _NO_CREDENTIALS = (
@@ -68,7 +79,7 @@ _NO_CREDENTIALS = (
 
 
 class Connection:
-    """A client with its pace, and what this process has found out about the store."""
+    """A client with its pace, and the settings that this process has detected for the store."""
 
     def __init__(self, options: StoreSpec) -> None:
         self._options = options
@@ -76,25 +87,25 @@ class Connection:
         self.endpoint: str = self.client.meta.endpoint_url
         self.pace = Pace(self.endpoint, options.retry_seconds, options.max_attempts)
         self.quotes_tags = True
-        """How If-Match is sent. HTTP says quoted; Ceph's gateway compares the bare tag."""
+        """Whether If-Match is sent with quotes. HTTP requires them, but Ceph's gateway compares the bare tag."""
         self._checksums: _Checksums = options.checksums
 
     @property
     def may_leave_checksums_out(self) -> bool:
-        """Is it still to be found out whether the store refuses a write for its checksum?"""
+        """Is it unknown whether the store refuses checksums?"""
         return self._checksums is None
 
     def without_checksums(self) -> S3Client:
-        """A client that sends checksums only where S3 demands one."""
+        """A client that sends checksums only if S3 requires them."""
         with _MAKING:
             return _client(self._options, "when_required")
 
     def leave_checksums_out(self, client: S3Client) -> None:
-        """From now on, use `client`, made by `without_checksums`."""
+        """Use `client`, made by `without_checksums`, from now on."""
         self.client, self._checksums = client, "when_required"
 
     def renewed(self, refused: S3Client) -> S3Client:
-        """A client whose credentials are read anew, after those of `refused` have expired."""
+        """A client with newly read credentials, after those of the client `refused` expired."""
         with _MAKING:
             if self.client is refused:
                 self.client = _client(self._options, self._checksums)
@@ -103,12 +114,12 @@ class Connection:
 
 def _client(options: StoreSpec, checksums: _Checksums) -> S3Client:
     session = boto3.Session(profile_name=options.profile, region_name=options.region)
-    # botocore reads AWS_ENDPOINT_URL, AWS_REGION, profiles and roles itself wherever these are None.
+    # For options that are None, botocore reads AWS_ENDPOINT_URL, AWS_REGION, profiles and roles itself.
     return session.client(
         "s3",
         endpoint_url=options.endpoint_url,
         config=Config(
-            # One try: `Pace` decides about the next.
+            # One attempt only: `Pace` makes the retries.
             retries={"mode": "standard", "total_max_attempts": 1},
             connect_timeout=options.connect_timeout,
             read_timeout=options.read_timeout,
@@ -127,8 +138,8 @@ def _connection(options: StoreSpec) -> Connection:
 
 
 def connection_for(options: StoreSpec) -> Connection:
-    """The connection of this process for `options`. Raises StoreRefused or UserError where none can be made."""
-    # Making a client is not safe in several threads at once; using one is.
+    """The connection of this process for `options`. Raises StoreRefused or UserError if none can be made."""
+    # boto3 must not create clients in several threads at once; clients may be used in several threads.
     with _MAKING:
         try:
             return _connection(options)
@@ -142,7 +153,7 @@ def connection_for(options: StoreSpec) -> Connection:
 
 
 def split(uri: str) -> tuple[str, str]:
-    """Bucket and key of an s3:// URI; raises UserError."""
+    """The bucket and the key of an s3:// URI. Raises UserError."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if "@" in bucket:
         raise UserError("an s3:// URI begins with a bucket and never holds credentials", "write s3://bucket/folder")
@@ -152,24 +163,29 @@ def split(uri: str) -> tuple[str, str]:
 
 
 def is_unsupported(error: StorageError) -> bool:
-    """Did the store refuse the request itself, and neither these credentials nor this bucket?"""
+    """Did the store refuse the kind of request, rather than the credentials or the bucket?"""
     cause = error.__cause__
     known = (*_REFUSALS, "400")
     return isinstance(cause, ClientError) and status_of(cause) in _UNSUPPORTED and code_of(cause) not in known
 
 
 def named(error: Exception, uri: str, endpoint: str) -> StorageError:
-    """botocore's error as one that names the URI, the store, what the store said, and what to do."""
+    """The StorageError for botocore's error: with the URI, the store, its message, and a remedy."""
     at = f" (the store is {endpoint})" if endpoint else ""
     tried = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
     if isinstance(error, ClientError):
         code = code_of(error)
         said = str(error.response.get("Error", {}).get("Message") or "")
         reason = f"{uri}: {code} {said}".rstrip() + at + tried
+        if code in _DENIED and error.operation_name in _ACTIONS:
+            return StoreRefused(
+                f"{uri}: {code} {said}".rstrip() + f", {_ACTIONS[error.operation_name]} is not allowed" + at + tried,
+                _PERMISSIONS,
+            )
         if code in _REFUSALS:
             return StoreRefused(reason, _REFUSALS[code])
         if code == "400":
-            # Not even a GET made the store say why.
+            # The store sent no message, not even for a GET.
             return StoreRefused(reason, f"check the bucket's name and the store's address; or {_EXPIRED}")
         if is_transient(error):
             return StorageError(

@@ -1,8 +1,8 @@
-"""Before a run begins, the store shows in the run's own folder that it does what the commit rests on.
+"""Tests in the run's folder, before a run begins, that the store supports every operation of a commit.
 
-Each operation is tried in the very form in which the run uses it. What a store that fails gives as its reason is
-passed on. Only a store that took a plain write a moment before, and then a conditional one wrongly, is said not to
-honour conditions: a mistake of a person or of a credential never ends in advice to switch the guard off.
+Each operation is tried in the form in which the run uses it, and the error of the store is passed on. The message that
+a store does not honour conditions requires that a plain write succeeded just before. So a mistake in the credentials
+never leads to the advice to disable conditional writes.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from batchinfer.storage.base import NAMES_AT_LEAST, Storage, join, temporary_nam
 from batchinfer.storage.s3_client import is_unsupported
 
 _LARGE_BYTES = 5 * 2**20 + 1
-"""Above this many bytes clients and gateways begin to send in parts, where many stores ignore a condition."""
+"""Bytes. From this size on some clients and gateways send in parts, and many stores then ignore a condition. A smaller
+test would miss that."""
 
 _WRITERS = 4
 _NO_SUCH_TAG = "0" * 32
 
 
 def prove(storage: Storage, uri: str, store: str, conditional: bool) -> None:
-    """Raise OutputError unless the store at the address `store` does all that a run with its output at `uri` needs.
+    """Raise OutputError unless the store supports every operation that a run with its output at `uri` needs.
 
-    `conditional`: the spec leaves it to the store to keep two writers apart.
+    `store`: its address. `conditional`: test conditional writes, which keep two writers apart.
     """
-    # Plain files first: whatever stands in the way of all writes is then not taken for a fault of conditions.
+    # Plain writes first, so that a failure of all writes is not reported as a failure of conditions.
     plain, raced = join(uri, temporary_name()), join(uri, temporary_name())
     try:
         _require_plain_writes(storage, uri, plain, store)
@@ -41,7 +42,7 @@ def prove(storage: Storage, uri: str, store: str, conditional: bool) -> None:
         raise OutputError(f"cannot write to {error.message}", error.remedy) from error
     finally:
         for probe in (plain, raced):
-            # A second delete changes nothing; after a failure it is the first.
+            # After a failure the probes still exist; otherwise this delete has no effect.
             with contextlib.suppress(StorageError):
                 storage.delete(probe)
 
@@ -75,8 +76,8 @@ def _require_conditions(storage: Storage, uri: str, probe: str, raced: str, stor
 
 @contextlib.contextmanager
 def _passing_on(storage: Storage, uri: str, probe: str, store: str, header: str) -> Iterator[None]:
-    """A conditional write that is refused as unknown or malformed is a fault of the condition only if the same
-    write without it is taken again; otherwise the error of that one is raised."""
+    """Report that the store ignores conditions if it refuses a conditional write as unsupported, but accepts a plain
+    one. If the plain write fails too, its error is raised."""
     try:
         yield
     except StoreRefused as error:

@@ -21,7 +21,7 @@ SCRIPT = """
 import time
 import jinja2
 from batchinfer.engine import start_engine
-from batchinfer.engine.conversations import Conversations
+from batchinfer.engine.conversations import prompt_writer
 from batchinfer.errors import BatchinferError
 from batchinfer.planner import Cluster, make_plan
 from batchinfer.prompting.prompts import Prompt
@@ -43,7 +43,7 @@ for name, case in given["cases"].items():
     if name == "free":
         tokenizer = engine._tokenizer
         chats = [tuple(chat) for chat in given["chats"]]
-        found["chats"] = engine._token_ids([engine._text(Prompt(messages=chat)) for chat in chats])
+        found["chats"] = [made.ids for made in engine._tokens([Prompt(messages=chat) for chat in chats])]
         found["plain"] = [tokenizer.apply_chat_template(list(c), add_generation_prompt=True, return_dict=False)
                           for c in chats]
         found["decoded"] = [tokenizer.decode(ids) for ids in found["chats"]]
@@ -52,21 +52,20 @@ for name, case in given["cases"].items():
         times = {"ours": [], "plain": []}
         for _ in range(5):
             began = time.process_time()
-            ours = [engine._text(prompt) for prompt in prompts]
-            engine._token_ids(ours)
+            ours = engine._tokens(prompts)
             times["ours"].append(time.process_time() - began)
             began = time.process_time()
             plain = [tokenizer.apply_chat_template(p.as_messages(), tokenize=False, add_generation_prompt=True)
                      for p in prompts]
             tokenizer(plain, add_special_tokens=False)
             times["plain"].append(time.process_time() - began)
-        assert [text for (text,) in ours] == plain
+        assert [made.text for made in ours] == plain
         found["seconds"] = {key: min(values) for key, values in times.items()}
         found["templates"] = {}
         for key, template in given["templates"].items():
             tokenizer.chat_template = template
             began = time.process_time()
-            made = Conversations(tokenizer).pieces([{"role": "user", "content": "hello"}])
+            made = prompt_writer(spec.prompt, tokenizer, True).pieces(Prompt(text="hello"))
             found["templates"][key] = [getattr(made, "message", made), time.process_time() - began]
     engine.close()
     del engine

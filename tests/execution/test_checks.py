@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from batchinfer.errors import ModelError, SpecError, UserError
-from batchinfer.execution import ray_pipeline, runner
+from batchinfer.execution import preview, ray_pipeline, runner
 from batchinfer.execution.checks import changes_of_spec, shaping
 from batchinfer.input import build_manifest
 from batchinfer.input.manifest import Fingerprint, Manifest
@@ -33,8 +33,8 @@ def refusals(spec: JobSpec) -> list[tuple[type, str]]:
     """What each command says, before it starts anything."""
     found = []
     for command in (
-        runner.validate,
-        lambda s: runner.plan(s, KeepingListener()),
+        preview.validate,
+        lambda s: preview.plan(s, KeepingListener()),
         lambda s: runner.run(s, KeepingListener()),
     ):
         with pytest.raises(UserError) as caught:
@@ -71,7 +71,7 @@ def test_a_plan_for_a_cpu_starts_no_ray(base, monkeypatch):
         raise AssertionError("Ray was started")
 
     monkeypatch.setattr(ray_pipeline, "connected", no_ray)
-    made = runner.plan(make_spec(**base, resources={"accelerator": "cpu"}), KeepingListener())
+    made = preview.plan(make_spec(**base, resources={"accelerator": "cpu"}), KeepingListener())
     assert (made.accelerator, made.num_gpus) == ("cpu", 0)
     assert made.sample is not None
     assert made.sample.rows == 2
@@ -79,7 +79,7 @@ def test_a_plan_for_a_cpu_starts_no_ray(base, monkeypatch):
 
 def supposing(base, **values):
     spec = make_spec(**(base | {"model": {"source": "llama-3.1-8b"}}), resources={"accelerator": "H100"})
-    return runner.suppose(spec, runner.Supposed(**values))
+    return preview.suppose(spec, preview.Supposed(**values))
 
 
 def test_a_plan_can_suppose_gpus_and_rows_that_are_not_at_hand(base):
@@ -120,7 +120,7 @@ def test_a_token_beyond_the_vocabulary_is_refused_before_the_start(
         sampling={"max_tokens": 4, key: value},
     )
     with pytest.raises(SpecError, match=rf"sampling\.{key} names token .* has tokens 0 to \d+"):
-        runner.validate(spec)
+        preview.validate(spec)
 
 
 @pytest.mark.integration

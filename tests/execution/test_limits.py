@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from batchinfer.errors import Stopped, TooManyFailedRows
-from batchinfer.execution.runner import require_limits
+from batchinfer.execution.reports import require_limits
 from tests.support.builders import make_report_value
 
 

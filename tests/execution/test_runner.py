@@ -20,7 +20,7 @@ import pytest
 
 from batchinfer.accounting.report import Report
 from batchinfer.errors import EngineError, InputError, OutputError, Stopped, TooManyFailedRows, UserError, WorkersLost
-from batchinfer.execution import runner
+from batchinfer.execution import reports, runner
 from batchinfer.input.manifest import from_parquet
 from batchinfer.jobspec import JobSpec
 from tests.support.scripted_jobs import KeepingListener, assert_ledger_adds_up, results, scripted_spec, write_corpus
@@ -84,7 +84,7 @@ def test_the_files_of_a_run_hold_what_the_report_says(ran: Ran) -> None:
     assert report.cost_usd == pytest.approx(sum(replicas.column("gpu_seconds").to_pylist()) * 3.6 / 3600)
     assert report.input_tokens == pc.sum(results(output).column("input_tokens")).as_py()
     assert json.loads((output / "_run" / "report.json").read_text()) == json.loads(report.model_dump_json())
-    assert runner.report(str(output)) == report
+    assert reports.report(str(output)) == report
     for name in ("spec.yaml", "plan.json", "manifest.parquet"):
         assert (output / "_run" / name).exists()
 
@@ -237,7 +237,7 @@ def test_too_many_failed_rows_is_an_error_after_the_report(
     report = runner.run(spec, listener)
     assert report.complete
     with pytest.raises(TooManyFailedRows) as caught:
-        runner.require_limits(report)
+        reports.require_limits(report)
     assert caught.value.exit_code == 3
     assert f"batchinfer retry {report.output}" in caught.value.remedy
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from batchinfer.errors import InputError, UserError
-from batchinfer.execution import runner
+from batchinfer.execution import preview, reports, runner
 from batchinfer.jobspec import JobSpec
 from batchinfer.storage import Storage, join
 from tests.support.s3_runs import assert_whole, spec_on, table
@@ -41,7 +41,7 @@ def test_a_job_with_everything_on_s3_runs_and_is_resumed(
 
     # A later command knows only the output: the way there is in the environment.
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_url)
-    found = runner.report(output + "/")
+    found = reports.report(output + "/")
     assert json.loads(store.read(join(output, "_run", "report.json"))) == json.loads(found.model_dump_json())
 
 
@@ -81,7 +81,7 @@ def test_a_mistake_is_found_before_anything_is_written(
     spec = spec_on(s3_url, remote_corpus, f"{bucket}/out").model_dump(mode="json", exclude_unset=True) | changes
     spec["storage"] = {"s3://": {"endpoint_url": s3_url}}
     with pytest.raises(UserError) as caught:
-        runner.validate(JobSpec.model_validate(spec))
+        preview.validate(JobSpec.model_validate(spec))
     assert message.replace("BUCKET", bucket) in caught.value.message
     assert "secret" not in caught.value.message
     assert caught.value.remedy

@@ -4,12 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchinfer.catalog import QUANTIZATIONS, accelerator, models
+from batchinfer.catalog import GIB, QUANTIZATIONS, accelerator, models
 from batchinfer.planner.layout import pays_expert_parallel, tensor_sizes
 from batchinfer.planner.memory import fit, stages, weight_bytes
 from batchinfer.planner.values import EngineSettings
 
-GIB = 2**30
 # What `vllm serve` takes on an H100 by itself, and the context that the measured engines were given.
 SERVED = EngineSettings(max_model_len=16384, max_num_seqs=1024, max_num_batched_tokens=8192)
 NAMES = sorted(models())

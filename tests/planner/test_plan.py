@@ -2,13 +2,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchinfer.catalog import accelerators, find_model
+from batchinfer.catalog import GIB, accelerators, find_model
 from batchinfer.errors import ResourceError
 from batchinfer.planner import Cluster, make_plan, shards_in_flight
 from batchinfer.planner.plan import engine_settings
 from tests.support.builders import make_spec
-
-GIB = 2**30
 
 
 def cluster(gpus=0, kind=None, memory=64 * GIB, node=None):

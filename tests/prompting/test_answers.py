@@ -154,7 +154,7 @@ def test_no_answer_holds_up_the_rows_behind_it(text, output):
     check = OutputCheck(OutputSpec(uri="/out", **output))
     began = time.process_time()
     assert check.check(text).problem is not None
-    assert time.process_time() - began < 3, "a second on a quiet machine"
+    assert time.process_time() - began < 15, "a second on a quiet machine; without the limit, hours"
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchinfer.errors import BatchinferError, UserError
-from batchinfer.execution import ray_pipeline, runner
+from batchinfer.execution import preview, ray_pipeline, reports, runner
 from batchinfer.execution.checks import check
-from batchinfer.execution.runner import _conclude, _write_run_files
+from batchinfer.execution.reports import conclude
+from batchinfer.execution.runner import _write_run_files
 from batchinfer.jobspec import JobSpec
 from batchinfer.planner import Estimate, Interval
 from batchinfer.rundir.commit import commit
@@ -51,7 +52,7 @@ def whole(tmp_path_factory) -> tuple[JobSpec, Path]:
         rows = pa.table({"id": range(shard * ROWS, (shard + 1) * ROWS), "error_code": codes})
         record = make_record(shard, rows_failed=1, errors={"output_invalid": 1}, replica_id="0123456789ab")
         assert commit(checked.layout, rows, record)
-    _conclude(checked.layout, checked.spec, checked.manifest)
+    conclude(checked.layout, checked.spec, checked.manifest)
     return spec, folder / "out"
 
 
@@ -121,8 +122,8 @@ def test_damage_ends_in_one_message_that_names_the_file(run, name, damage):
     path.touch()
     damage(path)
     commands = {
-        "report": lambda: runner.report(str(output)),
-        "validate": lambda: runner.validate(spec),
+        "report": lambda: reports.report(str(output)),
+        "validate": lambda: preview.validate(spec),
         "retry": lambda: runner.retry(str(output), KeepingListener()),
         "run": lambda: runner.run(spec, KeepingListener()),
     }
@@ -147,31 +148,42 @@ def refusal(call: Callable[[], object]) -> BatchinferError | None:
 
 def test_a_lost_account_is_counted_from_the_results(run):
     _, output = run
-    whole = runner.report(str(output))
+    whole = reports.report(str(output))
     (output / "accounting" / "shard-000001.parquet").unlink()
-    assert runner.report(str(output)) == whole
+    assert reports.report(str(output)) == whole
 
 
 def test_a_lost_journal_is_counted_from_the_commits(run):
     _, output = run
     (output / "_run" / "replicas" / "0123456789ab.json").unlink()
-    made = runner.report(str(output))
+    made = reports.report(str(output))
     assert made.seconds.work == pytest.approx(SHARDS * 4.0)
     assert made.replicas == 1
 
 
+def test_a_lost_spec_is_named_with_the_way_to_have_it_again(run):
+    spec, output = run
+    (output / "_run" / "spec.yaml").unlink()
+    for call in (lambda: reports.report(str(output)), lambda: runner.retry(str(output), KeepingListener())):
+        with pytest.raises(UserError, match=r"_run/spec\.yaml is gone") as caught:
+            call()
+        assert "run the job again" in caught.value.remedy
+    runner.run(spec, KeepingListener())
+    assert reports.report(str(output)).rows == SHARDS * ROWS
+
+
 def test_a_report_is_made_without_the_plan(run):
     _, output = run
-    whole = runner.report(str(output))
+    whole = reports.report(str(output))
     (output / "_run" / "plan.json").unlink()
-    made = runner.report(str(output))
+    made = reports.report(str(output))
     assert (made.rows, made.cost_usd, made.seconds) == (whole.rows, whole.cost_usd, whole.seconds)
     assert made.model == "scripted"
 
 
 def refused(output: Path) -> str:
     with pytest.raises(UserError) as caught:
-        runner.report(str(output))
+        reports.report(str(output))
     assert caught.value.remedy
     return caught.value.message
 
@@ -243,4 +255,4 @@ def test_a_resume_keeps_what_the_first_plan_expected(whole, tmp_path):
         resumed = check(spec, "run")
         assert resumed.resumed
         _write_run_files(resumed.layout, resumed, make_plan(estimate=later))
-    assert runner.report(str(tmp_path / "resumed")).planned == expected
+    assert reports.report(str(tmp_path / "resumed")).planned == expected

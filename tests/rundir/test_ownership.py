@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchinfer.errors import BatchinferError, OutputError
-from batchinfer.execution import runner
+from batchinfer.execution import preview, reports, runner
 from batchinfer.rundir.ownership import STOP_MARK, clear, overwrite, remove, require_own
 from batchinfer.rundir.paths import Layout
 from tests.support.s3_runs import assert_whole, spec_on
@@ -103,11 +103,11 @@ def every_command(folder: Path, output: Path) -> dict[str, str]:
     """What came of each command on the output; none of them reaches Ray."""
     spec, listener = scripted_spec(folder / "corpus", output), KeepingListener()
     commands = {
-        "validate": lambda: runner.validate(spec),
+        "validate": lambda: preview.validate(spec),
         "run": lambda: runner.run(spec, listener),
         "run --fresh": lambda: runner.run(spec, listener, fresh=True),
         "retry": lambda: runner.retry(str(output), listener),
-        "report": lambda: runner.report(str(output)),
+        "report": lambda: reports.report(str(output)),
     }
     said, codes = {}, {}
     for name, command in commands.items():
@@ -155,7 +155,7 @@ def test_a_refusal_names_three_of_the_files_and_a_remedy(tmp_path):
         (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "out" / name).write_bytes(b"precious")
     with pytest.raises(OutputError) as caught:
-        runner.validate(scripted_spec(write_corpus(tmp_path / "corpus"), tmp_path / "out"))
+        preview.validate(scripted_spec(write_corpus(tmp_path / "corpus"), tmp_path / "out"))
     assert caught.value.message.count("\n  /") == 3
     assert "and 2 more" in caught.value.message
     assert "output.uri of its own" in caught.value.remedy
@@ -209,7 +209,7 @@ def test_an_input_where_the_output_is_written_is_refused(tmp_path, place, patter
     write_corpus(corpus)
     before = everything(tmp_path)
     with pytest.raises(OutputError, match=r"where output\.uri is written"):
-        runner.validate(scripted_spec(corpus / pattern if pattern else corpus, tmp_path / "warehouse"))
+        preview.validate(scripted_spec(corpus / pattern if pattern else corpus, tmp_path / "warehouse"))
     assert everything(tmp_path) == before
 
 
@@ -248,7 +248,7 @@ def test_on_s3_foreign_objects_are_refused_and_stay(s3_url, bucket, remote_corpu
         versions.client.create_multipart_upload(Bucket=versions.name, Key=key)
     spec, before = spec_on(s3_url, remote_corpus, out), versions.everything()
     for act in (
-        lambda: runner.validate(spec),
+        lambda: preview.validate(spec),
         lambda: runner.run(spec, KeepingListener()),
         lambda: runner.run(spec, KeepingListener(), fresh=True),
     ):

@@ -14,6 +14,7 @@ import pytest
 
 from batchinfer.errors import OutputError, StorageError, UserError
 from batchinfer.storage import LocalStorage, join, local, local_path, storage_for, temporary_name
+from tests.support.threads import in_threads
 
 STORE = LocalStorage()
 
@@ -43,25 +44,9 @@ def python(code, *arguments):
     )
 
 
-def in_threads(count, work):
-    """Run `work(i)` in `count` threads that start together; what they returned, in order."""
-    barrier, results = threading.Barrier(count), [None] * count
-
-    def one(i):
-        barrier.wait()
-        results[i] = work(i)
-
-    threads = [threading.Thread(target=one, args=(i,)) for i in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
-
-
-@pytest.mark.integration
-def test_of_many_processes_exactly_one_creates_each_object(tmp_path):
-    racers = [python(RACER, tmp_path, me) for me in range(4)]
+def race(code, folder):
+    """Four processes create the same sixty objects: each object is one process's, and whole."""
+    racers = [python(code, folder, me) for me in range(4)]
     for racer in racers:
         racer.stdout.readline()
     for racer in racers:
@@ -71,8 +56,13 @@ def test_of_many_processes_exactly_one_creates_each_object(tmp_path):
     assert sorted(i for wins in won for i in wins) == list(range(60))
     for me, wins in enumerate(won):
         for i in wins:
-            assert (tmp_path / str(i)).read_bytes() == f"{i} by {me}".encode() * 2000
-    assert sorted(os.listdir(tmp_path), key=int) == [str(i) for i in range(60)]
+            assert (folder / str(i)).read_bytes() == f"{i} by {me}".encode() * 2000
+    assert sorted(os.listdir(folder), key=int) == [str(i) for i in range(60)]
+
+
+@pytest.mark.integration
+def test_of_many_processes_exactly_one_creates_each_object(tmp_path):
+    race(RACER, tmp_path)
 
 
 def test_of_many_threads_exactly_one_creates_the_object(tmp_path):
@@ -368,18 +358,7 @@ os.link = no_links
 
 @pytest.mark.integration
 def test_where_there_are_no_hard_links_exactly_one_process_creates_each_object(tmp_path):
-    racers = [python(UNLINKED_RACER, tmp_path, me) for me in range(4)]
-    for racer in racers:
-        racer.stdout.readline()
-    for racer in racers:
-        racer.stdin.write("go\n")
-        racer.stdin.flush()
-    won = [set(map(int, racer.communicate(timeout=60)[0].split())) for racer in racers]
-    assert sorted(i for wins in won for i in wins) == list(range(60))
-    for me, wins in enumerate(won):
-        for i in wins:
-            assert (tmp_path / str(i)).read_bytes() == f"{i} by {me}".encode() * 2000
-    assert sorted(os.listdir(tmp_path), key=int) == [str(i) for i in range(60)]
+    race(UNLINKED_RACER, tmp_path)
 
 
 def test_a_file_system_without_hard_links_is_writable(tmp_path, monkeypatch):
@@ -418,3 +397,11 @@ def test_a_probe_that_a_crash_left_is_no_file_of_the_folder_and_can_be_removed(t
     assert list(STORE.list(str(tmp_path))) == []
     STORE.remove_leftovers(str(tmp_path))
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("uri", ["file:/data/in", "file://localhost/data/in"])
+def test_another_spelling_of_a_files_uri_is_refused_with_the_path(uri):
+    with pytest.raises(UserError, match="three slashes") as caught:
+        storage_for(uri)
+    assert caught.value.remedy == "write /data/in"
+    assert isinstance(storage_for("file:///data/in"), LocalStorage)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 
 from batchinfer.errors import InputError, OutputError, StorageError
 from batchinfer.jobspec import StoreSpec
 from batchinfer.storage import delete_many, join, read_many, storage_for, temporary_name
+from tests.support.threads import in_threads
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -20,21 +19,6 @@ def root(request, tmp_path):
 @pytest.fixture
 def store(root, s3_url):
     return storage_for(root, {"s3://": StoreSpec(endpoint_url=s3_url, lease_seconds=10)})
-
-
-def in_threads(count, work):
-    barrier, results = threading.Barrier(count), [None] * count
-
-    def one(i):
-        barrier.wait()
-        results[i] = work(i)
-
-    threads = [threading.Thread(target=one, args=(i,)) for i in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
 
 
 def below(root, entries):

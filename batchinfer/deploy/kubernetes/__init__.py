@@ -1,4 +1,4 @@
-"""Manifests for Kubernetes: a spec goes in, a RayJob comes out, or a RayCronJob if it has a schedule."""
+"""Manifests for Kubernetes: a RayJob for a spec, or RayCronJobs if the spec has a schedule."""
 
 from batchinfer.deploy.kubernetes.manifests import manifests
 from batchinfer.deploy.kubernetes.options import Mount, Options

@@ -5,11 +5,11 @@ KubeRay reads cron with `robfig/cron` v3 (`ParseStandard`), which differs from `
 - it fires whenever the wall clock of the time zone shows the time: never if the clock skips it, twice if the clock
   shows it twice;
 - day of the month and day of the week are alternatives unless one of them is `*`; `*/10` is not;
-- Sunday is 0, not 7, and it has neither `L`, `LW` nor `#`;
-- if midnight is skipped and the day before does not match, it passes over the whole day;
-- it counts on in whole hours, so that a change of half an hour (Lord Howe Island) makes it miss full hours for a day.
+- Sunday is 0, not 7, and there is no `L`, `LW` or `#`;
+- if midnight is skipped and the day before does not match, `robfig/cron` skips the whole day;
+- it adds whole hours, so after a clock change of half an hour (Lord Howe Island) it misses full hours for a day.
 
-Where an expression cannot say the same, it fires more often. `schedule run-due` finds nothing due at such a time.
+An expression that cannot name the same times fires more often. `schedule run-due` finds nothing due at the extra times.
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ from zoneinfo import ZoneInfo
 from batchinfer.jobspec.cron import days_named, ticks_after, times_of_day
 
 YEARS = 28
-"""After so many years the days of the week fall on the same dates again. Changes of the clock are looked at as far."""
+"""Years after which the days of the week fall on the same dates again. Fewer, and a date that falls on a day of the
+week, or a change of the clock, may be missed."""
 
 _DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Days:
-    """Which days match; None in place of a set is `*`."""
+    """The days that match; None instead of a set is `*`."""
 
     of_month: frozenset[int] | None
     months: frozenset[int]
     of_week: frozenset[int] | None
 
     def match(self, day: date) -> bool:
-        """As robfig/cron does: alternatives, unless one of the two is `*`."""
+        """Whether robfig/cron fires on `day`: day of month and day of week are alternatives unless one is `*`."""
         if day.month not in self.months:
             return False
         either = [day.day in self.of_month] if self.of_month is not None else []
@@ -48,7 +49,7 @@ class Days:
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """One RayCronJob's worth of firings."""
+    """The fields of one cron expression."""
 
     minutes: frozenset[int]
     hours: frozenset[int]
@@ -71,7 +72,7 @@ class Expression:
 
 @dataclass(frozen=True, slots=True)
 class Firing:
-    """One RayCronJob's worth: an expression, and the time zone on whose clock it is read."""
+    """The schedule of one RayCronJob: a cron expression and its time zone."""
 
     cron: str
     timezone: str
@@ -90,7 +91,7 @@ def firings(cron: str, timezone: str, begin: date) -> list[Firing]:
     every_day = main.days.of_month is None and main.days.of_week is None
     zone = ZoneInfo(timezone)
     changes = _changes(zone, begin)
-    # KubeRay goes over the day in whole hours: it skips one that a change cuts in two (Chatham Islands, 2:45).
+    # KubeRay adds whole hours, so it skips an hour in which the clock changes (Chatham Islands, 2:45).
     if any(change.by % timedelta(hours=1) or _instant(change, zone).astimezone(zone).minute for change in changes):
         return [Firing(str(_in_utc(main, zone, changes)), "UTC")]
     if follows_real_time and every_day:
@@ -100,7 +101,7 @@ def firings(cron: str, timezone: str, begin: date) -> list[Firing]:
     if not missed:
         return [own]
     days = {local.date() for local in missed}
-    # The day before, too: see above on a midnight that is skipped.
+    # With the day before, because KubeRay skips a day without midnight if the day before does not match.
     days |= {day - _DAY for day in days if _skips_midnight(day, zone)}
     extra = Expression(
         frozenset(local.minute for local in missed),
@@ -112,20 +113,20 @@ def firings(cron: str, timezone: str, begin: date) -> list[Firing]:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """The clock is changed `by` so much in the day that begins at `after`."""
+    """The clock changes by `by` within the day that begins at `after`."""
 
     after: datetime
     by: timedelta
 
 
 def _instant(change: _Change, zone: ZoneInfo) -> datetime:
-    """The first minute, UTC, at which the changed clock counts."""
+    """The first minute (UTC) of the changed clock."""
     ends = [change.after + timedelta(minutes=n) for n in range(1441)]
     return next(b for a, b in pairwise(ends) if a.astimezone(zone).utcoffset() != b.astimezone(zone).utcoffset())
 
 
 def _in_utc(main: Expression, zone: ZoneInfo, changes: Sequence[_Change]) -> Expression:
-    """Every time of day, UTC, at which the expression may tick, on every day."""
+    """An expression that fires every day at every time of day (UTC) at which `main` may tick."""
     offsets = {day.astimezone(zone).utcoffset() for change in changes for day in (change.after, change.after + _DAY)}
     minutes: set[int] = set()
     hours: set[int] = set()
@@ -135,7 +136,7 @@ def _in_utc(main: Expression, zone: ZoneInfo, changes: Sequence[_Change]) -> Exp
             minutes.add(shifted.minute)
             hours.add(shifted.hour)
     for change in changes:
-        # A tick that the clock skips comes when it has been changed.
+        # A tick that the clock skips is due at the change.
         at = _instant(change, zone)
         minutes.add(at.minute)
         hours.add(at.hour)
@@ -168,7 +169,7 @@ def _skips_midnight(day: date, zone: ZoneInfo) -> bool:
 
 
 def _days(of_month: str, month: str, of_week: str) -> Days:
-    """The fewest days, in KubeRay's terms, that hold all that the three fields name."""
+    """The smallest set of days that KubeRay can express and that contains all days of the three fields."""
     wanted = _calendar(of_month, month, of_week)
     months = frozenset(day.month for day in wanted)
 
@@ -191,7 +192,7 @@ def _days(of_month: str, month: str, of_week: str) -> Days:
 
 @lru_cache(maxsize=16)
 def _calendar(of_month: str, month: str, of_week: str) -> frozenset[date]:
-    """The days of 28 years that the fields name."""
+    """The days that the fields name, over `YEARS`."""
     return days_named(of_month, month, of_week, date(2001, 1, 1), date(2000 + YEARS, 12, 31))
 
 

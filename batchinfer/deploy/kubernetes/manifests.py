@@ -1,7 +1,7 @@
-"""A plan as Kubernetes objects: ConfigMap, NetworkPolicy, and RayJob or RayCronJobs. Pure, but for the date of today.
+"""A plan as Kubernetes objects: ConfigMap, NetworkPolicy, and RayJob or RayCronJobs. Pure, except for today's date.
 
-Field names are those of KubeRay's `ray.io/v1` (1.6) and of Kubernetes. A worker group is the replicas: one
-of its "replicas" is `numOfHosts` pods, which together hold one replica of the model.
+Field names are those of KubeRay's `ray.io/v1` (1.6) and of Kubernetes. The worker group holds the replicas: each
+"replica" of the group is `numOfHosts` pods, which together run one replica of the model.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 from batchinfer import __version__
 from batchinfer.deploy.kubernetes.kuberay_cron import firings
-from batchinfer.deploy.kubernetes.options import Options
-from batchinfer.deploy.kubernetes.pods import SPEC_FOLDER, gpus_of_a_pod, head, submitter, worker
+from batchinfer.deploy.kubernetes.options import SPEC_FOLDER, Options
+from batchinfer.deploy.kubernetes.pods import gpus_of_a_pod, head, submitter, worker
 from batchinfer.errors import ResourceError, SpecError
 from batchinfer.jobspec import JobSpec, to_yaml
 from batchinfer.planner import Plan
 
 LONGEST_NAME = 36
-"""KubeRay's limit for a RayCronJob, whose jobs' and clusters' names are made by adding to it."""
+"""Characters that KubeRay allows in the name of a RayCronJob, because it appends to that name for jobs and clusters."""
 
 ENTRYPOINT = "batchinfer.deploy.ray_jobs.entrypoint"
 
@@ -29,7 +29,7 @@ CLIENT_LABEL = "batchinfer/dashboard-client"
 """Pods with this label (value "true") may reach the dashboard and submit jobs."""
 
 LARGEST_CONFIG_MAP = 2**20
-"""Bytes of keys and values that the API server takes (`ValidateConfigMap`, MaxSecretSize)."""
+"""Bytes of keys and values that the API server accepts (`ValidateConfigMap`, MaxSecretSize)."""
 
 _CLOCK_NOTE = "; this one for the ticks that KubeRay passes over when the clock changes"
 
@@ -53,7 +53,7 @@ def manifests(spec: JobSpec, plan: Plan, options: Options) -> list[dict[str, Any
         schedule = spec.schedule
         made = []
         for number, firing in enumerate(firings(schedule.cron, schedule.timezone, datetime.now(UTC).date())):
-            # Both run what is due, so that a time too many does no harm.
+            # Each firing runs only what is due, so extra firings do nothing.
             called = name if number == 0 else object_name(f"{spec.name}-clock")
             told = {"batchinfer/schedule": f"{schedule.cron}, {schedule.timezone}" + (_CLOCK_NOTE if number else "")}
             about = _metadata(called, name, options) | {"annotations": notes | told}
@@ -73,7 +73,7 @@ def _require_small(data: dict[str, str]) -> None:
 
 
 def pin(spec: JobSpec, plan: Plan) -> JobSpec:
-    """The spec with the layout that the pods were made for, so that the run on them finds the same one."""
+    """The spec with the planned layout, so that the run in the pods has the layout that the pods were made for."""
     resources: dict[str, Any] = {"accelerator": plan.accelerator}
     if plan.num_gpus:
         resources |= {"tensor_parallel": plan.tensor_parallel, "pipeline_parallel": plan.pipeline_parallel}
@@ -83,7 +83,7 @@ def pin(spec: JobSpec, plan: Plan) -> JobSpec:
 
 
 def object_name(job_name: str) -> str:
-    """The job's name as Kubernetes takes it: a-z, 0-9 and dashes; where that changes it, with a part of its hash."""
+    """The job's name for Kubernetes: a-z, 0-9 and dashes. If that changes the name, a part of its hash is appended."""
     plain = re.sub(r"[^a-z0-9]+", "-", job_name.lower()).strip("-")
     plain = plain if plain[:1].isalpha() else f"job-{plain}"
     if plain == job_name and len(plain) <= LONGEST_NAME:
@@ -93,7 +93,8 @@ def object_name(job_name: str) -> str:
 
 
 def network_policy(name: str, options: Options) -> dict[str, Any]:
-    """Only the job's own pods reach its Ray ports; the dashboard is for the operator and labelled clients."""
+    """A policy by which only the job's pods reach its Ray ports; KubeRay's operator and labelled clients reach the
+    dashboard."""
     ours = {"app.kubernetes.io/instance": name}
 
     def pods(label: str, value: str) -> dict[str, Any]:
@@ -134,18 +135,18 @@ def _ray_job(spec: JobSpec, plan: Plan, options: Options, name: str) -> dict[str
         "submissionMode": "K8sJobMode",
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": TTL_SECONDS,
-        # A second cluster goes on where a lost head left off; the entrypoint keeps KubeRay from starting one for what
-        # it cannot mend. Not with a budget: the hours would be spent twice.
+        # After a lost head, a second cluster resumes the run. The entrypoint keeps KubeRay from starting one after
+        # other failures. With a budget there is no second cluster, which could spend the hours again.
         "backoffLimit": 0 if budget else 1,
         "submitterPodTemplate": submitter(labels, options, image),
         "rayClusterSpec": {
             "rayVersion": version("ray"),
-            # KubeRay makes a token for each cluster, keeps it in a Secret and hands it to the pods.
+            # KubeRay makes a token for each cluster, stores it in a Secret and mounts it in the pods.
             "authOptions": {"mode": "token"},
             **_autoscaling(plan),
             "headGroupSpec": {
                 "serviceType": "ClusterIP",
-                # Without CPUs for Ray: the driver is not to share its node with engines.
+                # Without CPUs for Ray, so that no engine runs on the driver's node.
                 "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0"},
                 "template": head(f"{name}-spec", labels, options, image),
             },
@@ -168,7 +169,7 @@ def _autoscaling(plan: Plan) -> dict[str, Any]:
 
 
 def _worker_group(plan: Plan, options: Options, labels: dict[str, str], image: str) -> dict[str, Any]:
-    # A replica on the CPU asks Ray for half a CPU: with one to give, a pod holds two at most.
+    # A replica on the CPU needs half a Ray CPU, so a pod with one holds at most two replicas.
     params = {} if plan.num_gpus else {"num-cpus": "1"}
     template = worker(plan, labels, options, image)
     group = re.sub(r"[^a-z0-9]+", "-", plan.accelerator.lower())
@@ -215,7 +216,8 @@ def _is_queue(key: str) -> bool:
 
 
 def _require_queue_to_reach(spec: JobSpec, options: Options) -> None:
-    """KubeRay 1.6 gives the RayJobs of a RayCronJob none of its labels, so Kueue would never see them."""
+    """Raise SpecError for a queue label on a schedule: KubeRay 1.6 does not copy a RayCronJob's labels to its RayJobs,
+    so Kueue would ignore these jobs."""
     queued = [key for key in options.labels if _is_queue(key)]
     if spec.schedule is not None and queued:
         raise SpecError(
@@ -225,7 +227,8 @@ def _require_queue_to_reach(spec: JobSpec, options: Options) -> None:
 
 
 def require_gpus_named(spec: JobSpec) -> None:
-    """Pods must ask for something: here is no cluster to look at."""
+    """Raise ResourceError if `resources.accelerator` is auto: pods must request a GPU type, and there is no cluster to
+    detect it on."""
     if spec.resources.accelerator == "auto":
         raise ResourceError(
             "resources.accelerator is auto, and there is no cluster to look at here",

@@ -1,4 +1,4 @@
-"""What the person who renders says beside the spec: image, cluster, capacity. Checked here, all of it."""
+"""The options of `batchinfer render`: image, cluster, capacity. All are checked here."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from batchinfer import __version__
 from batchinfer.errors import UserError
 
 Nodes = Literal["gpu-operator", "gke", "eks"]
+
+SPEC_FOLDER = "/etc/batchinfer"
+HOME = "/home/ray"
+"""Of the user in the image; models are kept below it."""
 
 _LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
 _DNS_LABEL = re.compile(_LABEL)
@@ -25,7 +29,7 @@ _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _IMAGE = re.compile(
     rf"(?:{_HOST}/)?{_PART}(?:/{_PART})*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(?:@sha256:[0-9a-f]{{64}})?"
 )
-"""An image's name, as distribution/reference reads it: lower case after the registry's host."""
+"""An image's name by the rules of distribution/reference: lower case after the registry's host."""
 
 RESERVED_LABELS = (
     "app.kubernetes.io/name",
@@ -33,12 +37,13 @@ RESERVED_LABELS = (
     "app.kubernetes.io/version",
     "app.kubernetes.io/managed-by",
 )
-"""By these the NetworkPolicy finds the pods; another value would leave Ray's ports open."""
+"""Labels by which the NetworkPolicy selects the pods. Another value would leave Ray's ports open."""
 
 _RESERVED_PREFIXES = ("ray.io/", "batchinfer/")
 
-TAKEN_FOLDERS = ("/etc/batchinfer", "/home/ray", "/dev", "/proc", "/sys", "/etc", "/usr", "/bin", "/lib", "/sbin")
-"""The pods keep their own there: the spec, downloaded models, shared memory, the image's programs."""
+TAKEN_FOLDERS = (SPEC_FOLDER, HOME, "/dev", "/proc", "/sys", "/etc", "/usr", "/bin", "/lib", "/sbin")
+"""Folders that the pods need: the spec, downloaded models, shared memory, the image's programs. A volume there would
+hide them."""
 
 
 def _is_subdomain(text: str) -> bool:
@@ -47,14 +52,14 @@ def _is_subdomain(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A PersistentVolumeClaim, and the folder at which every pod sees it."""
+    """A PersistentVolumeClaim, and the folder at which every pod mounts it."""
 
     claim: str
     path: str
 
     @classmethod
     def parse(cls, text: str) -> Mount:
-        """Of CLAIM=/folder. Raises UserError."""
+        """The mount for the text CLAIM=/folder. Raises UserError."""
         claim, _, path = text.partition("=")
         plain = path == posixpath.normpath(path) or path == posixpath.normpath(path) + "/"
         if not _is_subdomain(claim) or not path.startswith("/") or path.startswith("//") or path == "/" or not plain:
@@ -77,11 +82,11 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to run on Kubernetes. `image` empty: the one that k8s/Dockerfile makes, of this version.
+    """The options of a job on Kubernetes. `image` empty: the image of this version from k8s/Dockerfile.
 
-    nodes: who labels the nodes with their GPU (catalog/nodes.yaml); node_selector: labels instead of those.
-    labels: on the job and its pods, such as a queue's or a team's. env_secrets: Secrets whose keys become
-    environment variables. service_account: its name, which must exist. Raises UserError for what
+    nodes: the kind of GPU labels on the nodes (catalog/nodes.yaml); node_selector: labels instead of these.
+    labels: labels of the job and its pods, such as a queue or a team. env_secrets: Secrets whose keys become
+    environment variables. service_account: the name of an existing ServiceAccount. Raises UserError for values that
     Kubernetes would refuse.
     """
 
@@ -136,7 +141,7 @@ class Options:
 
 
 def _require_fixed(image: str) -> None:
-    """A job that goes on tomorrow must go on with the same image."""
+    """Raise UserError unless the image has a fixed tag or digest: a resumed job must run the same image."""
     name = image.rpartition("/")[2]
     if re.search(r"\s", image):
         raise UserError(f"--image {image!r} holds blanks", "give one image, as registry.example.com/batchinfer:1.2-gpu")

@@ -1,42 +1,39 @@
-"""The pods of a job: what a head, a worker and a submitter ask of their node, and how they are kept in. Pure."""
+"""The pods of a job: resources, volumes and placement of head, worker and submitter, and their restrictions. Pure."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from batchinfer.catalog import accelerators, node_labels
-from batchinfer.deploy.kubernetes.options import Options
+from batchinfer.catalog import GIB, accelerators, node_labels
+from batchinfer.deploy.kubernetes.options import HOME, SPEC_FOLDER, Options
 from batchinfer.errors import ResourceError
 from batchinfer.planner import Plan
 
-GIB = 2**30
-
-SPEC_FOLDER = "/etc/batchinfer"
-CACHE_FOLDER = "/home/ray/.cache"
+CACHE_FOLDER = f"{HOME}/.cache"
 USER = 1000
 
 CPUS_OF_A_GPU = 3
-"""Of a worker, for each GPU: vLLM's engine and tokenizing, Ray Data's readers and the commit. The smallest
-GPU machines have 4, of which the node's own pods take part of one."""
+"""CPUs of a worker for each GPU: for vLLM's engine and tokenizing, Ray Data's readers and the commit. At 4, workers
+would not fit the smallest GPU machines, which have 4 and share them with the node's system pods."""
 
 WORKER_GIB, WORKER_GIB_OF_A_GPU = 6, 6
-"""Host memory of a worker: Ray and its object store, then vLLM's process for each GPU. Weights go to the GPU
-file by file and stay in the page cache at most."""
+"""GiB of a worker: for Ray and its object store, and for vLLM's process of each GPU. Weights need none, because vLLM
+copies them to the GPU file by file."""
 
 CPU_WORKER_CPUS, CPU_WORKER_GIB = 8, 32
-"""A worker without a GPU holds one replica with its weights and cache."""
+"""CPUs and GiB of a worker without a GPU, for one replica with its weights and KV cache."""
 
 DISK_GIB = 20
-"""Logs, Ray's spilled objects and the like, beside the downloaded weights."""
+"""GiB for logs and Ray's spilled objects, besides the downloaded weights. Kubernetes evicts a pod that needs more."""
 
 
 def gpus_of_a_pod(plan: Plan) -> int:
-    """GPUs of one worker pod: the pipeline stages of its share, each with its whole tensor parallel group."""
+    """GPUs of one worker pod: its share of the pipeline stages, each with a whole tensor-parallel group."""
     return -(-plan.pipeline_parallel // plan.nodes_per_replica) * plan.tensor_parallel if plan.num_gpus else 0
 
 
 def head(spec_name: str, labels: dict[str, str], options: Options, image: str) -> dict[str, Any]:
-    """The template of the head: the driver runs there, and nothing else. Never on spot capacity."""
+    """The template of the head, on which only the driver runs. It is kept off spot capacity."""
     spec = _pod(options, _container("ray-head", image, options, {"cpu": "2", "memory": "8Gi"}, {"cpu": "2"}))
     container = spec["containers"][0]
     container["ports"] = [
@@ -56,7 +53,7 @@ def worker(plan: Plan, labels: dict[str, str], options: Options, image: str) -> 
     """The template of the pods of a replica: one, or `plan.nodes_per_replica` of them."""
     gpus = gpus_of_a_pod(plan)
     memory = WORKER_GIB + WORKER_GIB_OF_A_GPU * gpus if gpus else CPU_WORKER_GIB
-    # What is quantized while it loads is downloaded in 16 bits.
+    # Weights that are quantized while loading are downloaded in 16 bits.
     stored = (plan.weight_bytes_per_gpu or 0) * max(1, plan.num_gpus) * (2 if plan.online else 1)
     weights = -(-stored // GIB)
     disk = f"{DISK_GIB + weights}Gi"
@@ -78,13 +75,13 @@ def worker(plan: Plan, labels: dict[str, str], options: Options, image: str) -> 
 
 
 def submitter(labels: dict[str, str], options: Options, image: str) -> dict[str, Any]:
-    """The template of the pod that hands the job to the head and follows its log; KubeRay gives its command."""
+    """The template of the pod that submits the job to the head and follows its log. KubeRay sets the command."""
     spec = _pod(options, _container("ray-job-submitter", image, options, {"cpu": "200m", "memory": "512Mi"}))
     return _template(labels, spec | {"restartPolicy": "Never"})
 
 
 def _template(labels: dict[str, str], spec: dict[str, Any]) -> dict[str, Any]:
-    """A pod template, without the lists that stayed empty."""
+    """A pod template without empty lists."""
     spec = {key: value for key, value in spec.items() if value != []}
     spec["containers"] = [{k: v for k, v in c.items() if v != []} for c in spec["containers"]]
     return {"metadata": {"labels": labels}, "spec": spec}
@@ -97,7 +94,7 @@ def _pod(options: Options, container: dict[str, Any]) -> dict[str, Any]:
         container["volumeMounts"].append({"name": f"mount-{number}", "mountPath": mount.path})
     return {
         "serviceAccountName": options.service_account,
-        # A Service named vllm would set VLLM_PORT in every pod of the namespace, and vLLM would take it for its own.
+        # A Service named vllm would set VLLM_PORT in every pod of the namespace, which vLLM reads as its own setting.
         "enableServiceLinks": False,
         "securityContext": {
             "runAsNonRoot": True,
@@ -106,7 +103,7 @@ def _pod(options: Options, container: dict[str, Any]) -> dict[str, Any]:
             "fsGroup": USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        # SIGTERM, then as long as a spot machine has left: clouds give 30 to 120 seconds.
+        # Seconds between SIGTERM and SIGKILL. A spot machine has only 30 to 120 seconds left.
         "terminationGracePeriodSeconds": 30,
         "containers": [container],
         "volumes": volumes,
@@ -116,7 +113,7 @@ def _pod(options: Options, container: dict[str, Any]) -> dict[str, Any]:
 def _container(
     name: str, image: str, options: Options, requests: dict[str, str], limits: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """A container; readiness and liveness probes are KubeRay's, which knows what its Ray version answers."""
+    """A container. KubeRay adds the readiness and liveness probes that fit the Ray version."""
     limits = {"memory": requests["memory"]} if limits is None else {"memory": requests["memory"]} | limits
     made: dict[str, Any] = {
         "name": name,
@@ -151,7 +148,7 @@ def _tolerations(plan: Plan, options: Options) -> list[dict[str, str]]:
 
 
 def _placement(plan: Plan, options: Options) -> dict[str, Any]:
-    """Which nodes a worker may be on: a node selector where one value of each label will do, else an affinity."""
+    """The nodes of a worker: a node selector if each label has one value, otherwise a node affinity."""
     known = node_labels()[options.nodes]
     wanted: dict[str, tuple[str, ...]] = {key: (value,) for key, value in options.node_selector.items()}
     if plan.num_gpus and not wanted:
@@ -171,7 +168,7 @@ def _placement(plan: Plan, options: Options) -> dict[str, Any]:
         selector = {key: values[0] for key, values in wanted.items()} | dict(spot)
         return {"nodeSelector": selector} if selector else {}
     both = [{"key": key, "operator": "In", "values": list(values)} for key, values in wanted.items()]
-    # Terms are alternatives, the expressions of one hold together.
+    # Terms are alternatives; the expressions of one term must all match.
     terms = [[*both, {"key": key, "operator": "In", "values": [value]}] for key, value in spot] or [both]
     return {"affinity": _node_affinity(terms)}
 

@@ -1,4 +1,4 @@
-"""The use case: a spec is checked and planned, and comes out as manifests."""
+"""The use case of `batchinfer render`: check and plan a spec, then write the manifests."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from typing import Any
 
 import yaml
 
+from batchinfer.catalog import GIB
 from batchinfer.deploy.kubernetes.manifests import manifests, require_gpus_named
 from batchinfer.deploy.kubernetes.options import Options
-from batchinfer.deploy.kubernetes.pods import CPU_WORKER_GIB, GIB
+from batchinfer.deploy.kubernetes.pods import CPU_WORKER_GIB
 from batchinfer.errors import SpecError
 from batchinfer.execution.checks import check, require_model
-from batchinfer.execution.plan_job import plan_job
+from batchinfer.execution.plan_job import plan_job, plan_of
 from batchinfer.jobspec import JobSpec
-from batchinfer.planner import Plan, assumed_cluster, make_plan
+from batchinfer.planner import Plan, assumed_cluster
 
 
 def render_job(spec: JobSpec, options: Options, sample: bool = True) -> list[dict[str, Any]]:
-    """The manifests of the job, planned for nodes of the accelerator that it names. Raises UserError.
+    """The manifests of the job, planned for nodes with the spec's accelerator. Raises UserError.
 
-    `sample` False: the input need not be reachable from here. The layout is then chosen for prompts of
-    unknown length, and nothing is said about time and cost.
+    `sample` False: the input is not read, so it need not be reachable from this machine. The layout is then chosen for
+    prompts of unknown length, without an estimate of time and cost.
     """
     require_gpus_named(spec)
     require_reachable(spec, options)
@@ -35,14 +36,11 @@ def _planned(spec: JobSpec, sample: bool) -> Plan:
     cluster = assumed_cluster(spec, CPU_WORKER_GIB * GIB)
     if sample:
         return plan_job(check(spec, uuid.uuid4().hex, access=False), cluster)
-    facts = require_model(spec, access=False)
-    return make_plan(
-        spec, cluster, facts.name, shape=facts.shape, entry=facts.entry, checkpoint_quantization=facts.quantization
-    )
+    return plan_of(spec, cluster, require_model(spec, access=False))
 
 
 def require_reachable(spec: JobSpec, options: Options) -> None:
-    """Refuse places of this machine: pods do not see them, unless a volume has them."""
+    """Raise SpecError for paths of this machine, which pods cannot read unless a volume has them."""
     places = {"input.uri": spec.input.uri, "output.uri": spec.output.uri}
     if os.path.isdir(spec.model.source):
         places["model.source"] = spec.model.source
@@ -59,12 +57,12 @@ def require_reachable(spec: JobSpec, options: Options) -> None:
 
 
 def dump(documents: Sequence[dict[str, Any]]) -> str:
-    """The objects as one YAML text with a document each."""
+    """The objects as one YAML text, one document for each."""
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Texts of several lines as blocks, and no anchors: the same labels stand at each pod."""
+    """Writes texts of several lines as blocks, and no anchors, because pods have equal labels."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -75,10 +73,10 @@ _WORDS = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    """Quoted wherever any YAML could read something else than a text.
+    """A text, quoted if any YAML version could read it as another type.
 
-    PyYAML quotes what YAML 1.1 reads as a number, as it implements it. kubectl's reader also knows YAML 1.2
-    (`0o17`, `12e45`), and others still know the `y` and `n` of YAML 1.1.
+    PyYAML quotes only what its own YAML 1.1 reads as a number. kubectl's reader also knows YAML 1.2 (`0o17`, `12e45`),
+    and other readers know the `y` and `n` of YAML 1.1.
     """
     plain = _PLAIN.fullmatch(text) and text.lower() not in _WORDS
     style = "|" if "\n" in text else None if plain else "'"

@@ -1,4 +1,4 @@
-"""Ray's job client: a spec goes in, a submitted job comes out, to be looked at and stopped."""
+"""Jobs on a running Ray cluster: submit a spec, show the jobs, stop a job."""
 
 from batchinfer.deploy.ray_jobs.client import JobClient, connect
 from batchinfer.deploy.ray_jobs.jobs import SubmittedJob, submitted_progress

@@ -1,4 +1,4 @@
-"""Ray's job client, with its failures as messages."""
+"""Ray's job client, whose failures are raised as ClusterErrors."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 CONNECT_SECONDS = 10.0
+"""Seconds until a dashboard that accepts no connection counts as unreachable. Ray itself would wait for minutes."""
 
 POLL_SECONDS = 0.5
-"""Between two looks at a job that is ending. Longer only delays the answer."""
+"""Seconds between looks at a job that is ending. Longer only delays the answer."""
 
 AGENT_SECONDS = 30.0
-"""A head's agent is up some seconds after its dashboard."""
+"""Seconds to wait for the head's agent, which starts some seconds after the dashboard. Shorter, and a submission to a
+new cluster fails."""
 
 _NO_AGENT = "No available agent"
 
@@ -36,7 +38,7 @@ _TOKEN = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to
 
 
 class JobClient:
-    """The jobs of one cluster. Every method raises ClusterError where the cluster does not answer as it should."""
+    """The jobs of one cluster. Every method raises ClusterError if the cluster fails to answer."""
 
     def __init__(self, address: str, client: JobSubmissionClient, ray_version: str) -> None:
         self.address = address
@@ -44,23 +46,23 @@ class JobClient:
         self._client = client
 
     def jobs(self) -> list[SubmittedJob]:
-        """The jobs that batchinfer submitted, the newest first."""
+        """The jobs that batchinfer submitted, newest first."""
         with _explained(self.address):
             found = [_job(details) for details in self._client.list_jobs() if OURS in (details.metadata or {})]
         return sorted(found, key=lambda job: job.started_at or 0.0, reverse=True)
 
     def job(self, job_id: str) -> SubmittedJob:
-        """The job with that submission id; raises ClusterError where there is none."""
+        """The job with that submission id; raises ClusterError if there is none."""
         with _explained(self.address, job_id):
             return _job(self._client.get_job_info(job_id))
 
     def logs(self, job_id: str) -> str:
-        """What the job has printed so far."""
+        """The job's output so far."""
         with _explained(self.address, job_id):
             return str(self._client.get_job_logs(job_id))
 
     def follow(self, job_id: str, show: Callable[[str], None]) -> SubmittedJob:
-        """Show what the job prints until it ends; returns it as it ended."""
+        """Show the job's output until the job ends. Returns the ended job."""
 
         async def tail() -> None:
             async for lines in self._client.tail_job_logs(job_id):
@@ -69,7 +71,7 @@ class JobClient:
         self.job(job_id)
         with _explained(self.address, job_id):
             asyncio.run(tail())
-        # The log's end comes before the job's: its exit code is noted last.
+        # The log ends before Ray has stored the job's exit code.
         while not (job := self.job(job_id)).ended:
             time.sleep(POLL_SECONDS)
         return job
@@ -80,7 +82,7 @@ class JobClient:
             return bool(self._client.stop_job(job_id))
 
     def send(self, job_id: str, entrypoint: str, runtime_env: dict[str, Any], metadata: Mapping[str, str]) -> bool:
-        """Submit the job; False if there is one of that id already."""
+        """Submit the job; False if a job with that id exists."""
         deadline = time.monotonic() + AGENT_SECONDS
         while True:
             try:
@@ -90,7 +92,7 @@ class JobClient:
                     )
                 return True
             except ClusterError as error:
-                # Ray answers 500 to these as to anything else: only its words tell.
+                # Ray answers 500 to every failure, so only the message tells them apart.
                 if "already exists" in error.message:
                     return False
                 if _NO_AGENT not in error.message:
@@ -116,11 +118,10 @@ class JobClient:
         return all(ip in own or _is_loopback(ip) for ip, _ in self.nodes())
 
     def cluster(self) -> Cluster:
-        """What a job can be planned onto."""
+        """The machines to plan a job for."""
         status = self._get("/api/cluster_status")["clusterStatus"]
         if status is None:
-            # The second autoscaler does not tell its state here, the first always does. Only a cluster that
-            # can grow runs the second.
+            # Autoscaler v2 does not report its state here, v1 always does. Only a cluster that can grow runs v2.
             may_grow = True
         else:
             types = ((status.get("autoscalerReport") or {}).get("nodeTypeMapping") or {}).values()
@@ -141,7 +142,7 @@ def connect(address: str) -> JobClient:
     import ray
     from ray.job_submission import JobSubmissionClient
 
-    # `ray job` wants RAY_AUTH_MODE; `ray.init` is content with a token that is there. So are we.
+    # `ray job` needs RAY_AUTH_MODE; `ray.init` and batchinfer only need a token.
     ray_private.use_token_that_is_there()
     with _explained(url), _winning(url):
         client = JobSubmissionClient(url)
@@ -156,7 +157,7 @@ def connect(address: str) -> JobClient:
 
 @contextlib.contextmanager
 def _winning(url: str) -> Iterator[None]:
-    """Ray's environment variables win over the address that its client is given, so this stands in them too."""
+    """Set the URL in Ray's environment variable too, which overrides the address that Ray's client is called with."""
     before = os.environ.get("RAY_API_SERVER_ADDRESS")
     os.environ["RAY_API_SERVER_ADDRESS"] = url
     try:
@@ -169,14 +170,14 @@ def _winning(url: str) -> Iterator[None]:
 
 
 def _require_answer(address: str) -> str:
-    """The address as a URL, if something listens there: Ray would wait for minutes."""
+    """The address as a URL. Raises ClusterError if nothing listens there, for which Ray would wait for minutes."""
     parts = urlsplit(address if "://" in address else f"http://{address}")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ClusterError(
             f"{address} is not the address of a Ray dashboard", "give --address http://HEAD:8265, as `ray job` takes it"
         )
     try:
-        # What is asked first is the proxy, if there is one: the head itself may be out of reach from here.
+        # If there is a proxy, only the proxy has to be reachable from here.
         asked = urlsplit(_proxy(parts.geturl()) or parts.geturl())
         port = asked.port or (443 if asked.scheme == "https" else 80)
         socket.create_connection((asked.hostname or "", port), CONNECT_SECONDS).close()
@@ -186,7 +187,7 @@ def _require_answer(address: str) -> str:
 
 
 def _proxy(url: str) -> str | None:
-    """The proxy that the environment names for the URL."""
+    """The proxy that the environment sets for the URL."""
     from requests.utils import get_environ_proxies, select_proxy
 
     found: str | None = select_proxy(url, get_environ_proxies(url))
@@ -194,14 +195,14 @@ def _proxy(url: str) -> str | None:
 
 
 def _through(url: str) -> str:
-    """For a message: by way of which proxy the URL was asked. Its password stays out of it."""
+    """The proxy of the URL as a part of a message, without the proxy's password."""
     proxy = _proxy(url)
     host = urlsplit(proxy).netloc.rpartition("@")[2] if proxy else ""
     return f" (through the proxy {host})" if host else ""
 
 
 def _spare_loopback_the_proxy(address: str) -> None:
-    """No proxy can reach this machine's loopback: keep requests to it, of this process, off HTTP_PROXY."""
+    """Exclude a loopback address from this process's HTTP_PROXY, because no proxy reaches this machine's loopback."""
     host = urlsplit(address if "://" in address else f"http://{address}").hostname or ""
     try:
         loopback = host == "localhost" or _is_loopback(host)
@@ -241,7 +242,7 @@ def _job(details: Any) -> SubmittedJob:
 
 @contextlib.contextmanager
 def _explained(address: str, job_id: str | None = None) -> Iterator[None]:
-    """What goes wrong between here and the dashboard, as a ClusterError."""
+    """Raise failures between this machine and the dashboard as ClusterErrors."""
     import aiohttp
     import requests
     from ray.exceptions import AuthenticationError

@@ -1,7 +1,7 @@
 """The entrypoint of a RayJob of KubeRay: `python -m batchinfer.deploy.ray_jobs.entrypoint COMMAND...`.
 
-KubeRay starts a second cluster whenever a job has failed, up to `backoffLimit`, whatever its exit code. Only a lost
-process or machine is mended by that. A command that ended for good otherwise stops its own job, which for KubeRay is
+KubeRay starts a second cluster whenever a job has failed, up to `backoffLimit`, whatever the exit code. After an exit
+code in `FINAL`, a second cluster would not help, so this entrypoint stops its own job. KubeRay then counts the job as
 complete: state STOPPED, exit code and message in the log.
 """
 
@@ -14,15 +14,17 @@ import subprocess
 import sys
 import time
 
-FINAL = (2, 3, 4)
-"""Exit codes that a second cluster would come to again: a mistake, too many failed rows, a stop or a spent budget."""
+from batchinfer.errors import Stopped, TooManyFailedRows, UserError
+
+FINAL = (UserError.exit_code, TooManyFailedRows.exit_code, Stopped.exit_code)
+"""Exit codes that a second cluster would repeat: a user's mistake, too many failed rows, a stop or a spent budget."""
 
 STOP_SECONDS = 60.0
-"""How long Ray may take to end this process after it was asked to; it takes about one."""
+"""Seconds that Ray has to end this process after `stop_job`; it needs about one. Later, the job counts as failed."""
 
 
 def main() -> int:
-    """Run the command as a child; signals reach it from Ray, and this process waits for its end."""
+    """Run the command as a child and wait for its end. Ray sends signals to the child too."""
     for number in (signal.SIGTERM, signal.SIGINT):
         # A handler, not SIG_IGN, which the child would inherit.
         signal.signal(number, lambda *_: None)
@@ -35,7 +37,7 @@ def main() -> int:
 
 
 def _stop_own_job() -> None:
-    """Ask Ray to stop the job of this process. If that fails the job counts as failed, with its own exit code."""
+    """Ask Ray to stop the job of this process. If that fails, the job counts as failed with the command's exit code."""
     config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     job_id = config.get("metadata", {}).get("job_submission_id")
     if job_id is None:
@@ -45,7 +47,7 @@ def _stop_own_job() -> None:
 
         JobSubmissionClient().stop_job(job_id)
     except Exception as error:
-        # The command has ended with a code of its own, which a failed stop of any kind must not replace.
+        # A failed stop of any kind must not replace the command's exit code.
         print(f"the job could not be stopped: {error}", file=sys.stderr, flush=True)
         return
     time.sleep(STOP_SECONDS)

@@ -1,5 +1,5 @@
-"""What a submission is called, which local places it names, and what a job on the cluster came to. Pure, but for
-a look at whether a model is a folder here."""
+"""The id of a submission, the local paths of its spec, and the state of a job on the cluster. Pure, except for the
+check whether a model is a local folder."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from batchinfer.errors import Stopped, TooManyFailedRows, UserError
 from batchinfer.execution.checks import shaping
 from batchinfer.jobspec import SCRIPTED, JobSpec
 
 ENDED = ("succeeded", "failed", "stopped")
-"""The states that a job does not leave."""
+"""The final states of a job."""
 
 NOT_ENDED = 75
-"""The exit code for a job that has not ended: none of `run`'s own. EX_TEMPFAIL of sysexits.h: ask again later."""
+"""The exit code for a job that has not ended, which `run` never has. EX_TEMPFAIL of sysexits.h: try again later."""
 
 OURS = "batchinfer_version"
-"""The metadata key that tells our jobs from others on the cluster."""
+"""The metadata key that only jobs of batchinfer have."""
 
 _OUTPUT, _NAME, _LABEL = "batchinfer_output", "batchinfer_job", "label."
 
 _MEANINGS = {
-    2: "the spec, the input or the call is wrong: nothing was started",
-    3: "ended, with more failed rows than limits.max_error_rate",
-    4: "stopped by a signal or a budget: submit it again to go on",
+    UserError.exit_code: "the spec, the input or the call is wrong: nothing was started",
+    TooManyFailedRows.exit_code: "ended, with more failed rows than limits.max_error_rate",
+    Stopped.exit_code: "stopped by a signal or a budget: submit it again to go on",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class SubmittedJob:
-    """A job as the cluster knows it. `state` is pending, running, succeeded, failed or stopped. Times are
-    seconds since 1970, None before it happened. `exit_code` is None until the job ends by itself."""
+    """A job on the cluster. `state` is pending, running, succeeded, failed or stopped. Times are
+    seconds since 1970, None before the event. `exit_code` is None until the job ends by itself."""
 
     id: str
     state: str
@@ -53,15 +54,15 @@ class SubmittedJob:
 
     @property
     def exit_status(self) -> int:
-        """The exit code for a command that followed the job: the job's own, else what its state comes to."""
+        """The exit code of a command that followed the job: the job's own, or one for its state."""
         if self.exit_code is not None and 0 <= self.exit_code <= 255:
             return self.exit_code
-        # No exit code, or a signal's: killed, lost with its machine, or stopped before it began.
+        # The job has no exit code, or a signal's, if it was killed, lost with its machine, or stopped before it began.
         return {"succeeded": 0, "stopped": 4}.get(self.state, 1 if self.ended else NOT_ENDED)
 
 
 def metadata_of(spec: JobSpec, version: str) -> dict[str, str]:
-    """What the cluster remembers of a job beside its id; the inverse is in `submitted_job`."""
+    """The metadata that the cluster stores with a job; `submitted_job` reads them."""
     labels = {f"{_LABEL}{key}": value for key, value in spec.labels.items()}
     return {OURS: version, _NAME: spec.name, _OUTPUT: spec.output.uri, **labels}
 
@@ -75,9 +76,9 @@ def submitted_job(
     exit_code: int | None = None,
     message: str | None = None,
 ) -> SubmittedJob:
-    """From what Ray says about a job. A run that a budget or a signal stopped is stopped, not failed."""
+    """The job from Ray's values. A run that a budget or a signal stopped is stopped, not failed."""
     known = metadata or {}
-    state = "stopped" if exit_code == 4 else status.lower()
+    state = "stopped" if exit_code == Stopped.exit_code else status.lower()
     said = _MEANINGS.get(exit_code or 0) or (message or "").splitlines()[:1] or ""
     return SubmittedJob(
         id=job_id,
@@ -94,8 +95,8 @@ def submitted_job(
 
 
 def run_name(spec: JobSpec) -> str:
-    """The submission id of the run's first attempt: its name, and a digest of what shapes its results and where
-    they go. So one run has one name, whatever it runs on. `spec` has absolute places."""
+    """The submission id of the run's first attempt: the job's name, and a digest of the output and of the keys that
+    shape the results. So a run has one id on any hardware. `spec` has absolute paths."""
     text = json.dumps([spec.output.uri, shaping(spec)], sort_keys=True)
     return f"{spec.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
@@ -111,12 +112,12 @@ def attempts(run: str, jobs: Iterable[SubmittedJob]) -> dict[int, SubmittedJob]:
 
 
 def attempt_id(run: str, number: int) -> str:
-    """The id of the run's submission of that number."""
+    """The id of the run's submission `number`, from 1."""
     return run if number == 1 else f"{run}-{number}"
 
 
 def local_places(spec: JobSpec) -> dict[str, str]:
-    """The spec's keys that name a place on this machine's disk, and the place."""
+    """The spec's keys that name a path on this machine, with the path."""
     found = {key: uri for key, uri in (("input.uri", spec.input.uri), ("output.uri", spec.output.uri)) if _is_path(uri)}
     model = spec.model
     names = {
@@ -126,7 +127,7 @@ def local_places(spec: JobSpec) -> dict[str, str]:
         "engine.tokenizer": spec.engine.tokenizer,
     }
     for key, name in names.items():
-        # The same word may be a folder here or a repository elsewhere: a folder goes first, as it does for `run`.
+        # The same name may be a local folder or a repository. The folder comes first, as in `run`.
         if name is not None and name != SCRIPTED and _is_path(name):
             plainly = name.startswith(("/", "./", "../", "~", "file://"))
             if plainly or os.path.isdir(name):
@@ -139,8 +140,8 @@ def _is_path(uri: str) -> bool:
 
 
 def submitted_progress(logs: str) -> dict[str, int | float] | None:
-    """The rows done, the rows in all, the tokens/s and the cost so far, from the newest line that says them; None
-    where no shard is committed yet."""
+    """Rows done, total rows, tokens/s, cost so far and seconds left, from the newest log line that has the rows; None
+    before the first such line."""
     for line in reversed(logs.splitlines()):
         if '"rows_total"' in line and line.startswith("{"):
             try:
@@ -153,6 +154,6 @@ def submitted_progress(logs: str) -> dict[str, int | float] | None:
 
 
 def told_error(logs: str) -> tuple[str, str] | None:
-    """The message and the remedy that batchinfer ended with, if it did."""
+    """The message and the remedy of the error that batchinfer ended with; None if it ended without one."""
     match = re.search(r"^error: (.+?)(?:\n  -> (.+?))?\s*\Z", logs, re.MULTILINE | re.DOTALL)
     return (match.group(1), match.group(2) or "") if match is not None else None

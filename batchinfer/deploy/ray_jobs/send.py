@@ -1,4 +1,4 @@
-"""Send a job to a cluster: checked and planned first, packed alone, and once however often it is sent."""
+"""Submit a job to a cluster. The job is checked and planned first; submitting a running job again does nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ import batchinfer
 from batchinfer.deploy.ray_jobs import start
 from batchinfer.deploy.ray_jobs.client import JobClient
 from batchinfer.deploy.ray_jobs.jobs import attempt_id, attempts, local_places, metadata_of, run_name, told_error
-from batchinfer.errors import BatchinferError, ClusterError, StorageError, StoreRefused, UserError
+from batchinfer.errors import (
+    BatchinferError,
+    ClusterError,
+    Stopped,
+    StorageError,
+    StoreRefused,
+    TooManyFailedRows,
+    UserError,
+)
 from batchinfer.execution.checks import absolute, check
 from batchinfer.execution.plan_job import plan_job
 from batchinfer.execution.progress import Listener
@@ -23,20 +31,20 @@ from batchinfer.planner import Plan
 from batchinfer.storage import local_path
 
 CONFIRM_SECONDS = 60.0
-"""How long to wait for a sent job to say that it found its package: starting one takes seconds, unless the
-cluster has none to start it on."""
+"""Seconds to wait until a submitted job has printed its version: it starts within seconds, unless the cluster has no
+free node. After them `submit` returns the job's state without that proof."""
 
-RAN = (0, 3, 4)
-"""Exit codes of a job that ran: it was submitted as it should be, whatever became of its rows."""
+RAN = (0, TooManyFailedRows.exit_code, Stopped.exit_code)
+"""Exit codes of a job that began its run, so that the submission succeeded."""
 
 DRAIN_SECONDS = 1800
-"""How long a stopped job may take to end the shards in flight before Ray kills it; Ray's own default is 3."""
+"""Seconds that a stopped job has to finish the shards in flight before Ray kills it. Ray's default of 3 loses them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """`already`: the same run was there before, in `state`; nothing was sent. `plan` is None where the input
-    could not be seen from here, or nothing was sent."""
+    """`already`: the cluster had the run already, in `state`, and nothing was sent. `plan` is None if the input cannot
+    be read from this machine, or if nothing was sent."""
 
     id: str
     state: str
@@ -47,9 +55,9 @@ class Submission:
 def submit(
     spec: JobSpec, client: JobClient, listener: Listener, shared_filesystem: bool = False, with_package: bool = False
 ) -> Submission:
-    """Send the job, unless the same run is on the cluster and has not ended. Raises UserError, with nothing sent.
+    """Send the job, unless the same run is on the cluster and has not ended. Raises UserError before anything is sent.
 
-    `shared_filesystem`: local paths are the same on the cluster. `with_package`: send this very package too.
+    `shared_filesystem`: local paths are the same on the cluster. `with_package`: send this batchinfer package too.
     """
     if not shared_filesystem:
         _require_reachable(spec, client)
@@ -67,7 +75,7 @@ def submit(
         command = f"exec python start.py {batchinfer.__version__}"
         sent = client.send(job_id, command, environment, metadata_of(spec, batchinfer.__version__))
     if not sent:
-        # Somebody sent the same run in the moment since `jobs`.
+        # Another process submitted the same run since `jobs`.
         return Submission(job_id, client.job(job_id).state, already=True, plan=None)
     listener.event("submitted", id=job_id, cluster=client.address, output=spec.output.uri)
     return Submission(job_id, _confirmed(client, job_id), already=False, plan=plan)
@@ -84,7 +92,7 @@ def _require_reachable(spec: JobSpec, client: JobClient) -> None:
 
 
 def _planned(spec: JobSpec, client: JobClient, listener: Listener) -> Plan | None:
-    """The plan on that cluster, from here; None where what it needs can only be seen from there."""
+    """The plan for that cluster, made on this machine; None if the input or model can only be read on the cluster."""
     hidden = {
         key: place
         for key, place in local_places(spec).items()
@@ -96,7 +104,7 @@ def _planned(spec: JobSpec, client: JobClient, listener: Listener) -> Plan | Non
     try:
         checked = check(spec, "")
     except (StorageError, UserError) as error:
-        # A store may refuse us here and know the cluster's role.
+        # A store may refuse this machine's credentials and accept the cluster's.
         if not isinstance(error, StorageError) and not isinstance(error.__cause__, StoreRefused):
             raise
         listener.event("not checked from here", reason=error.message)
@@ -123,7 +131,7 @@ def _pack(spec: JobSpec, folder: Path) -> None:
 def _runtime_env(folder: str, with_package: bool) -> dict[str, Any]:
     environment: dict[str, Any] = {
         "working_dir": folder,
-        # Ray's job supervisor runs in this environment too, and reads the wait from it.
+        # Ray's job supervisor runs in this environment and reads its waiting time from the variable.
         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(DRAIN_SECONDS)},
     }
     if with_package:
@@ -133,8 +141,8 @@ def _runtime_env(folder: str, with_package: bool) -> dict[str, Any]:
 
 
 def _confirmed(client: JobClient, job_id: str) -> str:
-    """The job's state once its entrypoint has found its package, or the time is up; raises ClusterError where
-    it has not."""
+    """The job's state after its entrypoint has found the package, or after `CONFIRM_SECONDS`. Raises ClusterError if
+    the package is missing, BatchinferError for another failed start."""
     deadline = time.monotonic() + CONFIRM_SECONDS
     while True:
         job = client.job(job_id)
@@ -142,7 +150,7 @@ def _confirmed(client: JobClient, job_id: str) -> str:
             return job.state
         if job.ended and job.state != "succeeded":
             message, remedy = told_error(client.logs(job_id)) or (job.message, "")
-            kind = ClusterError if job.exit_code == 2 else BatchinferError
+            kind = ClusterError if job.exit_code == UserError.exit_code else BatchinferError
             raise kind(f"{job_id}: {message}", remedy or f"`batchinfer logs {job_id}` says more")
         if job.ended or time.monotonic() > deadline:
             return job.state

@@ -1,4 +1,4 @@
-"""Submitted jobs as a table for a person, and as a document for a program."""
+"""Submitted jobs as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Progress = dict[str, int | float]
 
 
 def job_document(job: SubmittedJob, progress: Progress | None = None) -> dict[str, Any]:
-    """The job's values, times as ISO 8601 in UTC; with `progress` where it is known."""
+    """The job's values for JSON, times as ISO 8601 in UTC; with `progress` if it is known."""
     document = asdict(job)
     for key in ("started_at", "ended_at"):
         at = document[key]
@@ -25,7 +25,7 @@ def job_document(job: SubmittedJob, progress: Progress | None = None) -> dict[st
 
 
 def jobs_table(jobs: Sequence[SubmittedJob], now: float) -> Table:
-    """A line for each job; `now` in seconds since 1970."""
+    """A line a job; `now` in seconds since 1970."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("id", "state", "started (UTC)", "took", "labels", "output"):
         table.add_column(name, overflow="fold")
@@ -35,7 +35,7 @@ def jobs_table(jobs: Sequence[SubmittedJob], now: float) -> Table:
 
 
 def job_table(job: SubmittedJob, progress: Progress | None, now: float) -> Table:
-    """All that is known of one job."""
+    """All values of one job; `now` in seconds since 1970."""
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column(overflow="fold")

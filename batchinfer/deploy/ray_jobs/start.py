@@ -1,7 +1,7 @@
-"""The entrypoint of a submitted job, on the cluster: sent beside the spec, so it imports nothing but Python's own.
+"""The entrypoint of a submitted job on the cluster. It is sent with the spec, so it imports only the standard library.
 
-`python start.py VERSION`: become `python -m batchinfer run job.yaml` if batchinfer there is of that version, else
-say what is there and exit 2.
+`python start.py VERSION` becomes `python -m batchinfer run job.yaml` if the cluster has that version of batchinfer.
+Otherwise it prints the cluster's version and exits with 2.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 
 
 def main() -> None:
-    """Check the version, then run the job in this very process: the signals that Ray sends reach it."""
+    """Check the version, then run the job in this process, which receives the signals that Ray sends."""
     wanted = sys.argv[1]
     try:
         from batchinfer import __version__ as found

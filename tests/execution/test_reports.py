@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from batchinfer.errors import UserError
-from batchinfer.execution import runner
+from batchinfer.execution import reports
 from batchinfer.execution.checks import check
 from batchinfer.execution.runner import _write_run_files
 from batchinfer.rundir.commit import commit
@@ -45,24 +45,24 @@ def ended(tmp_path: Path) -> str:
 
 
 def test_the_answers_are_compared_with_a_column_that_was_passed_through(ended):
-    assert runner.report(ended).overall_accuracy is None
-    made = runner.report(ended, ["evaluate.expected=area"])
+    assert reports.report(ended).overall_accuracy is None
+    made = reports.report(ended, ["evaluate.expected=area"])
     assert made.overall_accuracy is not None
     # Of three rows with a value in each shard: one failed and counts as wrong, "b" is not "a".
     assert (made.overall_accuracy.right, made.overall_accuracy.compared) == (3, 6)
 
 
 def test_and_by_another_column(ended):
-    made = runner.report(ended, ["evaluate.expected=area", "evaluate.by=team"])
+    made = reports.report(ended, ["evaluate.expected=area", "evaluate.by=team"])
     assert {group: (seen.right, seen.compared) for group, seen in made.accuracy.items()} == {"x": (2, 5), "y": (1, 1)}
 
 
 def test_a_column_that_is_not_in_the_results_is_refused(ended):
     with pytest.raises(UserError, match="no column 'label'") as caught:
-        runner.report(ended, ["evaluate.expected=label"])
+        reports.report(ended, ["evaluate.expected=label"])
     assert "area, team" in caught.value.remedy
 
 
 def test_nothing_else_may_be_set_for_a_report(ended):
     with pytest.raises(UserError, match="only evaluate"):
-        runner.report(ended, ["sampling.max_tokens=9"])
+        reports.report(ended, ["sampling.max_tokens=9"])
