@@ -151,7 +151,7 @@ class VllmEngine:
 
         _require_kernels(spec, plan)
         self._embeds = spec.task == "embed"
-        thinking = reasoning_parser(spec, _tokenizer_folder(spec, plan))
+        thinking = None if spec.reasoning is None else reasoning_parser(spec, _tokenizer_folder(spec, plan))
         self._params = _request_parameters(spec, thinking)
         self._fetched = tempfile.TemporaryDirectory(prefix="batchinfer-adapter-")
         adapter = (

@@ -378,7 +378,7 @@ class RepetitionSpec(Keys):
     max_pattern_size: int = Field(default=16, ge=1, le=256)
     """The most tokens of the pattern.
 
-    The engine compares each new token for each size: 16 takes some 5 microseconds a token, 64 four times as much."""
+    The engine compares each token for each size: 16 sizes take up to 10 microseconds a token, 64 four times that."""
     min_pattern_size: int = Field(default=1, ge=1)
     """The fewest tokens of the pattern. Must not exceed `max_pattern_size`."""
     min_count: int = Field(default=20, ge=2)
@@ -606,7 +606,7 @@ class OutputSpec(Keys):
         if self.as_ == "columns" and kind.name != "struct":
             why = kind.why or f"its answers are {kind.name}s"
             raise ValueError(f"as columns needs a json_schema of an object with named keys: {why}")
-        if self.as_ == "columns" and "column" in self.model_fields_set:
+        if self.as_ == "columns" and self.column != "output":
             raise ValueError("column names no column beside as: columns: leave it out")
         return self
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from datetime import UTC, datetime
 
 import pytest
 
 from batchinfer.errors import SpecError
 from batchinfer.jobspec import JobSpec, parse, to_yaml
 from batchinfer.jobspec.python_classes import schema_of_class
+from batchinfer.jobspec.schedule import resolve
 from tests.support.builders import make_spec, spec_text
 
 SCHEMA = {"type": "object", "properties": {"total": {"type": "number"}, "id": {"type": "string"}}}
@@ -115,6 +117,12 @@ def test_only_the_schema_of_a_class_travels(classes, tmp_path_factory, monkeypat
 )
 def test_a_class_that_cannot_be_had_is_a_mistake_of_the_spec(classes, reference, words):
     assert words in refusal(output={"uri": "/out", "model": reference})
+
+
+def test_typed_answers_go_with_variables_in_the_place_of_the_output():
+    spec = make_spec(output=output(uri="/out/{{ run.date }}", **{"as": "columns"}), input={"uri": "/in"})
+    made, _ = resolve(spec, datetime(2026, 11, 20, tzinfo=UTC))
+    assert made.output.columns == ("total", "id")
 
 
 def test_a_schema_that_is_given_beside_the_class_is_taken_and_nothing_is_imported():

@@ -10,7 +10,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batchinfer.engine import Completion
@@ -253,7 +253,7 @@ def same(kind: Any, read: Any, said: Any) -> bool:
     return bool(read == said)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_a_valid_answer_is_in_parquet_what_it_was_in_json(data):
     schema, values = data.draw(SCHEMAS)
