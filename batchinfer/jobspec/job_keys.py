@@ -180,7 +180,7 @@ class InputSpec(Keys):
     on_bad_row: Literal["fail", "set_aside"] = "fail"
     """What becomes of a line of `jsonl` that cannot be read.
 
-    Such a line is no JSON object, or the job reads a value from it that is no text, over 64 bits or not of `cast`.
+    Such a line is no JSON object, or holds a value that the job cannot read: no text, above 64 bits, not of `cast`.
     `fail`: the file is bad, see `on_bad_file`. `set_aside`: the row fails with
     `input_invalid`; its other values are kept, and its id is null if that cannot be read. In Parquet files a value
     that is no text always fails its row alone."""

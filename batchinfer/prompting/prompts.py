@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from jinja2.exceptions import SecurityError
 
 from batchinfer.errors import RowError, SpecError
+from batchinfer.input.bad_rows import BAD_ROW
 from batchinfer.input.column_types import PARSED
 from batchinfer.jobspec import JobSpec, PromptSpec
 from batchinfer.jobspec.printed import Map, printed
@@ -112,7 +113,12 @@ class PromptMaker:
     def prompts(self, rows: pa.Table) -> list[Prompt | RowError]:
         """One prompt, or the reason why there is none, for each of the rows."""
         columns = {name: column_values(rows, name) for name in self._columns}
-        return self._made(columns, rows.num_rows)
+        made = self._made(columns, rows.num_rows)
+        if BAD_ROW in rows.column_names:
+            for place, problem in enumerate(rows.column(BAD_ROW).to_pylist()):
+                if problem is not None:
+                    made[place] = RowError("input_invalid", _told(problem))
+        return made
 
     def prompt_of(self, row: Mapping[str, Any]) -> Prompt | RowError:
         """The prompt of one row, as `Prompt.row` holds it."""

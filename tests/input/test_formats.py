@@ -318,7 +318,13 @@ def test_messages_keep_the_calls_of_tools_and_their_names(tmp_path):
     write_lines(tmp_path / "in" / "a.jsonl", {"m": messages}, {"m": messages[:1]})
     made = []
     through(tmp_path / "in", tmp_path / "out", [], {"messages_column": "m"}, file_format="jsonl", made=made)
-    kept = [*messages[:2], {key: messages[2][key] for key in ("role", "content", "tool_call_id")}]
+    # A template reads the arguments as an object.
+    read = {**call, "function": {"name": "f", "arguments": {}}}
+    kept = [
+        messages[0],
+        messages[1] | {"tool_calls": [read]},
+        {key: messages[2][key] for key in ("role", "content", "tool_call_id")},
+    ]
     assert [one.as_messages() for one in made] == [kept, messages[:1]]
 
 
