@@ -40,7 +40,7 @@ def parser_of_template(template: str) -> str | None:
     """The parser for a model with this chat template; None if the template lets nobody think."""
     if "<|channel|>" in template and "analysis" in template:
         return "openai_gptoss"
-    if "</think>" not in template:
+    if "<think>" not in template:
         return None
     if "enable_thinking" in template:
         return "qwen3"

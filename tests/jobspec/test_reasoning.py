@@ -15,7 +15,7 @@ from batchinfer.model.thinking import chat_template, parser_of_template, reasoni
 from tests.support.builders import make_envelope, make_spec
 
 OPENS = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<think>\n{% endif %}"
-STRIPS = "{% set c = m.content.split('</think>')[-1] %}{% if add_generation_prompt %}<|assistant|>{% endif %}<think>"
+STRIPS = "{% set c = m.content.split('</think>')[-1] %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,9 @@ def test_thinking_is_no_part_of_an_embedding():
     ("template", "parser"),
     [
         (OPENS.replace("<think>", "<think></think>{# enable_thinking #}"), "qwen3"),
+        (OPENS, "deepseek_r1"),
         (OPENS + "{{ '</think>' }}", "deepseek_r1"),
-        (STRIPS.replace("<think>", ""), None),
+        ("<think>" + STRIPS, None),
         ("{{ messages }}", None),
         ("<|channel|>analysis", "openai_gptoss"),
     ],
