@@ -291,6 +291,7 @@ def files_page() -> str:
         "<output.column>",
         *RESULT_COLUMNS,
         "logprobs",
+        "truncated_tokens",
         "reasoning_tokens",
         "<reasoning.column>",
     )
