@@ -10,7 +10,7 @@ from typing import Any
 from batchinfer.engine import vllm_private
 from batchinfer.engine.base import Completion, EngineDied
 from batchinfer.engine.conversations import Conversations, Pieces
-from batchinfer.engine.installed import not_importable
+from batchinfer.engine.installed import not_importable, require_engine_arguments
 from batchinfer.engine.pump import Pump, Request
 from batchinfer.errors import EngineError, RowError, SpecError, WrongRelease
 from batchinfer.jobspec import JobSpec, SamplingSpec
@@ -18,8 +18,12 @@ from batchinfer.jobspec.regex import compile_regex
 from batchinfer.model.checkpoint import SAFE_FORMAT, Adapter, local_adapter
 from batchinfer.planner import Plan
 from batchinfer.planner.host import require_avx512
-from batchinfer.prompting.answers import require_whole_choices
+from batchinfer.prompting.answers import label_grammar, require_whole_choices
+from batchinfer.prompting.label_probabilities import LabelTree
 from batchinfer.prompting.prompts import Prompt
+
+MAX_LABEL_TOKENS = 128
+"""Tokens whose probabilities vLLM 0.32 reports for one request (MAX_LOGPROB_TOKEN_IDS); it refuses more."""
 
 LINGER_SECONDS = 0.25
 """Seconds that an idle engine waits for further shards if rows share prefixes. Shorter misses shards that arrive
@@ -58,15 +62,16 @@ def engine_arguments(spec: JobSpec, plan: Plan, adapter: Adapter | None = None) 
         arguments["enable_chunked_prefill"] = False
     if adapter is not None:
         arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": adapter.max_rank}
-    if spec.task == "embed":
-        # `convert` makes a generative model return the hidden state of the last token.
-        arguments |= {"runner": "pooling", "convert": "embed"}
+    if not spec.generates:
+        # `convert` makes a generative model return the hidden state of the last token, or the scores of its head.
+        arguments |= {"runner": "pooling", "convert": "embed" if spec.task == "embed" else "classify"}
     if spec.model.speculative is not None:
         arguments["speculative_config"] = spec.model.speculative.model_dump(exclude_none=True)
     if spec.output.json_schema is not None:
         # Some models write white space between the parts of JSON until max_tokens is reached.
         arguments["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
-    arguments.update(spec.engine.model_dump(exclude={"scripted"}, exclude_none=True))
+    arguments.update(spec.engine.model_dump(exclude={"scripted", "extra"}, exclude_none=True))
+    arguments.update(spec.engine.extra)
     return {name: value for name, value in arguments.items() if value is not None}
 
 
@@ -92,11 +97,18 @@ def _request_parameters(spec: JobSpec) -> Any:
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     if spec.task == "embed":
-        return PoolingParams(task="embed")
+        return PoolingParams(task="embed", dimensions=spec.embed.dimensions, use_activation=spec.embed.normalize)
+    if not spec.generates:
+        return PoolingParams(task="classify")
     output = spec.output
     structured = None
     if output.choices is not None:
-        structured = StructuredOutputsParams(choice=list(output.choices))
+        labels = list(output.choices)
+        structured = (
+            StructuredOutputsParams(grammar=label_grammar(labels))
+            if output.multi_label
+            else StructuredOutputsParams(choice=labels)
+        )
     elif output.json_schema is not None:
         structured = StructuredOutputsParams(json=output.json_schema)
     elif output.regex is not None:
@@ -121,8 +133,10 @@ class VllmEngine:
         vllm_private.require()
         from vllm.lora.request import LoRARequest
 
+        require_engine_arguments(spec)
         _require_kernels(spec, plan)
-        self._embeds = spec.task == "embed"
+        self._task = spec.task
+        self._pools = not spec.generates
         self._params = _request_parameters(spec)
         self._fetched = tempfile.TemporaryDirectory(prefix="batchinfer-adapter-")
         adapter = (
@@ -156,7 +170,7 @@ class VllmEngine:
         self._context: int = vllm_private.context_length(engine)
         has_template = bool(getattr(self._tokenizer, "chat_template", None))
         # An embedding is made of the plain text, unless the spec asks for the chat template.
-        self._chat = has_template and not self._embeds if spec.prompt.chat is None else spec.prompt.chat
+        self._chat = has_template and not self._pools if spec.prompt.chat is None else spec.prompt.chat
         if self._chat and not has_template:
             raise EngineError(
                 f"{spec.model.source} has no chat template", "set prompt.chat: false, or take a chat model"
@@ -166,6 +180,10 @@ class VllmEngine:
         except SpecError:
             vllm_private.Core(engine).shutdown()
             raise
+        self._names = vllm_private.label_names(engine) if spec.task == "classify" else []
+        self._labels: LabelTree | None = None
+        if spec.output.confidence:
+            self._labels = self._label_tree(spec, engine)
         self._conversations = Conversations(self._tokenizer) if self._chat else None
         sharing = plan.workload is not None and plan.workload.shares_apart
         self._pump = Pump(engine, lora, LINGER_SECONDS if sharing else 0.0)
@@ -176,15 +194,15 @@ class VllmEngine:
         completions: list[Completion | None] = [None] * len(prompts)
         requests, places = [], []
         texts = [self._text(prompt) for prompt in prompts]
-        for i, (text, ids) in enumerate(zip(texts, self._token_ids(texts), strict=True)):
+        for i, (text, ids, params) in enumerate(zip(texts, *self._tokens(prompts, texts), strict=True)):
             if isinstance(text, RowError):
                 completions[i] = Completion.failed(text)
-            elif len(ids) + (not self._embeds) > self._context:
-                room = "fit into" if self._embeds else "leave room for an answer in"
+            elif len(ids) + (not self._pools) > self._context:
+                room = "fit into" if self._pools else "leave room for an answer in"
                 message = f"{len(ids)} tokens do not {room} a context of {self._context}"
                 completions[i] = Completion.failed(RowError("prompt_too_long", message), len(ids))
             else:
-                requests.append(Request({"type": "token", "prompt_token_ids": ids}, self._params, "".join(text)))
+                requests.append(Request({"type": "token", "prompt_token_ids": ids}, params, "".join(text)))
                 places.append(i)
         batch = self._pump.run(requests, begun, finished)
         for i, result in zip(places, batch.results, strict=True):
@@ -197,6 +215,21 @@ class VllmEngine:
     @property
     def steps(self) -> int:
         return self._pump.steps
+
+    def _tokens(
+        self, prompts: Sequence[Prompt], texts: Sequence[Pieces | RowError]
+    ) -> tuple[list[list[int]], list[Any]]:
+        """The token ids and the parameters of each prompt. A cross-encoder reads query and document as one pair."""
+        if self._task != "score":
+            return self._token_ids(texts), [self._params] * len(prompts)
+        pairs = self._tokenizer([p.query for p in prompts], [p.text for p in prompts]) if prompts else {"input_ids": []}
+        params = []
+        for types in pairs.get("token_type_ids") or [None] * len(prompts):
+            mine = self._params.clone()
+            if types is not None:
+                mine.extra_kwargs = {"compressed_token_type_ids": vllm_private.compressed_token_types(types)}
+            params.append(mine)
+        return pairs["input_ids"], params
 
     def _token_ids(self, texts: Sequence[Pieces | RowError]) -> list[list[int]]:
         """The token ids of each prompt, empty for an error.
@@ -217,10 +250,10 @@ class VllmEngine:
     def _completion(self, result: Any) -> Completion:
         if isinstance(result, Exception):
             return Completion.failed(RowError("engine_rejected", _brief(result)))
-        if self._embeds:
-            tokens, cached = len(result.prompt_token_ids), result.num_cached_tokens or 0
-            vector = result.outputs.data.float().flatten().numpy()
-            return Completion([], ["stop"], tokens, cached, 0, embedding=vector)
+        if self._pools:
+            return self._pooled(result)
+        if self._labels is not None:
+            return self._label(result, self._labels)
         outputs = sorted(result.outputs, key=lambda output: output.index)
         return Completion(
             texts=[output.text for output in outputs],
@@ -231,6 +264,52 @@ class VllmEngine:
             logprobs=[_logprobs(output) for output in outputs] if self._logprobs else None,
         )
 
+    def _pooled(self, result: Any) -> Completion:
+        """A vector, a label with the probabilities of all, or a score."""
+        tokens, cached = len(result.prompt_token_ids), result.num_cached_tokens or 0
+        values = result.outputs.data.float().flatten().numpy()
+        made = Completion([], ["stop"], tokens, cached, 0)
+        if self._task == "embed":
+            made.embedding = values
+        elif self._task == "score":
+            made.score = float(values[0])
+        else:
+            made.probabilities = dict(zip(self._names, values.tolist(), strict=True))
+            made.texts = [self._names[int(values.argmax())]]
+        return made
+
+    def _label_tree(self, spec: JobSpec, engine: Any) -> LabelTree:
+        """The labels as tokens. The requests then ask for the probabilities of these tokens, and leave texts to us.
+
+        vLLM computes these probabilities after the grammar and before temperature, penalties and top_p.
+        """
+        labels = spec.output.choice_texts or ()
+        usual = [self._tokenizer.encode(label, add_special_tokens=False) for label in labels]
+        vocabulary, ends = vllm_private.grammar_tokens(engine)
+        tree = LabelTree(labels, vocabulary, ends, usual, MAX_LABEL_TOKENS)
+        params = self._params
+        params.logprob_token_ids = list(tree.tokens) or [ends[0]]
+        # vLLM would write the text of each of these tokens for each token of an answer, in Python.
+        params.detokenize, params.flat_logprobs, params.stop = False, True, []
+        return tree
+
+    def _label(self, result: Any, labels: LabelTree) -> Completion:
+        (output,) = result.outputs
+        tokens = tuple(output.token_ids)
+        steps = []
+        flat = output.logprobs
+        for start, end in zip(flat.start_indices, flat.end_indices, strict=True):
+            # The chosen token comes first, and may occur twice.
+            steps.append(dict(zip(flat.token_ids[start:end], flat.logprobs[start:end], strict=True)))
+        return Completion(
+            texts=[labels.text(tokens)],
+            finish_reasons=[str(output.finish_reason)],
+            input_tokens=len(result.prompt_token_ids),
+            cached_tokens=result.num_cached_tokens or 0,
+            output_tokens=len(tokens),
+            probabilities=dict(zip(labels.names, labels.probabilities(tokens, steps), strict=True)),
+        )
+
     def close(self) -> None:
         self._pump.close()
         self._fetched.cleanup()
@@ -238,9 +317,10 @@ class VllmEngine:
 
 def _require_accepted(spec: JobSpec, engine: Any, params: Any) -> None:
     """Raise SpecError for parameters that vLLM would refuse for every row, and for choices longer than `max_tokens`."""
-    if spec.task == "embed":
-        return
     try:
+        if not spec.generates:
+            params.clone().verify(engine.model_config)
+            return
         vllm_private.require_accepted(engine, params)
     except WrongRelease:
         raise

@@ -11,12 +11,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from batchinfer.catalog import engine_support, models
+from batchinfer.engine.installed import require_engine_arguments
 from batchinfer.errors import InputError, ModelError, OutputError, SpecError, StoreRefused, UserError
 from batchinfer.execution.sample_prompts import require_room_for_choices
 from batchinfer.input import build_manifest, input_entries
 from batchinfer.input.files import fixed_part, is_glob
 from batchinfer.input.manifest import Fingerprint, Manifest, from_parquet
-from batchinfer.jobspec import JobSpec, ModelSpec, parse
+from batchinfer.jobspec import EmbedSpec, JobSpec, ModelSpec, parse
 from batchinfer.jobspec.cron import Tick
 from batchinfer.jobspec.schedule import current_time, resolve
 from batchinfer.model.checkpoint import require_adapter, require_draft, require_weights
@@ -34,6 +35,14 @@ _FREE_KEYS = ("name", "resources", "limits", "schedule", "storage", "labels")
 """Keys that may change between the runs of one output: they shape no result."""
 
 _SHAPING_ENGINE_KEYS = ("max_model_len", "kv_cache_dtype", "tokenizer", "load_format", "seed", "scripted")
+
+
+_LATER_KEYS: dict[str, tuple[str, ...]] = {
+    "": ("embed",),
+    "prompt": ("query",),
+    "output": ("multi_label", "confidence", "abstain_below", "embedding_type"),
+}
+"""Keys by their section that runs of earlier versions lack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +125,7 @@ def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = N
     layout = Layout(spec.output.uri, spec.storage)
     require_own(layout, thorough=fresh)
     require_room_for_choices(spec, facts.folder)
+    require_engine_arguments(spec)
     columns = needed_columns(spec)
     old = find_manifest(layout)
     committed = committed_shards(layout)
@@ -185,7 +195,13 @@ def shaping(spec: JobSpec) -> dict[str, Any]:
     if not values["input"]["cast"]:
         # Runs of earlier versions do not have the key.
         values["input"].pop("cast")
-    values["engine"] = {key: values["engine"][key] for key in _SHAPING_ENGINE_KEYS}
+    # Nor do they have these keys, which change nothing unless they are set.
+    for section, keys in _LATER_KEYS.items():
+        for key in keys:
+            place = values[section] if section else values
+            if not place[key] or place[key] == EmbedSpec().model_dump():
+                place.pop(key)
+    values["engine"] = {key: values["engine"][key] for key in _SHAPING_ENGINE_KEYS} | values["engine"]["extra"]
     return values
 
 
@@ -272,6 +288,7 @@ def require_model(spec: JobSpec, access: bool = True) -> ModelFacts:
     """
     facts = model_facts(spec.model, spec.storage)
     _require_engine_support(facts)
+    _require_head(spec, facts)
     _require_known_tokens(spec, facts)
     if facts.shape is not None:
         require_consistent(spec, facts.shape, source_of(spec, facts.name, facts.entry, facts.quantization))
@@ -299,6 +316,42 @@ def _require_engine_support(facts: ModelFacts) -> None:
         f"{facts.name} cannot run: vLLM dropped {architecture} after {support.until}",
         f"use {instead}, which takes its place",
     )
+
+
+def _require_head(spec: JobSpec, facts: ModelFacts) -> None:
+    """Refuse a task that the model has no head for, and dimensions that it was not trained for."""
+    if not facts.config:
+        return
+    named = next(iter(facts.config.get("architectures") or []), "")
+    overrides = spec.engine.extra.get("hf_overrides") or {}
+    config = {**facts.config, **(overrides if isinstance(overrides, dict) else {})}
+    if spec.task in ("classify", "score"):
+        names = next(iter(config.get("architectures") or []), named)
+        if not names.endswith(("ForSequenceClassification", "RewardModel", "ClassificationModel")):
+            raise ModelError(
+                f"{facts.name} is a {named}, which has no head for task {spec.task}",
+                "take a checkpoint whose architecture ends with ForSequenceClassification",
+            )
+        outputs = len(config.get("id2label") or ()) or config.get("num_labels", 2)
+        if (outputs == 1) != (spec.task == "score"):
+            other = "score" if spec.task == "classify" else "classify"
+            raise ModelError(
+                f"{facts.name} has {outputs} output{'s' if outputs > 1 else ''}, which task {spec.task} cannot use",
+                f"set task: {other}, or take another model",
+            )
+    wanted, size = spec.embed.dimensions, config.get("hidden_size")
+    if wanted is not None:
+        allowed = config.get("matryoshka_dimensions")
+        if not allowed and not config.get("is_matryoshka"):
+            raise ModelError(
+                f"{facts.name} does not say that its vectors may be cut, so embed.dimensions cannot be used",
+                "leave it out; if the model's card says so: engine.extra: {hf_overrides: {is_matryoshka: true}}",
+            )
+        if (allowed and wanted not in allowed) or (isinstance(size, int) and wanted > size):
+            raise ModelError(
+                f"{facts.name} has no vectors of {wanted} dimensions",
+                f"embed.dimensions may be {', '.join(map(str, allowed)) if allowed else f'1 to {size}'}",
+            )
 
 
 def _require_known_tokens(spec: JobSpec, facts: ModelFacts) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchinfer.accounting.evaluation import Compared, Evaluation, evaluate
 from batchinfer.accounting.report import Accuracy
 from batchinfer.errors import UserError
 from batchinfer.execution.checks import absolute
-from batchinfer.execution.result_rows import compared
+from batchinfer.execution.result_rows import compared, labels_of
 from batchinfer.jobspec import EvaluateSpec, JobSpec, parse
+from batchinfer.jobspec.templates import printed
+from batchinfer.prompting.answers import label_list
+from batchinfer.prompting.prompts import column_values
 from batchinfer.rundir.commit import committed_shards
 from batchinfer.rundir.paths import Layout, reading
 
@@ -29,23 +34,50 @@ def evaluation(layout: Layout, spec: JobSpec, overrides: Sequence[str]) -> Evalu
 
 def accuracy_of_results(layout: Layout, spec: JobSpec, wanted: EvaluateSpec) -> dict[str, Accuracy]:
     """The accuracy of the answers in the results, by group."""
-    named = [name for name in (wanted.expected, wanted.by) if name is not None]
     found: Counter[str] = Counter()
     right: Counter[str] = Counter()
+    for table, answers in _answers(layout, spec, wanted):
+        for group, (good, of) in compared(wanted, table, answers, spec.output.multi_label).items():
+            right[group] += good
+            found[group] += of
+    return {group: Accuracy.of(right[group], n) for group, n in sorted(found.items())}
+
+
+def evaluate_results(layout: Layout, spec: JobSpec, wanted: EvaluateSpec) -> dict[str, Evaluation]:
+    """What the answers in the results are worth, by group; `all` has the rows of all groups."""
+    many = spec.output.multi_label
+    groups: dict[str, list[Compared]] = {"all": []}
+    for table, answers in _answers(layout, spec, wanted):
+        nothing = [None] * table.num_rows
+        sure = table.column(f"{spec.output.column}_confidence").to_pylist() if spec.tells_confidence else nothing
+        names = column_values(table, wanted.by) if wanted.by is not None else nothing
+        for value, answer, confidence, name in zip(
+            column_values(table, wanted.expected), answers, sure, names, strict=True
+        ):
+            expected = labels_of(value, many)
+            if expected is not None:
+                row = Compared(expected, labels_of(answer, many), None if answer is None else confidence)
+                groups["all"].append(row)
+                if wanted.by is not None:
+                    groups.setdefault(str(name) if name is None else printed(name), []).append(row)
+    made = {name: evaluate(rows, many) for name, rows in sorted(groups.items())}
+    return {name: one for name, one in made.items() if one is not None}
+
+
+def _answers(layout: Layout, spec: JobSpec, wanted: EvaluateSpec) -> Iterator[tuple[pa.Table, list[str | None]]]:
+    """For each shard its results, and the answers as texts: the guess of a label that was withheld, and None for a
+    row that failed."""
+    named = [name for name in (wanted.expected, wanted.by) if name is not None]
+    column = spec.output.column + ("_guess" if spec.output.abstain_below is not None else "")
+    beside = [f"{spec.output.column}_confidence"] if spec.tells_confidence else []
     for shard_id in sorted(committed_shards(layout)):
         uri = layout.data(shard_id)
         with layout.storage.open(uri) as file, reading(uri, "move it away and run the job again: it is made anew"):
             have = pq.ParquetFile(file)
             _require_passed_through(spec, named, have.schema_arrow.names)
-            table = have.read(columns=list({*named, spec.output.column, "error_code"}))
-        outcomes = zip(
-            table.column("error_code").to_pylist(), table.column(spec.output.column).to_pylist(), strict=True
-        )
-        answers = [_first(answer) if code is None else None for code, answer in outcomes]
-        for group, (good, of) in compared(wanted, table, answers).items():
-            right[group] += good
-            found[group] += of
-    return {g: Accuracy(right=right[g], compared=n, accuracy=right[g] / n) for g, n in sorted(found.items())}
+            table = have.read(columns=list({*named, column, *beside, "error_code"}))
+        outcomes = zip(table.column("error_code").to_pylist(), table.column(column).to_pylist(), strict=True)
+        yield table, [_text(answer, spec.output.multi_label) if code is None else None for code, answer in outcomes]
 
 
 def _require_passed_through(spec: JobSpec, named: Sequence[str], have: Sequence[str]) -> None:
@@ -57,5 +89,7 @@ def _require_passed_through(spec: JobSpec, named: Sequence[str], have: Sequence[
         )
 
 
-def _first(answer: str | list[str] | None) -> str | None:
-    return (answer[0] if answer else None) if isinstance(answer, list) else answer
+def _text(answer: str | list[str] | None, many: bool) -> str | None:
+    if isinstance(answer, list):
+        return label_list(answer) if many else (answer[0] if answer else None)
+    return answer

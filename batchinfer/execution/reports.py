@@ -7,12 +7,13 @@ from collections.abc import Collection, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchinfer.accounting.evaluation import Evaluation
 from batchinfer.accounting.ledger import replica_accounts, replicas_table, totals
 from batchinfer.accounting.records import ShardRecord
 from batchinfer.accounting.report import Report, make_report, overall_accuracy
-from batchinfer.errors import Stopped, TooManyFailedRows
+from batchinfer.errors import Stopped, TooManyFailedRows, UserError
 from batchinfer.execution.checks import open_run
-from batchinfer.execution.evaluate_later import accuracy_of_results, evaluation
+from batchinfer.execution.evaluate_later import accuracy_of_results, evaluate_results, evaluation
 from batchinfer.input.manifest import Manifest
 from batchinfer.jobspec import JobSpec
 from batchinfer.planner import Plan
@@ -35,6 +36,21 @@ def report(uri: str, overrides: Sequence[str] = ()) -> Report:
         return made.model_copy(update={"accuracy": groups, "overall_accuracy": overall_accuracy(groups.values())})
     records = read_records(layout, manifest, noted_retry(layout))
     return _report(layout, spec, manifest, records, living_replicas(layout, read_journals(layout)))
+
+
+def evaluate(uri: str, overrides: Sequence[str] = ()) -> dict[str, Evaluation]:
+    """What the answers of the run at `uri` are worth, by group, `all` among them; writes nothing.
+
+    `overrides` may set `evaluate`. Raises UserError without a column to compare with.
+    """
+    layout, _, spec = open_run(uri)
+    wanted = evaluation(layout, spec, overrides) if overrides else spec.evaluate
+    if wanted is None:
+        raise UserError(f"the spec of {uri} names no column with right answers", "say --expected COLUMN")
+    found = evaluate_results(layout, spec, wanted)
+    if not found:
+        raise UserError(f"no row of {uri} has a value in {wanted.expected!r}", "name a column with right answers")
+    return found
 
 
 def require_limits(made: Report) -> None:

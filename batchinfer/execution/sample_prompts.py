@@ -25,8 +25,9 @@ from batchinfer.input.shard_sizes import CHARACTERS_PER_TOKEN
 from batchinfer.jobspec import JobSpec
 from batchinfer.jobspec.templates import bounded_template
 from batchinfer.planner import Interval, PromptSample, Workload
-from batchinfer.prompting.answers import require_whole_choices
-from batchinfer.prompting.prompts import Prompt, PromptMaker
+from batchinfer.prompting.answers import label_list, require_whole_choices
+from batchinfer.prompting.job_prompts import JobPrompts
+from batchinfer.prompting.prompts import Prompt
 
 SAMPLED_SHARDS = 16
 ROWS_OF_EACH = 32
@@ -139,13 +140,13 @@ def survey(
     Raises InputError if the input cannot be read.
     """
     # The engine embeds the plain text, without a chat template.
-    plain = spec.task == "embed" and spec.prompt.chat is None
+    plain = not spec.generates and spec.prompt.chat is None
     counting = counter(tokenizer_folder, False if plain else spec.prompt.chat)
     room = _room(spec, context) if counting.exact else None
     lengths: list[int] = []
     beginnings: list[list[str]] = []
     failures: list[RowError] = []
-    maker = PromptMaker(spec.prompt)
+    maker = JobPrompts(spec)
     sampled = _sample(manifest.shards)
     source = (spec.input.uri, spec.input.format, spec.storage)
     for _, rows in read_shards(sampled, manifest.schema, manifest.partitions, *source):
@@ -182,7 +183,7 @@ def survey(
 def _room(spec: JobSpec, context: int | None) -> int | None:
     """Most tokens of a prompt: one is left for the answer, except for an embedding."""
     limits = [limit for limit in (spec.engine.max_model_len, context) if limit is not None]
-    return min(limits) - (0 if spec.task == "embed" else 1) if limits else None
+    return min(limits) - (1 if spec.generates else 0) if limits else None
 
 
 def _too_long(length: int, room: int) -> RowError:
@@ -197,7 +198,7 @@ def _histogram(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
 def require_room_for_choices(spec: JobSpec, tokenizer_folder: str | None) -> None:
     """Raise SpecError if `sampling.max_tokens` cuts the longest of `output.choices`: it could never be an answer."""
     counting = counter(tokenizer_folder, False) if spec.output.choices else None
-    if counting is None or not counting.exact or spec.task == "embed":
+    if counting is None or not counting.exact or not spec.generates:
         return
     require_whole_choices(spec, counting.text_tokens)
 
@@ -221,13 +222,16 @@ def _sample(shards: Sequence[Shard]) -> list[Shard]:
 def _answers(spec: JobSpec, counting: TokenCounter, earlier: float | None) -> tuple[Interval, str]:
     """Output tokens of one answer, and where the figure comes from."""
     most = spec.sampling.max_tokens
-    if spec.task == "embed":
-        return Interval(low=0, mid=0, high=0), "a vector, no token"
+    if not spec.generates:
+        return Interval(low=0, mid=0, high=0), "numbers, no token"
     if earlier is not None:
         mean = earlier / spec.sampling.n
         return Interval(low=mean * 0.9, mid=mean, high=mean * 1.1), "as an earlier run of this job measured it"
     if spec.output.choices is not None:
         each = [min(most, counting.text_tokens(choice) + 1) for choice in spec.output.choices]
+        if spec.output.multi_label:
+            whole = min(most, counting.text_tokens(label_list(spec.output.choices)) + 1)
+            return Interval(low=min(whole, 2), mid=(2 + whole) / 2, high=whole), "between no choice and all of them"
         return Interval(low=min(each), mid=sum(each) / len(each), high=max(each)), "the length of the choices"
     least = most if spec.sampling.ignore_eos else max(spec.sampling.min_tokens, SHORTEST_ANSWER * most)
     return (

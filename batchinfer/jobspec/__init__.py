@@ -2,6 +2,7 @@
 
 from batchinfer.jobspec.job_keys import (
     AcceleratorName,
+    EmbedSpec,
     EngineSpec,
     EvaluateSpec,
     InputSpec,
@@ -23,6 +24,7 @@ from batchinfer.jobspec.store_keys import StoreSpec
 __all__ = [
     "SCRIPTED",
     "AcceleratorName",
+    "EmbedSpec",
     "EngineSpec",
     "EvaluateSpec",
     "IncrementalSpec",

@@ -16,6 +16,7 @@ from batchinfer.input.bad_rows import BAD_ROW
 from batchinfer.input.column_types import PARSED
 from batchinfer.jobspec import JobSpec, PromptSpec
 from batchinfer.jobspec.templates import Map, compile_template, printed
+from batchinfer.prompting.choices import described
 
 Message = dict[str, Any]
 """A message of a chat: the texts `role` and `content`, and the other keys that chat templates read (`MESSAGE_KEYS`)."""
@@ -36,6 +37,8 @@ class Prompt(NamedTuple):
     text: str = ""
     system: str | None = None
     messages: tuple[Message, ...] | None = None
+    query: str | None = None
+    """What `text` is scored against, for `task: score`."""
 
     def as_messages(self) -> list[Message]:
         """The prompt as a chat."""
@@ -56,8 +59,10 @@ def needed_columns(spec: JobSpec) -> dict[str, str]:
         needed[spec.input.id_column] = "input.id_column"
     for name in spec.input.columns:
         needed.setdefault(name, "input.columns")
-    for name, key in _prompt_columns(spec.prompt):
+    for name, key in _prompt_columns(described(spec)):
         needed.setdefault(name, key)
+    for name in compile_template(spec.prompt.query or "").columns:
+        needed.setdefault(name, "prompt.query")
     if spec.input.group_by is not None:
         needed.setdefault(spec.input.group_by, "input.group_by")
     if spec.evaluate is not None:
@@ -81,7 +86,9 @@ def _prompt_columns(prompt: PromptSpec) -> list[tuple[str, str]]:
 class PromptMaker:
     """Makes the prompts of the rows of a shard."""
 
-    def __init__(self, prompt: PromptSpec) -> None:
+    def __init__(self, prompt: PromptSpec, instruction: str = "") -> None:
+        """`instruction`: a text before each prompt that is no conversation."""
+        self._instruction = instruction
         self._system = prompt.system
         self._columns = [name for name, _ in _prompt_columns(prompt)]
         self._chat = prompt.messages_column is not None
@@ -133,7 +140,7 @@ class PromptMaker:
             return RowError("prompt_empty", "the prompt is null" if value is None else "the prompt has no text")
         if not (text.isascii() or _is_unicode(text)):
             return RowError("prompt_invalid", "the prompt holds half of a surrogate pair, which is no character")
-        return Prompt(text, self._system)
+        return Prompt(self._instruction + text, self._system)
 
     def _from_messages(self, value: Any) -> Prompt | RowError:
         if value is None or value == []:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from batchinfer import signals
-from batchinfer.errors import OutputBusy, StorageError
+from batchinfer.errors import StorageError
 from batchinfer.events import tell
 from batchinfer.storage.base import foreign_lock, locked_output
 
