@@ -320,9 +320,9 @@ def _require_engine_support(facts: ModelFacts) -> None:
 
 def _require_head(spec: JobSpec, facts: ModelFacts) -> None:
     """Refuse a task that the model has no head for, and dimensions that it was not trained for."""
-    if not facts.config:
+    if not facts.config and facts.shape is None:
         return
-    named = next(iter(facts.config.get("architectures") or []), "")
+    named = next(iter(facts.config.get("architectures") or []), facts.shape.architecture if facts.shape else "")
     overrides = spec.engine.extra.get("hf_overrides") or {}
     config = {**facts.config, **(overrides if isinstance(overrides, dict) else {})}
     if spec.task in ("classify", "score"):
