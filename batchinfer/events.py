@@ -56,7 +56,9 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
         "stopping": Event(
             "A signal or a budget stops the run; shards in flight end first.", ("reason", "hint"), "warning"
         ),
-        "hint": Event("What would help the plan.", ("text",)),
+        "trial used": Event("A trial of this job says how fast and how long its rows are.", ("rows", "report")),
+        "trial ignored": Event("The last trial ran with another spec.", ("report", "reason")),
+        "hint": Event("What would help the plan, or which rows a retry cannot help.", ("text",)),
         "replica started": Event("A replica begins to load its engine.", ("node",)),
         "engine ready": Event(
             "An engine is loaded.", ("seconds",), line="replica {replica_id}: engine loaded in {seconds} s"
@@ -109,6 +111,13 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
             ("node", "seconds", "shards"),
             "warning",
             "replica {replica_id} on {node} is lost: silent for {seconds} s, with shards {shards} in flight",
+        ),
+        "journal not written": Event(
+            "The store did not take a replica's journal for `storage.*.retry_seconds`; shards in flight go on and the "
+            "replica tries again. If a shard is to begin meanwhile, the run ends with exit code 1.",
+            ("reason",),
+            "warning",
+            "replica {replica_id}: journal not written: {reason}",
         ),
         "lock waited for": Event(
             "The lock of an output has a holder that may be dead.",

@@ -14,22 +14,24 @@ class Outlet:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._broken = False
+        self.reader_left = False
+        """Whether it is a pipe whose reader has ended, as `head` does after its lines."""
 
     def write(self, text: str) -> int:
         """Write to the stream; after a failure, all text is dropped."""
         if not self._broken:
             try:
                 self._stream.write(text)
-            except (OSError, ValueError):
-                self._broken = True
+            except (OSError, ValueError) as error:
+                self._fail(error)
         return len(text)
 
     def flush(self) -> None:
         """Flush the stream; if that fails, its buffer is dropped."""
         try:
             self._stream.flush()
-        except (OSError, ValueError):
-            self._broken = True
+        except (OSError, ValueError) as error:
+            self._fail(error)
             # The interpreter flushes again at its end, and a failure would replace the exit code.
             with contextlib.suppress(OSError, ValueError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -42,6 +44,10 @@ class Outlet:
         self.flush()
         with contextlib.suppress(OSError, ValueError):
             self._stream.close()
+
+    def _fail(self, error: Exception) -> None:
+        self._broken = True
+        self.reader_left = self.reader_left or isinstance(error, BrokenPipeError)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -285,7 +285,15 @@ def files_page() -> str:
     out = ["# Files and columns\n", words["intro"], "## Files of a run\n"]
     out.append(table(("file", "what it is"), ((f"`{name}`", text) for name, text in words["paths"].items())))
     data = words["data"]
-    names = ("<id>", "<input.columns>", "<output.column>", *RESULT_COLUMNS, "logprobs")
+    names = (
+        "<id>",
+        "<input.columns>",
+        "<output.column>",
+        *RESULT_COLUMNS,
+        "logprobs",
+        "reasoning_tokens",
+        "<reasoning.column>",
+    )
     require_words("columns of data/", names, data)
     out += ["## Columns of `data/`\n", words["data_intro"]]
     rows = ((f"`{name}`", data[name]["type"], data[name]["what"]) for name in names)

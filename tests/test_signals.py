@@ -13,7 +13,11 @@ from tests.support import ROOT
 
 pytestmark = pytest.mark.integration
 
-PRELUDE = "import os, signal, sys, threading, time; from batchinfer import signals; "
+# Under `nohup` a process begins with SIGHUP ignored, and so would these.
+PRELUDE = (
+    "import os, signal, sys, threading, time; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    "from batchinfer import signals; "
+)
 
 
 def started(code: str, tmp_path: Path) -> subprocess.Popen[str]:

@@ -66,6 +66,7 @@ class Totals(BaseModel):
     cached_tokens: int
     output_tokens: int
     rejected_tokens: int
+    reasoning_tokens: int
     load_seconds: float
     work_seconds: float
     idle_seconds: float
@@ -171,6 +172,7 @@ def totals(shards: Sequence[ShardRecord], replicas: Sequence[ReplicaAccount]) ->
         rows_ran=sum(shard.rows - shard.rows_rejected for shard in shards),
         input_tokens=sum(shard.input_tokens for shard in shards),
         rejected_tokens=sum(shard.rejected_tokens for shard in shards),
+        reasoning_tokens=sum(shard.reasoning_tokens for shard in shards),
         cached_tokens=sum(shard.cached_tokens for shard in shards),
         output_tokens=sum(shard.output_tokens for shard in shards),
         load_seconds=sum(r.load_seconds for r in replicas),

@@ -114,6 +114,8 @@ class ShardRecord(Ran):
     evaluation: dict[str, tuple[int, int]]
     meter: MeterReading
     rejected_tokens: NonNegativeInt
+    reasoning_tokens: NonNegativeInt = 0
+    """Tokens of the thinking, a part of `output_tokens`."""
 
     @property
     def rows_rejected(self) -> int:
@@ -190,6 +192,7 @@ ACCOUNTING_SCHEMA = pa.schema(
         ("labels", pa.string()),
         ("rejected_tokens", pa.int64()),
         ("dtype", pa.string()),
+        ("reasoning_tokens", pa.int64()),
     ]
 )
 

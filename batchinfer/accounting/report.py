@@ -121,6 +121,8 @@ class Report(BaseModel):
     """Tokens of the prompts that the KV cache already held."""
     output_tokens: int
     """Tokens of the answers."""
+    reasoning_tokens: int = 0
+    """Tokens of the thinking before the answers, a part of `output_tokens`. 0 without `reasoning`."""
     rows_ran: int = 0
     """Rows that the engine ran, with retried rows and rows that failed in the engine."""
     rejected_tokens: int = 0
@@ -225,6 +227,7 @@ def make_report(
         input_tokens=totals.input_tokens,
         cached_tokens=totals.cached_tokens,
         output_tokens=totals.output_tokens,
+        reasoning_tokens=totals.reasoning_tokens,
         rows_ran=totals.rows_ran,
         rejected_tokens=totals.rejected_tokens,
         tokens_per_second=tokens / active if active else 0.0,

@@ -57,6 +57,14 @@ class Score(_ModelFacts):
     verified: bool = False
 
 
+class Thinking(_ModelFacts):
+    """A model that thinks before it answers. parser: vLLM's reasoning parser for it. switch: the key of
+    `chat_template_kwargs` that turns thinking off with `false`; None: it always thinks."""
+
+    parser: str
+    switch: str | None = None
+
+
 class Model(_ModelFacts):
     """One model of the catalog.
 
@@ -79,6 +87,8 @@ class Model(_ModelFacts):
     scores: tuple[Score, ...] = ()
     engine: EngineSupport
     replacement: str | None = None
+    thinking: Thinking | None = None
+    """None for a model that answers at once."""
     source: str
     date: datetime.date
     unverified: tuple[str, ...] = ()

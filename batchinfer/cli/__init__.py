@@ -5,6 +5,7 @@ from batchinfer.cli import render as render
 from batchinfer.cli import run as run
 from batchinfer.cli import schedule as schedule
 from batchinfer.cli import submit as submit
+from batchinfer.cli import tried as tried
 from batchinfer.cli.app import app, main
 
 __all__ = ["app", "main"]

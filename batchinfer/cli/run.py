@@ -47,6 +47,8 @@ def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at:
     from batchinfer.execution import preview
     from batchinfer.jobspec import load
     from batchinfer.jobspec.constraints import advice
+    from batchinfer.model.thinking import thinking_line
+    from batchinfer.prompting.typed import type_lines
     from batchinfer.reporting import sample_lines
 
     loaded = load(spec, overrides or [])
@@ -54,7 +56,7 @@ def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at:
     checked = preview.validate(loaded, times[0] if times else None)
     manifest = checked.manifest
     done = f", {len(checked.committed)} of them done already" if checked.resumed else ""
-    print(f"{spec} is valid: {manifest.rows:,} rows in {len(manifest.shards):,} shards{done}")
+    print(f"{spec} is valid: {manifest.rows_of_all} in {len(manifest.shards):,} shards{done}")
     print(_read_by(manifest))
     for uri, reason in manifest.skipped:
         print(f"skips {uri}: {reason}")
@@ -63,6 +65,11 @@ def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at:
     told = advice(loaded.output, loaded.sampling)
     if told is not None:
         print(told)
+    for line in type_lines(loaded.output):
+        print(line)
+    thinking = thinking_line(checked.spec, checked.facts.folder)
+    if thinking is not None:
+        print(thinking)
     for line in sample_lines(preview.forecast(checked), checked.spec.limits.max_error_rate):
         print(line)
     print("not checked here: whether the cluster has the devices and the memory; `batchinfer plan` says")
@@ -74,9 +81,9 @@ _NAMED = 5
 
 def _read_by(manifest: Manifest) -> str:
     """The number of files that the run reads, and the files beside them that it does not."""
-    sizes = {segment.entry.uri: segment.entry.size for shard in manifest.shards for segment in shard.segments}
+    sizes = [entry.size for entry in manifest.entries]
     files = len(sizes) + len(manifest.empty_files)
-    text = f"it reads {files:,} file{'s' if files != 1 else ''} of {sum(sizes.values()):,} bytes"
+    text = f"it reads {files:,} file{'s' if files != 1 else ''} of {sum(sizes):,} bytes"
     if manifest.left_out:
         more = ", ..." if len(manifest.left_out) > _NAMED else ""
         text += f", and leaves out {len(manifest.left_out):,}: {', '.join(manifest.left_out[:_NAMED])}{more}"

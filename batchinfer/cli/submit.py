@@ -10,6 +10,7 @@ import typer
 
 from batchinfer.cli.app import AsJson, Overrides, SpecPath, app, console, listened, print_json
 from batchinfer.errors import UserError
+from batchinfer.outlet import Outlet
 
 if TYPE_CHECKING:
     from batchinfer.deploy.ray_jobs import JobClient, SubmittedJob
@@ -84,8 +85,15 @@ def submit(
 
 def _followed(client: JobClient, job_id: str, sink: TextIO) -> SubmittedJob:
     """Print the job's output to `sink` until the job ends. Returns the ended job."""
+
+    def show(lines: str) -> None:
+        print(lines, end="", flush=True, file=sink)
+        if sink is sys.stdout and isinstance(sink, Outlet) and sink.reader_left:
+            # `logs --follow | head`: a log that nobody reads any more is no reason to wait for the job's end.
+            raise SystemExit(0)
+
     try:
-        return client.follow(job_id, lambda lines: print(lines, end="", flush=True, file=sink))
+        return client.follow(job_id, show)
     except KeyboardInterrupt:
         print(f"{job_id} goes on: `batchinfer logs {job_id} --follow` looks again", file=sys.stderr)
         # 128 + SIGINT, as for any command that Ctrl-C ends, because the job's own exit code is not known yet.

@@ -33,11 +33,42 @@ class Completion:
     """The probability of each label, for a job that asks for it."""
     score: float | None = None
     """How well the prompt answers the query, for `task: score`."""
+    truncated_tokens: int = 0
+    """By how many tokens the prompt was cut."""
+    seconds: float = 0.0
+    """How long the engine had the row."""
+    reasoning: list[str | None] | None = None
+    """The thinking before each text; None if the text is kept whole."""
+    reasoning_tokens: int = 0
+    """Tokens of the thinking, a part of `output_tokens`."""
+    values: list[Any] | None = None
+    """The texts as values of the answer's type, once they were checked; None where answers are kept as text."""
 
     @classmethod
     def failed(cls, error: RowError, input_tokens: int = 0) -> Completion:
         """A row that the engine did not run."""
         return cls([], [], input_tokens, 0, 0, error)
+
+
+def set_apart(
+    made: Completion, thoughts: Sequence[str | None], answers: Sequence[str | None], tokens: int
+) -> Completion:
+    """The completion with its thinking beside the answers. None in `answers`: the thinking did not end, and the row has
+    no answer, whatever else it has."""
+    made.reasoning, made.reasoning_tokens = list(thoughts), tokens
+    unfinished = next((place for place, answer in enumerate(answers) if answer is None), None)
+    if unfinished is None:
+        made.texts = [answer or "" for answer in answers]
+        return made
+    cut = made.finish_reasons[unfinished] == "length"
+    made.error = RowError(
+        "reasoning_unfinished",
+        f"sampling.max_tokens cut it after {tokens} tokens of thinking: raise it, or set reasoning.max_tokens"
+        if cut
+        else f"it ended ({made.finish_reasons[unfinished]}) after {tokens} tokens of thinking, without an answer",
+    )
+    made.texts = []
+    return made
 
 
 class EngineDied(Exception):

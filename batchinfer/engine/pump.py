@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ class Batch:
         self.requests = requests
         self.results: list[Any] = [None] * len(requests)
         self.entered = bytearray(len(requests))
+        self.seconds = [0.0] * len(requests)
+        """How long each request was in the engine."""
         self.begun = begun
         self.finished = finished
         self.remaining = len(requests)
@@ -68,7 +71,8 @@ class Pump:
         self._waiting: PrefixOrder[Batch] = PrefixOrder(capacity.block_tokens)
         self._most_rows: int = 2 * capacity.rows + _ADDED_PER_STEP
         self._most_tokens = 2 * (capacity.blocks or 2**31) * capacity.block_tokens
-        self._running: dict[str, tuple[Batch, int, int]] = {}
+        self._running: dict[str, tuple[Batch, int, int, float]] = {}
+        """By request id: the batch, the place there, the tokens, and when it entered."""
         self._tokens = 0
         self._numbers = iter(range(2**63))
         self._death: BaseException | None = None
@@ -120,7 +124,7 @@ class Pump:
         except BaseException as error:
             # After any exception the engine's state is unknown, so it counts as dead.
             self._death = error
-            for batch in [*(batch for batch, _, _ in self._running.values()), *self._waiting.rest()]:
+            for batch in [*(batch for batch, *_ in self._running.values()), *self._waiting.rest()]:
                 batch.done.set()
 
     def _take(self) -> bool:
@@ -158,7 +162,7 @@ class Pump:
             else:
                 # The common prefix with the previous request is in the KV cache already.
                 tokens = round(len(request.prompt["prompt_token_ids"]) * (1 - shared))
-                self._running[request_id] = (batch, i, tokens)
+                self._running[request_id] = (batch, i, tokens, time.monotonic())
                 self._tokens += tokens
         for batch, rows in entered.items():
             batch.begun(rows)
@@ -169,9 +173,11 @@ class Pump:
 
     def _dispatch(self, outputs: Sequence[Any]) -> None:
         done: Counter[Batch] = Counter()
+        now = time.monotonic()
         for output in outputs:
             if output.finished:
-                batch, i, tokens = self._running.pop(output.request_id)
+                batch, i, tokens, entered_at = self._running.pop(output.request_id)
+                batch.seconds[i] = now - entered_at
                 self._tokens -= tokens
                 batch.results[i] = output
                 done[batch] += 1

@@ -14,13 +14,16 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 
-from batchinfer.engine.base import Completion, EngineDied
+from batchinfer.engine.base import Completion, EngineDied, set_apart
 from batchinfer.errors import RowError
 from batchinfer.jobspec import JobSpec
 from batchinfer.prompting.answers import label_list
 from batchinfer.prompting.prompts import Prompt
 
 TOKEN_CHARACTERS = 4
+_THINK_END = "</think>"
+"""Ends the thinking of a scripted answer, whatever the parser's name."""
+
 PROCESS_NAME = "scripted-engine"
 """The last argument of the engine's process, by which `benchmarks/chaos.py` finds it."""
 
@@ -35,6 +38,7 @@ class ScriptedEngine:
         self._choices = spec.output.choice_texts
         self._many = spec.output.multi_label
         self._tells_confidence = spec.output.confidence
+        self._thinks = spec.reasoning is not None and spec.reasoning.parser != "none"
         self._n = spec.sampling.n
         self._max_characters = spec.sampling.max_tokens * TOKEN_CHARACTERS
         self._context = (spec.engine.max_model_len or 2**31) * TOKEN_CHARACTERS
@@ -53,12 +57,15 @@ class ScriptedEngine:
         while len(completions) < len(prompts):
             running = prompts[len(completions) : len(completions) + self._slots]
             begun(len(running))
+            began = time.monotonic()
             new = [self._complete(prompt) for prompt in running]
             if not self._lives_through(self._seconds(new, len(running) / len(prompts))):
                 missing = [None] * (len(prompts) - len(completions))
                 places = range(len(completions), len(completions) + len(running))
                 raise EngineDied("the engine's process is gone", [*completions, *missing], places)
             self.steps += 1
+            for completion in new:
+                completion.seconds = time.monotonic() - began
             completions += new
             finished(len(new))
         return completions
@@ -96,7 +103,11 @@ class ScriptedEngine:
         made = Completion([answer] * n, [reason] * n, tokens, 0, -(-len(answer) // TOKEN_CHARACTERS) * n)
         if self._tells_confidence and self._choices is not None:
             made.probabilities = self._scripted_probabilities(answer, text)
-        return made
+        if not self._thinks:
+            return made
+        before, ended, after = answer.partition(_THINK_END)
+        length = -(-len(before + ended) // TOKEN_CHARACTERS)
+        return set_apart(made, [before.removeprefix("<think>")] * n, [after if ended else None] * n, length * n)
 
     def _scripted_probabilities(self, answer: str, text: str) -> dict[str, float]:
         """The answer has between half of the probability and all of it, by a hash of the prompt."""

@@ -8,19 +8,24 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from batchinfer.engine import vllm_private
-from batchinfer.engine.base import Completion, EngineDied
-from batchinfer.engine.conversations import Conversations, Pieces
+from batchinfer.engine.base import Completion, EngineDied, set_apart
+from batchinfer.engine.conversations import EngineTokenizer, prompt_writer
 from batchinfer.engine.installed import not_importable, require_engine_arguments
 from batchinfer.engine.pump import Pump, Request
 from batchinfer.errors import EngineError, RowError, SpecError, WrongRelease
 from batchinfer.jobspec import JobSpec, SamplingSpec
 from batchinfer.jobspec.regex import compile_regex
 from batchinfer.model.checkpoint import SAFE_FORMAT, Adapter, local_adapter
+from batchinfer.model.resolve import model_facts
+from batchinfer.model.thinking import reasoning_parser
 from batchinfer.planner import Plan
 from batchinfer.planner.host import require_avx512
 from batchinfer.prompting.answers import label_grammar, require_whole_choices
+from batchinfer.prompting.choices import described
 from batchinfer.prompting.label_probabilities import LabelTree
 from batchinfer.prompting.prompts import Prompt
+from batchinfer.prompting.tokens import PromptTokens, Tokenized
+from batchinfer.storage import local_path
 
 MAX_LABEL_TOKENS = 128
 """Tokens whose probabilities vLLM 0.32 reports for one request (MAX_LOGPROB_TOKEN_IDS); it refuses more."""
@@ -30,8 +35,13 @@ LINGER_SECONDS = 0.25
 together, longer leaves the engine idle."""
 
 
-def engine_arguments(spec: JobSpec, plan: Plan, adapter: Adapter | None = None) -> dict[str, Any]:
-    """The keyword arguments for vLLM's EngineArgs. Keys of the spec override the plan; vLLM chooses the rest."""
+def engine_arguments(
+    spec: JobSpec, plan: Plan, adapter: Adapter | None = None, thinking: str | None = None
+) -> dict[str, Any]:
+    """The keyword arguments for vLLM's EngineArgs. Keys of the spec override the plan; vLLM chooses the rest.
+
+    `thinking`: the name of vLLM's reasoning parser.
+    """
     arguments: dict[str, Any] = {
         "model": plan.checkpoint or spec.model.source,
         "tokenizer": spec.engine.tokenizer,
@@ -68,8 +78,12 @@ def engine_arguments(spec: JobSpec, plan: Plan, adapter: Adapter | None = None) 
     if spec.model.speculative is not None:
         arguments["speculative_config"] = spec.model.speculative.model_dump(exclude_none=True)
     if spec.output.json_schema is not None:
-        # Some models write white space between the parts of JSON until max_tokens is reached.
-        arguments["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
+        # For the whole engine: vLLM 0.32 has the same field for a request, which does nothing with xgrammar.
+        compact = spec.output.compact_json
+        arguments["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": compact}
+    if thinking is not None:
+        # The grammar of an answer begins after the thinking, and vLLM can end the thinking.
+        arguments["reasoning_parser"] = thinking
     arguments.update(spec.engine.model_dump(exclude={"scripted", "extra"}, exclude_none=True))
     arguments.update(spec.engine.extra)
     return {name: value for name, value in arguments.items() if value is not None}
@@ -83,6 +97,9 @@ def _quantization(plan: Plan) -> str | None:
 def sampling_arguments(sampling: SamplingSpec) -> dict[str, Any]:
     """The keyword arguments for vLLM's SamplingParams, without the structured outputs."""
     arguments = sampling.model_dump(exclude_none=True)
+    if sampling.ignore_eos:
+        # Whoever measures speed wants max_tokens tokens, whatever they are.
+        arguments.pop("repetition_detection", None)
     for name in ("stop", "stop_token_ids", "allowed_token_ids", "bad_words"):
         if isinstance(arguments.get(name), tuple):
             arguments[name] = list(arguments[name])
@@ -91,10 +108,15 @@ def sampling_arguments(sampling: SamplingSpec) -> dict[str, Any]:
     return arguments
 
 
-def _request_parameters(spec: JobSpec) -> Any:
+def _request_parameters(spec: JobSpec, thinking: str | None) -> Any:
     """vLLM's parameters for every request of the job."""
     from vllm.pooling_params import PoolingParams
-    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+    from vllm.sampling_params import (
+        RepetitionDetectionParams,
+        RequestOutputKind,
+        SamplingParams,
+        StructuredOutputsParams,
+    )
 
     if spec.task == "embed":
         return PoolingParams(task="embed", dimensions=spec.embed.dimensions, use_activation=spec.embed.normalize)
@@ -113,8 +135,15 @@ def _request_parameters(spec: JobSpec) -> Any:
         structured = StructuredOutputsParams(json=output.json_schema)
     elif output.regex is not None:
         structured = StructuredOutputsParams(regex=compile_regex(output.regex).grammar)
+    arguments = sampling_arguments(spec.sampling)
+    if "repetition_detection" in arguments:
+        arguments["repetition_detection"] = RepetitionDetectionParams(**arguments["repetition_detection"])
+    if thinking is not None:
+        # The marks around the thinking may be special tokens. Those of the answer are taken out later.
+        arguments["skip_special_tokens"] = False
+        arguments["thinking_token_budget"] = spec.reasoning.max_tokens if spec.reasoning is not None else None
     return SamplingParams(
-        **sampling_arguments(spec.sampling),
+        **arguments,
         structured_outputs=structured,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
@@ -137,17 +166,23 @@ class VllmEngine:
         _require_kernels(spec, plan)
         self._task = spec.task
         self._pools = not spec.generates
-        self._params = _request_parameters(spec)
+        thinking = reasoning_parser(spec, _tokenizer_folder(spec, plan))
+        self._params = _request_parameters(spec, thinking)
         self._fetched = tempfile.TemporaryDirectory(prefix="batchinfer-adapter-")
         adapter = (
             local_adapter(spec.model.lora, self._fetched.name, spec.storage) if spec.model.lora is not None else None
         )
         lora = LoRARequest(lora_name="adapter", lora_int_id=1, lora_path=adapter.folder) if adapter else None
-        arguments = engine_arguments(spec, plan, adapter)
+        arguments = engine_arguments(spec, plan, adapter, thinking)
         # On a CPU vLLM starts the worker in another process, to set its threads by the environment. This environment
         # is set already, and another process would import vLLM for 12 seconds, so the worker shares the engine's.
         if spec.output.json_schema is not None:
-            arguments["structured_outputs_config"]["backend"] = vllm_private.json_backend(spec.output.json_schema)
+            structured = arguments["structured_outputs_config"]
+            structured["backend"] = vllm_private.json_backend(spec.output.json_schema)
+            # xgrammar writes no key that the schema does not name, guidance does: a typed answer has no column for it.
+            structured["disable_additional_properties"] = (
+                structured["backend"] == "guidance" and spec.output.kind is not None
+            )
         here = plan.accelerator == "cpu" and "distributed_executor_backend" not in arguments
         if fork:
             vllm_private.fork_engines()
@@ -167,16 +202,23 @@ class VllmEngine:
             ) from error
         self._logprobs = spec.sampling.logprobs is not None
         self._tokenizer = engine.get_tokenizer()
+        # A choice or a text that matches an expression may begin or end with an empty line.
+        self._verbatim = spec.output.choices is not None or spec.output.regex is not None
+        self._special = [token for token in self._tokenizer.all_special_tokens if spec.sampling.skip_special_tokens]
         self._context: int = vllm_private.context_length(engine)
-        has_template = bool(getattr(self._tokenizer, "chat_template", None))
-        # An embedding is made of the plain text, unless the spec asks for the chat template.
-        self._chat = has_template and not self._pools if spec.prompt.chat is None else spec.prompt.chat
-        if self._chat and not has_template:
+        has_template = bool(spec.prompt.chat_template or getattr(self._tokenizer, "chat_template", None))
+        # An embedding is of the text itself, unless the spec says otherwise.
+        chat = has_template and not self._pools if spec.prompt.chat is None else spec.prompt.chat
+        if (chat or spec.prompt.needs_chat) and not has_template:
             raise EngineError(
                 f"{spec.model.source} has no chat template", "set prompt.chat: false, or take a chat model"
             )
         try:
+            self._thinking = None if thinking is None else _thinking(spec, thinking, engine)
             _require_accepted(spec, engine, self._params)
+            writer = prompt_writer(described(spec), self._tokenizer, chat)
+            # A chat template writes its own special tokens.
+            self._tokens = PromptTokens(spec, EngineTokenizer(self._tokenizer), writer, not chat, self._context)
         except SpecError:
             vllm_private.Core(engine).shutdown()
             raise
@@ -184,7 +226,6 @@ class VllmEngine:
         self._labels: LabelTree | None = None
         if spec.output.confidence:
             self._labels = self._label_tree(spec, engine)
-        self._conversations = Conversations(self._tokenizer) if self._chat else None
         sharing = plan.workload is not None and plan.workload.shares_apart
         self._pump = Pump(engine, lora, LINGER_SECONDS if sharing else 0.0)
 
@@ -193,20 +234,26 @@ class VllmEngine:
     ) -> list[Completion]:
         completions: list[Completion | None] = [None] * len(prompts)
         requests, places = [], []
-        texts = [self._text(prompt) for prompt in prompts]
-        for i, (text, ids, params) in enumerate(zip(texts, *self._tokens(prompts, texts), strict=True)):
-            if isinstance(text, RowError):
-                completions[i] = Completion.failed(text)
-            elif len(ids) + (not self._pools) > self._context:
+        made = self._pairs(prompts) if self._task == "score" else self._tokens(prompts)
+        for i, prompt in enumerate(made):
+            if isinstance(prompt, RowError):
+                completions[i] = Completion.failed(prompt)
+            elif len(prompt.ids) + (not self._pools) > self._context:
                 room = "fit into" if self._pools else "leave room for an answer in"
-                message = f"{len(ids)} tokens do not {room} a context of {self._context}"
-                completions[i] = Completion.failed(RowError("prompt_too_long", message), len(ids))
+                message = f"{len(prompt.ids)} tokens do not {room} a context of {self._context}"
+                completions[i] = Completion.failed(RowError("prompt_too_long", message), len(prompt.ids))
             else:
-                requests.append(Request({"type": "token", "prompt_token_ids": ids}, params, "".join(text)))
+                ids = list(prompt.ids)
+                requests.append(
+                    Request({"type": "token", "prompt_token_ids": ids}, self._parameters(prompt), prompt.text)
+                )
                 places.append(i)
         batch = self._pump.run(requests, begun, finished)
-        for i, result in zip(places, batch.results, strict=True):
-            completions[i] = None if result is None else self._completion(result)
+        for i, result, seconds in zip(places, batch.results, batch.seconds, strict=True):
+            prompt = made[i]
+            if result is not None and not isinstance(prompt, RowError):
+                completions[i] = completion = self._completion(result)
+                completion.truncated_tokens, completion.seconds = prompt.truncated, seconds
         if None in completions:
             running = [places[i] for i in batch.running()]
             raise EngineDied(self._pump.death or "the engine gave no answer", completions, running)
@@ -216,36 +263,24 @@ class VllmEngine:
     def steps(self) -> int:
         return self._pump.steps
 
-    def _tokens(
-        self, prompts: Sequence[Prompt], texts: Sequence[Pieces | RowError]
-    ) -> tuple[list[list[int]], list[Any]]:
-        """The token ids and the parameters of each prompt. A cross-encoder reads query and document as one pair."""
-        if self._task != "score":
-            return self._token_ids(texts), [self._params] * len(prompts)
-        pairs = self._tokenizer([p.query for p in prompts], [p.text for p in prompts]) if prompts else {"input_ids": []}
-        params = []
-        for types in pairs.get("token_type_ids") or [None] * len(prompts):
-            mine = self._params.clone()
-            if types is not None:
-                mine.extra_kwargs = {"compressed_token_type_ids": vllm_private.compressed_token_types(types)}
-            params.append(mine)
-        return pairs["input_ids"], params
+    def _pairs(self, prompts: Sequence[Prompt]) -> list[Tokenized | RowError]:
+        """Query and document of each prompt as one pair, for a cross-encoder."""
+        if not prompts:
+            return []
+        pairs = self._tokenizer([p.query for p in prompts], [p.text for p in prompts])
+        types = pairs.get("token_type_ids") or [None] * len(prompts)
+        made: list[Tokenized | RowError] = []
+        for prompt, ids, kinds in zip(prompts, pairs["input_ids"], types, strict=True):
+            second = None if kinds is None else vllm_private.compressed_token_types(kinds)
+            made.append(Tokenized(prompt.text, ids, 0, second))
+        return made
 
-    def _token_ids(self, texts: Sequence[Pieces | RowError]) -> list[list[int]]:
-        """The token ids of each prompt, empty for an error.
-
-        All prompts are tokenized in one call: a fast tokenizer then uses all cores and releases the GIL.
-        """
-        found: list[Pieces] = [() if isinstance(text, RowError) else text for text in texts]
-        pieces = [piece for text in found for piece in text]
-        # A chat template writes the special tokens itself.
-        ids = iter(self._tokenizer(pieces, add_special_tokens=not self._chat)["input_ids"] if pieces else [])
-        return [next(ids) if len(text) == 1 else [token for _ in text for token in next(ids)] for text in found]
-
-    def _text(self, prompt: Prompt) -> Pieces | RowError:
-        if self._conversations is None:
-            return (prompt.as_text(),)
-        return self._conversations.pieces(prompt.as_messages())
+    def _parameters(self, prompt: Tokenized) -> Any:
+        if prompt.second is None:
+            return self._params
+        mine = self._params.clone()
+        mine.extra_kwargs = {"compressed_token_type_ids": prompt.second}
+        return mine
 
     def _completion(self, result: Any) -> Completion:
         if isinstance(result, Exception):
@@ -255,7 +290,7 @@ class VllmEngine:
         if self._labels is not None:
             return self._label(result, self._labels)
         outputs = sorted(result.outputs, key=lambda output: output.index)
-        return Completion(
+        made = Completion(
             texts=[output.text for output in outputs],
             finish_reasons=[str(output.finish_reason) for output in outputs],
             input_tokens=len(result.prompt_token_ids),
@@ -263,6 +298,26 @@ class VllmEngine:
             output_tokens=sum(len(output.token_ids) for output in outputs),
             logprobs=[_logprobs(output) for output in outputs] if self._logprobs else None,
         )
+        return made if self._thinking is None else self._without_thinking(made, self._thinking, result, outputs)
+
+    def _without_thinking(
+        self, made: Completion, thinking: vllm_private.Thinking, result: Any, outputs: Sequence[Any]
+    ) -> Completion:
+        """The completion with the thinking taken out of its texts."""
+        split: list[tuple[str | None, str | None, int]]
+        if thinking.is_over(result.prompt_token_ids):
+            split = [(None, output.text, 0) for output in outputs]
+        else:
+            split = [thinking.split(output.text, output.token_ids) for output in outputs]
+        answers = [None if answer is None else self._plain(answer) for _, answer, _ in split]
+        return set_apart(made, [thought and self._plain(thought) for thought, _, _ in split], answers,
+                         sum(tokens for *_, tokens in split))  # fmt: skip
+
+    def _plain(self, text: str) -> str:
+        """The text without special tokens, unless the spec keeps them, and without the empty lines around it."""
+        for token in self._special:
+            text = text.replace(token, "") if token in text else text
+        return text if self._verbatim else text.strip("\n")
 
     def _pooled(self, result: Any) -> Completion:
         """A vector, a label with the probabilities of all, or a score."""
@@ -313,6 +368,30 @@ class VllmEngine:
     def close(self) -> None:
         self._pump.close()
         self._fetched.cleanup()
+
+
+def _tokenizer_folder(spec: JobSpec, plan: Plan) -> str | None:
+    """The folder with the model's chat template, if it lies on this machine."""
+    source = local_path(spec.engine.tokenizer or plan.checkpoint or spec.model.source)
+    return source if os.path.isdir(source) else model_facts(spec.model, spec.storage).folder
+
+
+def _thinking(spec: JobSpec, name: str, engine: Any) -> vllm_private.Thinking:
+    """vLLM's parser. Raises SpecError if it is not made for this model."""
+    try:
+        found = vllm_private.Thinking(name, engine.get_tokenizer())
+    except ValueError as error:
+        raise SpecError(
+            f"reasoning.parser {name} is not made for {spec.model.source}: {error}",
+            "name the parser of this model, or say none",
+        ) from error
+    if (
+        spec.reasoning is not None
+        and spec.reasoning.max_tokens is not None
+        and not vllm_private.has_thinking_budget(engine)
+    ):
+        raise SpecError(f"vLLM cannot end the thinking of parser {name}", "leave reasoning.max_tokens out")
+    return found
 
 
 def _require_accepted(spec: JobSpec, engine: Any, params: Any) -> None:

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import multiprocessing.context
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ _PROCESS_STARTS_IN = "vllm.v1.engine.utils"
 _UNKNOWN_TO_XGRAMMAR = "vllm.v1.structured_output.backend_xgrammar:has_xgrammar_unsupported_json_features"
 
 _TOKEN_TYPES = "vllm.entrypoints.pooling.scoring.utils:compress_token_type_ids"
+_PARSERS = "vllm.reasoning:ReasoningParserManager"
 
 _NAMES = (
     _TOKEN_TYPES,
+    f"{_PARSERS}.get_reasoning_parser",
     _UNKNOWN_TO_XGRAMMAR,
     "vllm.sampling_params:SamplingParams.verify",
     "vllm.sampling_params:SamplingParams.update_from_tokenizer",
@@ -210,3 +213,77 @@ def has_four_bit_kernel() -> bool:
     import torch
 
     return hasattr(torch.ops._C, "cpu_gemm_wna16")
+
+
+class Thinking:
+    """vLLM's reasoning parser for one model. Serves any number of threads, one at a time.
+
+    Raises ValueError if the model's tokenizer lacks the marks of the parser.
+    """
+
+    def __init__(self, name: str, tokenizer: Any) -> None:
+        kind = VLLM.name(_PARSERS).get_reasoning_parser(name)
+        try:
+            self._parser = kind(tokenizer)
+        except Exception as error:
+            # RuntimeError, ValueError or KeyError, by the parser: all say that it is not made for this tokenizer.
+            raise ValueError(str(error) or type(error).__name__) from error
+        self._lock = threading.Lock()
+        self._tokenizer = tokenizer
+        end = self._parser.reasoning_end_str
+        if getattr(self._parser, "reasoning_end_token_ids", None) == frozenset():
+            # Such a parser would take every answer for thinking that never ends.
+            raise ValueError(f"the tokenizer has no {end}")
+        self._start = tuple(self._ids(tokenizer, self._parser.reasoning_start_str))
+        self._end = tuple(self._ids(tokenizer, end))
+
+    @staticmethod
+    def _ids(tokenizer: Any, text: str | None) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False)) if text else []
+
+    def is_over(self, prompt: Sequence[int]) -> bool:
+        """Whether the prompt itself has ended the thinking, as with `enable_thinking: false`."""
+        tail = tuple(prompt[-_GENERATION_PROMPT:])
+        return bool(self._end) and _last(tail, self._end) > _last(tail, self._start)
+
+    def split(self, text: str, tokens: Sequence[int]) -> tuple[str | None, str | None, int]:
+        """The thinking, the answer (None: the thinking did not end), and how many tokens the thinking had."""
+        ids = list(tokens)
+        with self._lock:
+            try:
+                thought, answer = self._parser.extract_reasoning(text, None)
+            except NotImplementedError:
+                thought, answer = _of_channels(text)
+                of_answer = len(self._tokenizer.encode(answer, add_special_tokens=False)) if answer else 0
+                return thought, answer, max(0, len(ids) - of_answer)
+            over = bool(answer) or self._parser.is_reasoning_end(ids)
+            if not over:
+                return thought, None, len(ids)
+            left = ids if thought is None else self._parser.extract_content_ids(ids)
+        return thought, answer or "", len(ids) - len(left)
+
+
+_GENERATION_PROMPT = 24
+"""Tokens at the end of a prompt that may be of the chat template: further back is the conversation, whose earlier
+turns have thinking of their own."""
+
+
+def _last(tokens: tuple[int, ...], part: tuple[int, ...]) -> int:
+    """Where `part` stands last in `tokens`; -1 if nowhere."""
+    places = range(len(tokens) - len(part), -1, -1) if part else ()
+    return next((place for place in places if tokens[place : place + len(part)] == part), -1)
+
+
+def _of_channels(text: str) -> tuple[str | None, str | None]:
+    """The thinking and the answer in gpt-oss's format, for which vLLM's parser only knows the boundary."""
+    thought, mark, answer = text.rpartition("<|channel|>final<|message|>")
+    if not mark:
+        thought, answer = text, ""
+    thought = thought.removeprefix("<|channel|>analysis<|message|>").partition("<|end|>")[0]
+    return thought or None, answer.partition("<|return|>")[0] or None
+
+
+def has_thinking_budget(engine: Any) -> bool:
+    """Whether the engine can end the thinking of a request after so many tokens."""
+    config = VLLM.attribute(VLLM.attribute(engine, "vllm_config"), "reasoning_config")
+    return config is not None and bool(VLLM.attribute(config, "enabled"))

@@ -11,18 +11,21 @@ from datetime import UTC, datetime
 from typing import Any
 
 from batchinfer.catalog import engine_support, models
+from batchinfer.engine.grammars import require_grammar
 from batchinfer.engine.installed import require_engine_arguments
 from batchinfer.errors import InputError, ModelError, OutputError, SpecError, StoreRefused, UserError
-from batchinfer.execution.sample_prompts import require_room_for_choices
+from batchinfer.execution.sample_prompts import chat_template, require_room_for_choices
 from batchinfer.input import build_manifest, input_entries
 from batchinfer.input.files import fixed_part, is_glob
 from batchinfer.input.manifest import Fingerprint, Manifest, from_parquet
-from batchinfer.jobspec import EmbedSpec, JobSpec, ModelSpec, parse
+from batchinfer.jobspec import SCRIPTED, EmbedSpec, JobSpec, ModelSpec, PromptSpec, parse
 from batchinfer.jobspec.cron import Tick
 from batchinfer.jobspec.schedule import current_time, resolve
+from batchinfer.jobspec.templates import is_template
 from batchinfer.model.checkpoint import require_adapter, require_draft, require_weights
 from batchinfer.model.download import is_remote
 from batchinfer.model.resolve import ModelFacts, model_facts, require_access
+from batchinfer.model.thinking import reasoning_parser
 from batchinfer.planner.plan import require_consistent, source_of
 from batchinfer.prompting.prompts import needed_columns
 from batchinfer.rundir.commit import committed_shards
@@ -68,8 +71,31 @@ def absolute(spec: JobSpec) -> JobSpec:
             "model": _absolute_model(spec.model),
             "input": spec.input.model_copy(update={"uri": normal_uri(spec.input.uri)}),
             "output": spec.output.model_copy(update={"uri": normal_uri(spec.output.uri)}),
+            "prompt": _with_chat_template(spec.prompt),
         }
     )
+
+
+def _with_chat_template(prompt: PromptSpec) -> PromptSpec:
+    """The prompt with the text of its chat template, where the spec has the path of a file."""
+    path = prompt.chat_template
+    if path is None or is_template(path) or "\n" in path:
+        return prompt
+    try:
+        with open(local_path(path), encoding="utf-8") as file:
+            text = file.read()
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise SpecError(
+            f"prompt.chat_template: {path!r:.200} cannot be read: {reason}",
+            "give a Jinja2 template, or the path of a file with one, from where the command runs",
+        ) from None
+    if not is_template(text):
+        raise SpecError(
+            f"prompt.chat_template: the file {path!r:.200} holds no Jinja2 template",
+            "a chat template goes through `messages`, as in {% for message in messages %}",
+        )
+    return prompt.model_copy(update={"chat_template": text})
 
 
 def _absolute_model(model: ModelSpec) -> ModelSpec:
@@ -100,7 +126,12 @@ def refusals_are_the_users() -> Iterator[None]:
 def check_at(spec: JobSpec, at: datetime | None = None, fresh: bool = False, access: bool = True) -> Checked:
     """`check` of the spec as `resolved` for the time `at`, with an id for a new run."""
     rendered, tick = resolved(spec, at)
-    return check(rendered, uuid.uuid4().hex[:12], fresh, tick, access)
+    return check(rendered, new_run_id(), fresh, tick, access)
+
+
+def new_run_id() -> str:
+    """An id that no other run has."""
+    return uuid.uuid4().hex[:12]
 
 
 def resolved(spec: JobSpec, at: datetime | None) -> tuple[JobSpec, Tick | None]:
@@ -109,12 +140,19 @@ def resolved(spec: JobSpec, at: datetime | None) -> tuple[JobSpec, Tick | None]:
 
 
 @refusals_are_the_users()
-def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = None, access: bool = True) -> Checked:
+def check(
+    spec: JobSpec,
+    run_id: str,
+    fresh: bool = False,
+    tick: Tick | None = None,
+    access: bool = True,
+    trial: bool = False,
+) -> Checked:
     """Check the model, the input and the output; raises UserError. Writes nothing.
 
     `run_id` is the id of a new run; a resumed run keeps its own id. `fresh` ignores what an earlier run of
     batchinfer left in the output. `spec` has its variables filled in for `tick`; None is a job that runs once.
-    `access`: see `require_model`.
+    `access`: see `require_model`. `trial`: the output is that of a trial, which replaces an earlier one of any job.
     """
     for uri in (spec.input.uri, spec.output.uri):
         storage_for(uri, spec.storage)
@@ -123,12 +161,19 @@ def check(spec: JobSpec, run_id: str, fresh: bool = False, tick: Tick | None = N
     spec = absolute(spec)
     require_lasting(spec)
     layout = Layout(spec.output.uri, spec.storage)
-    require_own(layout, thorough=fresh)
+    require_own(layout, thorough=fresh or trial)
     require_room_for_choices(spec, facts.folder)
     require_engine_arguments(spec)
+    # Compiles the spec's own template.
+    chat_template(facts.folder, spec.prompt)
+    if spec.model.source != SCRIPTED:
+        require_grammar(spec.output, facts.folder)
+        if not is_remote(facts.location):
+            # A model in a store has its chat template there: the replica looks, once it has the model.
+            reasoning_parser(spec, facts.folder)
     columns = needed_columns(spec)
-    old = find_manifest(layout)
-    committed = committed_shards(layout)
+    old = None if trial else find_manifest(layout)
+    committed = set() if trial else committed_shards(layout)
     if old is None and committed:
         raise OutputError(
             f"{layout.root} holds results without {MANIFEST[1:]}, which says what they are",
@@ -178,6 +223,10 @@ def open_run(uri: str, overrides: Sequence[str] = ()) -> tuple[Layout, Manifest,
     if manifest is None:
         raise OutputError(f"there is no run at {uri}", "give the output.uri of a job that was run")
     place = layout.spec
+    if layout.storage.stat(place) is None:
+        raise OutputError(
+            f"{place} is gone, which says how the run was made", "restore it, or run the job again: it is written anew"
+        )
     with reading(place, "move it away and run the job again: it is written anew"):
         text = layout.storage.read(place).decode()
     spec = absolute(parse(text, place, overrides))
@@ -192,9 +241,16 @@ def shaping(spec: JobSpec) -> dict[str, Any]:
     # These keys say which files are read, and a resume reads the files of the manifest.
     for key in ("incremental", "ignore", "on_bad_file", "on_bad_row"):
         values["input"].pop(key)
-    if not values["input"]["cast"]:
-        # Runs of earlier versions do not have the key.
-        values["input"].pop("cast")
+    # The schema of the class is there, and says what the answers are.
+    values["output"].pop("model")
+    # A key that is not set, and one that a run of an earlier version did not have, are the same.
+    given = spec.input.model_dump(mode="json", exclude_defaults=True)
+    for key in ("cast", "csv", "where", "limit", "sample"):
+        if key not in given:
+            values["input"].pop(key)
+    for key, default in (("too_long", "error"), ("allow_special_tokens", False)):
+        if values["prompt"][key] == default:
+            values["prompt"].pop(key)
     # Nor do they have these keys, which change nothing unless they are set.
     for section, keys in _LATER_KEYS.items():
         for key in keys:
@@ -217,9 +273,22 @@ def require_same_spec(manifest: Manifest, spec: JobSpec, layout: Layout) -> None
 
 def changes_of_spec(manifest: Manifest, spec: JobSpec) -> list[str]:
     """One line for each key that shapes results and differs from the spec that the run began with."""
-    before, now = _flat(manifest.fingerprint.spec), _flat(shaping(spec))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    before, now = flat(manifest.fingerprint.spec), flat(shaping(spec))
+    written = flat(spec.model_dump(mode="json", exclude_unset=True))
+    changed = [
+        key
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and (_has(before, key) or _has(written, key))
+    ]
     return [f"{key}: {before.get(key)!r:.80} then, {now.get(key)!r:.80} now" for key in changed]
+
+
+def _has(flat: Mapping[str, Any], key: str) -> bool:
+    """Whether the key, one of its parents or one of its parts is there. A run of an earlier version lacks the keys that
+    came later, and a default does not keep such a run from being resumed."""
+    parts = key.split(".")
+    above = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+    return any(flat.get(one, {}) != {} for one in above) or any(one.startswith(f"{key}.") for one in flat)
 
 
 def require_same_input(manifest: Manifest, spec: JobSpec) -> None:
@@ -241,12 +310,13 @@ def require_same_input(manifest: Manifest, spec: JobSpec) -> None:
         )
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a spec by their keys, as in `prompt.template`."""
     if isinstance(value, Mapping) and value:
         return {
             k: v
             for key, inner in value.items()
-            for k, v in _flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
+            for k, v in flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
         }
     return {prefix: value}
 
@@ -379,8 +449,9 @@ def _require_model_folder(spec: JobSpec, path: str, names: Collection[str], read
     template = "chat_template.jinja" in names
     if "tokenizer_config.json" in names and not template:
         template = b'"chat_template"' in read("tokenizer_config.json")
-    if not template and (spec.prompt.chat or spec.prompt.messages_column is not None):
-        key = "prompt.messages_column" if spec.prompt.messages_column is not None else "prompt.chat"
+    key = spec.prompt.needs_chat or ("chat" if spec.prompt.chat else None)
+    if not template and key is not None and spec.prompt.chat_template is None:
+        key = f"prompt.{key}"
         raise ModelError(
             f"{key} needs a chat template, which {path} does not have", "use prompt.template or a chat model"
         )

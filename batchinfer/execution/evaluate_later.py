@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,9 +14,9 @@ from batchinfer.accounting.evaluation import Compared, Evaluation, evaluate
 from batchinfer.accounting.report import Accuracy
 from batchinfer.errors import UserError
 from batchinfer.execution.checks import absolute
-from batchinfer.execution.result_rows import compared, labels_of
+from batchinfer.execution.result_rows import compared, labels_of, part_of
 from batchinfer.jobspec import EvaluateSpec, JobSpec, parse
-from batchinfer.jobspec.templates import printed
+from batchinfer.jobspec.printed import printed
 from batchinfer.prompting.answers import label_list
 from batchinfer.prompting.prompts import column_values
 from batchinfer.rundir.commit import committed_shards
@@ -69,6 +71,8 @@ def _answers(layout: Layout, spec: JobSpec, wanted: EvaluateSpec) -> Iterator[tu
     row that failed."""
     named = [name for name in (wanted.expected, wanted.by) if name is not None]
     column = spec.output.column + ("_guess" if spec.output.abstain_below is not None else "")
+    if spec.output.as_ == "columns" and wanted.part is not None:
+        column = wanted.part
     beside = [f"{spec.output.column}_confidence"] if spec.tells_confidence else []
     for shard_id in sorted(committed_shards(layout)):
         uri = layout.data(shard_id)
@@ -77,7 +81,7 @@ def _answers(layout: Layout, spec: JobSpec, wanted: EvaluateSpec) -> Iterator[tu
             _require_passed_through(spec, named, have.schema_arrow.names)
             table = have.read(columns=list({*named, column, *beside, "error_code"}))
         outcomes = zip(table.column("error_code").to_pylist(), table.column(column).to_pylist(), strict=True)
-        yield table, [_text(answer, spec.output.multi_label) if code is None else None for code, answer in outcomes]
+        yield table, [_to_compare(answer, spec, wanted) if code is None else None for code, answer in outcomes]
 
 
 def _require_passed_through(spec: JobSpec, named: Sequence[str], have: Sequence[str]) -> None:
@@ -89,7 +93,17 @@ def _require_passed_through(spec: JobSpec, named: Sequence[str], have: Sequence[
         )
 
 
-def _text(answer: str | list[str] | None, many: bool) -> str | None:
-    if isinstance(answer, list):
-        return label_list(answer) if many else (answer[0] if answer else None)
-    return answer
+def _to_compare(answer: Any, spec: JobSpec, wanted: EvaluateSpec) -> str | None:
+    """What is compared of a value of the results: text, one part of JSON text, of a struct, or a column of its own."""
+    if spec.output.multi_label and spec.sampling.n == 1:
+        return None if answer is None else label_list(answer)
+    if wanted.part is None:
+        return _first_answer(answer)
+    if spec.output.as_ == "columns":
+        return None if answer is None else printed(answer)
+    whole = _first_answer(answer) if spec.output.as_ == "json" else answer
+    return part_of(json.loads(whole) if isinstance(whole, str) else whole, wanted.part)
+
+
+def _first_answer(answer: str | list[str] | None) -> str | None:
+    return (answer[0] if answer else None) if isinstance(answer, list) else answer

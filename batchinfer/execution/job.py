@@ -18,3 +18,5 @@ class Job:
     plan: Plan
     layout: Layout
     shards_in_flight: int
+    timed: bool = False
+    """Whether the results say how long each row took."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from batchinfer.accounting.report import Report
 from batchinfer.catalog import QUANTIZATIONS, ModelShape, accelerators
@@ -12,6 +12,7 @@ from batchinfer.errors import StorageError
 from batchinfer.execution.checks import Checked
 from batchinfer.execution.progress import Listener
 from batchinfer.execution.sample_prompts import survey
+from batchinfer.execution.trial import trial_layouts, trial_report
 from batchinfer.jobspec import JobSpec
 from batchinfer.model.resolve import ModelFacts
 from batchinfer.planner import (
@@ -49,6 +50,13 @@ plan after a short trial is too expensive; if higher, the plan's interval is too
 LEAST_STEADY = 0.1
 """Share of a trial's work, 0 to 1, that counts as steady at least: with 0 the fast end of the estimate is infinite."""
 
+LOAD_SPREAD = Interval(low=0.8, mid=1.0, high=1.5)
+"""Seconds of loading in another run of the same model, as a multiple of the earlier run's."""
+
+IDLE_SPREAD = Interval(low=0.3, mid=1.0, high=3.0)
+"""The same for idle seconds, which depend on how busy the cluster is. If narrower, jobs of some seconds lie outside
+their interval (benchmarks/intervals.py)."""
+
 
 def plan_job(checked: Checked, cluster: Cluster, listener: Listener | None = None) -> Plan:
     """The plan of a job on the cluster, from a sample of its rows and the reports of earlier runs.
@@ -58,7 +66,8 @@ def plan_job(checked: Checked, cluster: Cluster, listener: Listener | None = Non
     Raises UserError if no layout fits the job.
     """
     spec, facts = checked.spec, checked.facts
-    earlier = list(earlier_reports(checked.layout, listener))
+    tried = [(layout, report) for layout in trial_layouts(spec) for report in _reports([layout], listener)]
+    earlier = [*earlier_reports(checked.layout, listener), *trial_report(spec, tried, listener)]
     context = facts.shape.context if facts.shape is not None else None
     found = survey(spec, checked.manifest, facts.folder, output_tokens(earlier, spec, facts.name), context)
     surveyed = found.workload
@@ -78,7 +87,7 @@ def plan_job(checked: Checked, cluster: Cluster, listener: Listener | None = Non
         calibration = calibration_from(_readings(same, facts.shape, spec), *of)
         return plan if calibration is None else planned(calibration)
     # The catalog has no speeds of CPU hosts, so only an earlier run can be the source.
-    return plan.model_copy(update={"estimate": measured_estimate(same, plan, workload)})
+    return plan.model_copy(update={"estimate": measured_estimate(same, plan, workload, spec), "workload": workload})
 
 
 def plan_of(
@@ -114,8 +123,13 @@ def earlier_reports(layout: Layout, listener: Listener | None = None) -> Iterato
     if parent != "s3:/":
         with contextlib.suppress(StorageError):
             roots = [join(parent, name.rstrip("/")) for name in storage.names(parent)]
-    for root in roots:
-        beside = Layout(root, layout.stores)
+    yield from _reports([Layout(root, layout.stores) for root in roots], listener)
+
+
+def _reports(layouts: Iterable[Layout], listener: Listener | None) -> Iterator[Report]:
+    """The reports of these runs that can be used."""
+    for beside in layouts:
+        storage = beside.storage
         try:
             entry = storage.stat(beside.report)
             if entry is None:
@@ -142,7 +156,7 @@ def _require_sense(report: Report) -> None:
     sizes = (report.replicas, report.tensor_parallel, report.pipeline_parallel)
     if not all(0 < size <= MOST_DEVICES for size in sizes):
         raise ValueError("replicas and their parts are from 1 to 100,000")
-    seconds = (report.seconds.load, report.seconds.work)
+    seconds = (report.seconds.load, report.seconds.work, report.seconds.idle)
     if not all(math.isfinite(value) and 0 <= value <= MOST_TOKENS for value in seconds):
         raise ValueError("device-seconds are 0 or more")
     if _tokens(report) > FASTEST_TOKENS_PER_SECOND * report.seconds.work:
@@ -204,7 +218,7 @@ def _readings(reports: Sequence[Report], shape: ModelShape, spec: JobSpec) -> It
         )
 
 
-def measured_estimate(same: Sequence[Report], plan: Plan, workload: Workload) -> Estimate | None:
+def measured_estimate(same: Sequence[Report], plan: Plan, workload: Workload, spec: JobSpec) -> Estimate | None:
     """Time and cost at the speed of earlier runs of the same model on the same device; None without such a run.
 
     A short trial is slower than a long run, because its engine warms up and its few rows leave slots empty.
@@ -216,10 +230,12 @@ def measured_estimate(same: Sequence[Report], plan: Plan, workload: Workload) ->
         return None
     work = sum(report.seconds.work / _devices(report) for report in same)
     rows = sum(report.rows_ran for report in same)
-    load = sum(report.seconds.load for report in same) / sum(report.replicas * _devices(report) for report in same)
+    lives = sum(report.replicas * _devices(report) for report in same)
+    load = sum(report.seconds.load for report in same) / lives
+    idle = sum(report.seconds.idle for report in same) / lives
     rate = tokens / work
     steady = work - min(START_UP_SECONDS, work * (1 - LEAST_STEADY))
-    slots = DEFAULT_SLOTS if plan.engine is None else plan.engine.max_num_seqs
+    slots = spec.engine.max_num_seqs or (DEFAULT_SLOTS if plan.engine is None else plan.engine.max_num_seqs)
     largest = max(report.rows_ran for report in same)
     fuller = max(1.0, min(slots, workload.rows / plan.max_replicas) / largest)
     fastest = rate * work / steady * fuller
@@ -234,7 +250,11 @@ def measured_estimate(same: Sequence[Report], plan: Plan, workload: Workload) ->
             bound="measured",
         )
 
-    seconds = Interval(low=load * 0.8, mid=load, high=load * 1.5)
+    seconds = Interval(
+        low=load * LOAD_SPREAD.low + idle * IDLE_SPREAD.low,
+        mid=load * LOAD_SPREAD.mid + idle * IDLE_SPREAD.mid,
+        high=load * LOAD_SPREAD.high + idle * IDLE_SPREAD.high,
+    )
     shared = (plan.max_replicas, plan.devices, workload, plan.price_per_gpu_hour, seconds, 1.0)
     # The ends of the interval cover both the lengths of the answers and the two speeds.
     middle = job_estimate(at(math.sqrt(rate * fastest)), *shared)

@@ -116,14 +116,16 @@ class _Read:
         generations = {s.shard_id: (self._work.generations or {}).get(s.shard_id, 0) for s in shards}
 
         def read() -> Iterator[pa.Table]:
-            for shard, rows in read_shards(shards, schema, partitions, source.uri, source.format, stores):
+            read_from = (source.uri, source.format, stores, source.csv)
+            for shard, rows in read_shards(shards, schema, partitions, *read_from):
                 if _stopping(layout):
                     return
                 kept = positions[shard.shard_id]
                 envelope = Envelope(
                     shard_id=shard.shard_id,
                     generation=generations[shard.shard_id],
-                    first_row=shard.first_row,
+                    first_row=shard.segments[0].place,
+                    numbers=shard.scattered_numbers,
                     retried=None if kept is None else tuple(kept),
                 )
                 yield seal(rows if kept is None else rows.take(kept), envelope)

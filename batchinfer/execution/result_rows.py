@@ -16,23 +16,33 @@ from batchinfer.engine import Completion
 from batchinfer.errors import REJECTED_CODES
 from batchinfer.execution.shard_block import Envelope
 from batchinfer.jobspec import EvaluateSpec, JobSpec
-from batchinfer.jobspec.templates import printed
+from batchinfer.jobspec.printed import printed
 from batchinfer.prompting.prompts import column_values
+from batchinfer.prompting.typed import arrow_type
+
+SECONDS = "row_seconds"
+"""The column of a trial's results with the seconds that the engine had each row."""
 
 
 def result_table(
-    spec: JobSpec, rows: pa.Table, envelope: Envelope, completions: Sequence[Completion], width: int = 1
+    spec: JobSpec,
+    rows: pa.Table,
+    envelope: Envelope,
+    completions: Sequence[Completion],
+    timed: bool = False,
+    width: int = 1,
 ) -> pa.Table:
     """The rows of the result file: id, passed-through columns, output, and the row's outcome.
 
-    With n > 1 the output, the finish reason and the logprobs are lists of n. A list of labels is a list of texts, and
-    an embedding a list of numbers. A row that failed before the engine has a null output. An answer of the wrong shape
-    is kept beside its error. `width`: the numbers of a vector, for a shard that has none.
+    With n > 1 the output, the finish reason and the logprobs are lists of n. A list of labels is a list of texts, an
+    embedding a list of numbers. A row that failed before the engine has a null output. An answer of the wrong shape is
+    kept beside its error, unless answers are typed: then it is null. `timed` adds the column SECONDS. `width`: the
+    numbers of a vector, for a shard that has none.
     """
     columns: dict[str, pa.Array | pa.ChunkedArray] = {}
     if spec.input.id_column is None:
         places = envelope.retried if envelope.retried is not None else range(rows.num_rows)
-        columns[spec.id_column] = pa.array([envelope.first_row + place for place in places], pa.int64())
+        columns[spec.id_column] = pa.array([envelope.number(place) for place in places], pa.int64())
     else:
         columns[spec.id_column] = rows.column(spec.input.id_column)
     for name in spec.input.columns:
@@ -54,6 +64,15 @@ def result_table(
         columns["logprobs"] = pa.array(
             [c.logprobs[first] if c.logprobs else None for c in completions], _logprobs_type(many)
         )
+    if spec.prompt.cut_column is not None:
+        columns["truncated_tokens"] = pa.array([c.truncated_tokens for c in completions], pa.int32())
+    if timed:
+        columns[SECONDS] = pa.array([c.seconds for c in completions], pa.float64())
+    if spec.reasoning is not None:
+        columns["reasoning_tokens"] = pa.array([c.reasoning_tokens for c in completions], pa.int32())
+        if spec.reasoning.column is not None:
+            thought = [c.reasoning[first] if c.reasoning else None for c in completions]
+            columns[spec.reasoning.column] = pa.array(thought, text)
     return pa.table(columns)
 
 
@@ -64,6 +83,8 @@ def _outputs(spec: JobSpec, completions: Sequence[Completion], width: int) -> di
         return _vectors(spec, [c.embedding for c in completions], width)
     if spec.task == "score":
         return {name: pa.array([c.score for c in completions], pa.float64())}
+    if output.kind is not None:
+        return _typed_columns(spec, completions)
     if spec.sampling.n > 1:
         texts = [c.texts or None for c in completions]
         if not output.multi_label:
@@ -115,6 +136,22 @@ def _vectors(spec: JobSpec, vectors: Sequence[npt.NDArray[np.float32] | None], w
     }
 
 
+def _typed_columns(spec: JobSpec, completions: Sequence[Completion]) -> dict[str, pa.Array]:
+    """The answers as one column of their type, or as one for each key. Types depend on the schema alone."""
+    output = spec.output
+    assert output.kind is not None
+    if output.as_ == "columns":
+        answers = [c.values[0] if c.values else None for c in completions]
+        return {
+            name: pa.array([None if answer is None else answer[name] for answer in answers], arrow_type(kind))
+            for name, kind in output.kind.fields
+        }
+    kind = arrow_type(output.kind)
+    if spec.sampling.n > 1:
+        return {output.column: pa.array([c.values for c in completions], pa.list_(kind))}
+    return {output.column: pa.array([c.values[0] if c.values else None for c in completions], kind)}
+
+
 def _logprobs_type(many: bool) -> pa.DataType:
     """A list over tokens of lists of alternatives; with n > 1 a list of n such lists."""
     fields = [("token", pa.string()), ("token_id", pa.int32()), ("logprob", pa.float32()), ("rank", pa.int32())]
@@ -127,8 +164,22 @@ def evaluate(spec: JobSpec, rows: pa.Table, completions: Sequence[Completion]) -
     wanted = spec.evaluate
     if wanted is None:
         return {}
-    answers = [c.texts[0] if c.texts and c.error is None else None for c in completions]
+    answers = [_answer(c, wanted) if c.texts and c.error is None else None for c in completions]
     return compared(wanted, rows, answers, spec.output.multi_label)
+
+
+def _answer(completion: Completion, wanted: EvaluateSpec) -> str | None:
+    """What is compared of an answer that fits."""
+    if wanted.part is None:
+        return completion.texts[0]
+    whole = json.loads(completion.texts[0]) if completion.values is None else completion.values[0]
+    return part_of(whole, wanted.part)
+
+
+def part_of(whole: Any, part: str) -> str | None:
+    """A key of an answer, as text; None if the answer leaves it out."""
+    value = whole.get(part) if isinstance(whole, dict) else None
+    return None if value is None else printed(value)
 
 
 def compared(
@@ -169,7 +220,8 @@ def counts(results: pa.Table) -> dict[str, Any]:
     reasons = results.column("finish_reason").filter(codes.is_null())
     if pa.types.is_list(reasons.type):
         reasons = pc.list_flatten(reasons)
-    names = ("input_tokens", "cached_tokens", "output_tokens")
+    names = ["input_tokens", "cached_tokens", "output_tokens"]
+    names += ["reasoning_tokens"] if "reasoning_tokens" in results.column_names else []
     return {
         "rows_failed": len(codes) - codes.null_count,
         **{name: pc.sum(ran.column(name), min_count=0).as_py() for name in names},

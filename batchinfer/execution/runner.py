@@ -1,10 +1,11 @@
-"""The flow of one run, from the checks to the report: run (and resume), retry."""
+"""The flow of one run, from the checks to the report: run (and resume), try, retry."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from batchinfer import signals
@@ -23,13 +24,17 @@ from batchinfer.execution.checks import (
     Checked,
     absolute,
     changes_of_spec,
+    check,
     check_at,
     find_manifest,
+    new_run_id,
     open_run,
     refusals_are_the_users,
+    require_apart,
     require_model,
     require_same_input,
     resolved,
+    shaping,
 )
 from batchinfer.execution.job import Job
 from batchinfer.execution.metrics import Metrics, labels_of
@@ -38,13 +43,16 @@ from batchinfer.execution.progress import Listener
 from batchinfer.execution.ray_pipeline import Work
 from batchinfer.execution.replica_events import ReplicaEvents
 from batchinfer.execution.reports import account_for, conclude, read_plan
+from batchinfer.execution.retried_rows import advice_before_retry
 from batchinfer.execution.stop_and_budget import Stopper, Tally, Watch
-from batchinfer.input.manifest import Manifest, to_parquet
+from batchinfer.execution.trial import Trial, require_rows, trial_layout, tried_rows
+from batchinfer.input.few_rows import few_rows, positions_of, spread_rows
+from batchinfer.input.manifest import Fingerprint, Manifest, to_parquet
 from batchinfer.jobspec import JobSpec, key_values, to_yaml
 from batchinfer.planner import Plan, shards_in_flight
 from batchinfer.planner.plan import DEFAULT_SLOTS
 from batchinfer.rundir.commit import committed_shards
-from batchinfer.rundir.failed_rows import failed_rows, note_retry
+from batchinfer.rundir.failed_rows import failed_codes, failed_rows, note_retry
 from batchinfer.rundir.journals import read_journals
 from batchinfer.rundir.ownership import SPEC_MARK, STOP_MARK, clear, overwrite, remove, remove_leftovers, require_own
 from batchinfer.rundir.paths import Layout
@@ -84,6 +92,8 @@ def run(
     pending = [shard for shard in manifest.shards if shard.shard_id not in checked.committed]
     if not pending and checked.resumed:
         listener.event("nothing to do", shards=len(manifest.shards))
+        if layout.storage.stat(layout.spec) is None:
+            _write_spec(layout, checked.spec)
         return conclude(layout, checked.spec, manifest)
     with ray_pipeline.announced(cluster, listener):
         plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
@@ -104,6 +114,62 @@ def run(
             return conclude(layout, checked.spec, manifest)
 
 
+def try_rows(
+    spec: JobSpec,
+    listener: Listener,
+    rows: int,
+    ids: Sequence[str] = (),
+    cluster: str | None = None,
+    at: datetime | None = None,
+) -> Trial:
+    """Run `rows` rows of the job, or those with these ids, through all of it; the run itself is left alone.
+
+    Raises what `run` raises, and UserError for an id that no row has.
+    """
+    rendered, tick = resolved(spec, at)
+    whole = absolute(rendered)
+    require_apart(whole)
+    with refusals_are_the_users():
+        layout = trial_layout(whole, here=cluster is None)
+        apart = whole.model_copy(update={"output": whole.output.model_copy(update={"uri": layout.root})})
+        found = check(apart, new_run_id(), tick=tick, trial=True)
+        require_rows(found.manifest)
+        positions = positions_of(found.spec, found.manifest, ids) if ids else spread_rows(found.manifest.rows, rows)
+    # No run of the job: it takes no file and no tick of it.
+    fingerprint = Fingerprint(run_id=found.manifest.fingerprint.run_id, spec=shaping(found.spec))
+    few = replace(found, manifest=few_rows(found.manifest, positions, fingerprint), choice=None, layout=layout)
+    job = replace(found, spec=whole, layout=Layout(whole.output.uri, whole.storage))
+    with ray_pipeline.announced(cluster, listener):
+        described = ray_pipeline.describe_cluster()
+        # One replica: more would load the model to wait.
+        plan = plan_job(job, described).model_copy(
+            update={"min_replicas": 1, "max_replicas": 1, "estimate": None, "first_estimate": None}
+        )
+        with layout.storage.lock(layout.lock) as require_held:
+            _begin(few, plan)
+            listener.event(
+                "started",
+                run_id=fingerprint.run_id,
+                output=layout.root,
+                rows=few.manifest.rows,
+                shards=len(few.manifest.shards),
+                committed=0,
+                accelerator=plan.accelerator,
+                replicas=plan.max_replicas,
+            )
+            timed = replace(_job(few.spec, plan, layout, few.manifest), timed=True)
+            _execute(timed, few.manifest, Work(few.manifest.shards), listener, require_held)
+            made = conclude(layout, few.spec, few.manifest)
+        return Trial(
+            rows=tried_rows(few, plan, positions),
+            report=made,
+            plan=plan_job(job, described, listener),
+            rows_in_input=found.manifest.rows,
+            chosen="by their ids" if ids else "evenly spread over the input",
+            output=layout.root,
+        )
+
+
 @refusals_are_the_users()
 def given_up_by_fresh(spec: JobSpec, at: datetime | None = None) -> list[str]:
     """Results of another spec that `run` with `fresh` would delete: the folder, then a line for each changed key."""
@@ -120,7 +186,8 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
 
     `overrides`: KEY=VALUE texts for this retry alone; see `_RETRY_KEYS`. Raises UserError.
     """
-    for key, _ in key_values("--set", overrides, "sampling.max_tokens=64"):
+    changed = [key for key, _ in key_values("--set", overrides, "sampling.max_tokens=64")]
+    for key in changed:
         if not key.startswith(_RETRY_KEYS) or key in _RETRY_EXCEPT:
             raise UserError(
                 f"--set {key}: a retry cannot change that, since the rows that did not fail keep their results",
@@ -134,6 +201,9 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
     if not positions:
         listener.event("nothing to do", rows_failed=0)
         return conclude(layout, spec, manifest)
+    told = advice_before_retry(spec, failed_codes(layout), changed)
+    if told is not None:
+        listener.event("hint", text=told)
     checked = Checked(spec, facts, layout, manifest, frozenset(committed_shards(layout)), resumed=True)
     with ray_pipeline.announced(cluster, listener):
         plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
@@ -183,11 +253,15 @@ def _write_run_files(layout: Layout, checked: Checked, plan: Plan) -> None:
     if before is not None:
         # The report compares the run with the estimate made when the run began.
         plan = plan.model_copy(update={"first_estimate": before.first_estimate or before.estimate})
-    mark = SPEC_MARK + b"; a resume reads the spec that it is given, not this file.\n"
-    overwrite(layout, layout.spec, mark + to_yaml(checked.spec).encode())
+    _write_spec(layout, checked.spec)
     overwrite(layout, layout.plan, plan.model_dump_json(indent=2).encode())
     if not checked.resumed:
         layout.storage.create(layout.manifest, to_parquet(checked.manifest))
+
+
+def _write_spec(layout: Layout, spec: JobSpec) -> None:
+    mark = SPEC_MARK + b"; a resume reads the spec that it is given, not this file.\n"
+    overwrite(layout, layout.spec, mark + to_yaml(spec).encode())
 
 
 def _execute(job: Job, manifest: Manifest, work: Work, listener: Listener, require_held: Callable[[], None]) -> None:

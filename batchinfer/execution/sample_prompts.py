@@ -15,25 +15,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from batchinfer.engine.prefix_order import scattered
-from batchinfer.errors import RowError
+from batchinfer.errors import InputError, RowError, SpecError
 from batchinfer.input import read_shards
 from batchinfer.input.manifest import Manifest, Shard
 from batchinfer.input.shard_sizes import CHARACTERS_PER_TOKEN
-from batchinfer.jobspec import JobSpec
-from batchinfer.jobspec.templates import bounded_template
-from batchinfer.planner import Interval, PromptSample, Workload
+from batchinfer.jobspec import JobSpec, PromptSpec
+from batchinfer.planner import Interval, PromptSample, TooLong, Workload
 from batchinfer.prompting.answers import label_list, require_whole_choices
+from batchinfer.prompting.chat_template import ChatTemplate
+from batchinfer.prompting.control_tokens import is_control
 from batchinfer.prompting.job_prompts import JobPrompts
 from batchinfer.prompting.prompts import Prompt
+from batchinfer.prompting.tokens import PromptTokens, Tokenized, Writer, room_of_cut
 
 SAMPLED_SHARDS = 16
 ROWS_OF_EACH = 32
 SHORTEST_ANSWER = 0.25
-"""Share of max_tokens: the low end of an answer's expected length before the first run of a job. If higher, the plan
-overestimates jobs with short answers."""
+"""Share of max_tokens: the low end of an answer's expected length before the first run of a job. If higher, more jobs
+with short answers cost less than the plan's range; at 0.25, those with answers of 5% of max_tokens do."""
 
 SHOWN_OF_A_MESSAGE = 300
 """Characters of a failure's message in a plan: enough to see what is wrong, and no row's whole text."""
@@ -43,51 +44,89 @@ SHOWN_OF_A_MESSAGE = 300
 class TokenCounter:
     """Counts the tokens of prompts; `source` names the tokenizer."""
 
-    tokens: Callable[[Sequence[Prompt]], list[int]]
+    tokens: Callable[[Sequence[Prompt]], list[Tokenized | RowError]]
     text_tokens: Callable[[str], int]
+    decode: Callable[[Tokenized], str]
+    """The prompt as the model gets it, with its control tokens."""
     source: str
     exact: bool
     """Whether the model's own tokenizer counts, as in the engine; otherwise the count is an estimate."""
 
 
-def counter(folder: str | None, chat: bool | None) -> TokenCounter:
-    """The counter for the tokenizer in `folder`; without a tokenizer, four characters count as a token."""
+def counter(folder: str | None, spec: JobSpec, context: int | None = None) -> TokenCounter:
+    """The counter for the tokenizer in `folder`; without a tokenizer, four characters count as a token.
+
+    `context`: the longest sequence in tokens; prompts are cut to it if the spec says so. Raises SpecError for a chat
+    template that is none.
+    """
+    prompt = spec.prompt
+    # The engine embeds the plain text, without a chat template.
+    wanted = prompt.chat if prompt.chat is not None else spec.task != "embed"
     path = os.path.join(folder, "tokenizer.json") if folder else ""
+    template = chat_template(folder, prompt) if wanted else None
     if not os.path.isfile(path):
         return TokenCounter(
-            lambda prompts: [_by_characters(prompt.as_text()) for prompt in prompts],
+            lambda prompts: [Tokenized(p.as_text(), range(_by_characters(p.as_text())), 0) for p in prompts],
             _by_characters,
+            lambda made: made.text,
             "at four characters a token: the model's tokenizer is not at hand",
             exact=False,
         )
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(path)
-    tokenizer.no_truncation()
-    template = None if chat is False else _chat_template(os.path.dirname(path))
-
-    def count(prompts: Sequence[Prompt]) -> list[int]:
-        texts = [_rendered(template, prompt) for prompt in prompts]
-        return [len(found.ids) for found in tokenizer.encode_batch(texts, add_special_tokens=template is None)]
-
+    tokenizer = FolderTokenizer(path)
+    controls = tokenizer.controls
+    if template is None:
+        writer = Writer(prompt, None, controls)
+    else:
+        writer = Writer(prompt, template, controls | template.role_marks, template.knows_tool_calls)
     return TokenCounter(
-        count, lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), "the model's own", exact=True
+        PromptTokens(spec, tokenizer, writer, template is None, context),
+        lambda text: len(tokenizer.encode([text], False)[0]),
+        lambda made: tokenizer.decode(made.ids),
+        "the model's own",
+        exact=True,
     )
+
+
+class FolderTokenizer:
+    """A `tokenizer.json`, read without `transformers`; see `prompting.tokens.Tokenizer`."""
+
+    def __init__(self, path: str) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(path)
+        self._tokenizer.no_truncation()
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self.controls = {token.content for token in added if is_control(token.content, token.special)}
+
+    def encode(self, texts: Sequence[str], special: bool) -> Sequence[Sequence[int]]:
+        return [found.ids for found in self._tokenizer.encode_batch(list(texts), add_special_tokens=special)]
+
+    def ends(self, text: str) -> Sequence[tuple[int, int]] | None:
+        ends: Sequence[tuple[int, int]] = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        return ends
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, control tokens among them."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
 
 
 def _by_characters(text: str) -> int:
     return max(1, round(len(text) / CHARACTERS_PER_TOKEN))
 
 
-def _chat_template(folder: str) -> jinja2.Template | None:
+def chat_template(folder: str | None, prompt: PromptSpec) -> ChatTemplate | None:
+    """The spec's chat template or the model's own, None without one. Raises SpecError for a template of the spec that
+    is none."""
     config: dict[str, Any] = {}
-    if os.path.isfile(os.path.join(folder, "tokenizer_config.json")):
+    if folder and os.path.isfile(os.path.join(folder, "tokenizer_config.json")):
         with open(os.path.join(folder, "tokenizer_config.json"), encoding="utf-8") as file:
             config = json.load(file)
     text = config.get("chat_template")
-    if os.path.isfile(os.path.join(folder, "chat_template.jinja")):
+    if folder and os.path.isfile(os.path.join(folder, "chat_template.jinja")):
         with open(os.path.join(folder, "chat_template.jinja"), encoding="utf-8") as file:
             text = file.read()
+    text = prompt.chat_template or text
     if not isinstance(text, str):
         return None
     # A special token is a text, or an object with a `content`.
@@ -96,25 +135,15 @@ def _chat_template(folder: str) -> jinja2.Template | None:
         for name, token in config.items()
         if name.endswith("_token") and isinstance(token, str | dict)
     }
-    # The options with which transformers renders chat templates.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
     try:
-        environment.globals.update(special)
-        return bounded_template(environment, text)
-    except jinja2.TemplateError:
-        return None
-
-
-def _rendered(template: jinja2.Template | None, prompt: Prompt) -> str:
-    if template is None:
-        return prompt.as_text()
-    try:
-        return template.render(messages=prompt.as_messages(), add_generation_prompt=True)
-    except Exception:
-        # A template may raise anything on a row; the text alone is most of the length.
-        return prompt.as_text()
+        return ChatTemplate(text, special, prompt.chat_template_kwargs)
+    except jinja2.TemplateError as error:
+        if prompt.chat_template is None:
+            return None
+        raise SpecError(
+            f"prompt.chat_template is not a valid Jinja2 template: {error}",
+            "write a chat template, as a tokenizer_config.json has it, or the path of a file with one",
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,24 +168,31 @@ def survey(
     `context`: the model's longest sequence, in tokens; None if it is not known.
     Raises InputError if the input cannot be read.
     """
-    # The engine embeds the plain text, without a chat template.
-    plain = not spec.generates and spec.prompt.chat is None
-    counting = counter(tokenizer_folder, False if plain else spec.prompt.chat)
-    room = _room(spec, context) if counting.exact else None
+    limits = [limit for limit in (spec.engine.max_model_len, context) if limit is not None]
+    longest = min(limits) if limits else None
+    # Counted whole, whatever the job does with prompts that are too long: the plan says what each remedy does.
+    counting = counter(tokenizer_folder, spec)
+    cuts = spec.prompt.too_long == "truncate"
+    room = None if longest is None or not counting.exact else longest - (1 if spec.generates else 0)
+    keeps = room_of_cut(spec, longest) if cuts and longest is not None and counting.exact else room
     lengths: list[int] = []
     beginnings: list[list[str]] = []
     failures: list[RowError] = []
     maker = JobPrompts(spec)
     sampled = _sample(manifest.shards)
-    source = (spec.input.uri, spec.input.format, spec.storage)
+    source = (spec.input.uri, spec.input.format, spec.storage, spec.input.csv)
     for _, rows in read_shards(sampled, manifest.schema, manifest.partitions, *source):
         made = maker.prompts(rows)
         failures += [prompt for prompt in made if isinstance(prompt, RowError)]
         prompts = [prompt for prompt in made if not isinstance(prompt, RowError)]
-        lengths += counting.tokens(prompts) if prompts else []
+        counted = counting.tokens(prompts) if prompts else []
+        failures += [found for found in counted if isinstance(found, RowError)]
+        lengths += [len(found.ids) for found in counted if isinstance(found, Tokenized)]
         beginnings.append(["\n".join(m["content"] for m in prompt.as_messages()) for prompt in prompts])
-    run = [length for length in lengths if room is None or length <= room]
-    failures += [_too_long(length, room) for length in lengths if room is not None and length > room]
+    _require_some_valid(failures, len(lengths) + len(failures))
+    run = [length if keeps is None else min(length, keeps) for length in lengths if cuts or _fits(length, room)]
+    if not cuts and room is not None:
+        failures += [_too_long(length, room) for length in lengths if length > room]
     output, why = _answers(spec, counting, earlier_output_tokens)
     apart = scattered(beginnings)
     shared = f"; {apart:.0%} of them begin as rows elsewhere in the input do" if apart else ""
@@ -167,6 +203,7 @@ def survey(
             failed=dict(Counter(failure.code for failure in failures).most_common()),
             messages={failure.code: failure.message[:SHOWN_OF_A_MESSAGE] for failure in reversed(failures)},
             lengths=_histogram(lengths),
+            too_long=_remedies(spec, lengths, longest if counting.exact else None, context),
         ),
         Workload(
             rows=round(manifest.rows * len(run) / seen) if seen else manifest.rows,
@@ -174,16 +211,51 @@ def survey(
             longest_input_tokens=max(run, default=0),
             output_tokens=output.scaled(spec.sampling.n),
             sampled_rows=len(run),
-            source=f"input: {len(run):,} rows sampled, counted {_with(counting.source)}{shared}; output: {why}",
+            source=f"input: {len(run):,} rows sampled{_selected(manifest)}, "
+            f"counted {_with(counting.source)}{shared}; output: {why}",
             scattered=apart,
         ),
     )
 
 
-def _room(spec: JobSpec, context: int | None) -> int | None:
-    """Most tokens of a prompt: one is left for the answer, except for an embedding."""
-    limits = [limit for limit in (spec.engine.max_model_len, context) if limit is not None]
-    return min(limits) - (1 if spec.generates else 0) if limits else None
+def _selected(manifest: Manifest) -> str:
+    return "" if manifest.total_rows is None else f" of the {manifest.rows_of_all} that are selected"
+
+
+def _require_some_valid(failures: Sequence[RowError], seen: int) -> None:
+    """Raise InputError if no sampled row can become a prompt: a corpus of the wrong shape is one mistake."""
+    if failures and len(failures) == seen and {failure.code for failure in failures} == {"prompt_invalid"}:
+        raise InputError(
+            f"none of the {seen:,} rows sampled can run: {failures[0].message[:SHOWN_OF_A_MESSAGE]}",
+            "change the rows or the prompt keys: all rows have the same shape, so all would fail",
+        )
+
+
+def _fits(length: int, room: int | None) -> bool:
+    return room is None or length <= room
+
+
+def _remedies(spec: JobSpec, lengths: Sequence[int], longest: int | None, model_context: int | None) -> TooLong | None:
+    """The prompts that do not fit into `longest` tokens, and what each remedy would do; None if all fit."""
+    if longest is None:
+        return None
+    answer = spec.sampling.max_tokens if spec.generates else 0
+    cuts = spec.prompt.too_long == "truncate"
+    keeps = max(0, longest - answer)
+    room = keeps if cuts else longest - min(1, answer)
+    over = [length for length in lengths if length > room]
+    if not over:
+        return None
+    return TooLong(
+        rows=len(over),
+        longest=max(over),
+        room=room,
+        cut=cuts,
+        cut_tokens=sum(length - keeps for length in over),
+        prompt_tokens=sum(lengths),
+        context=max(over) + answer,
+        model_context=model_context,
+    )
 
 
 def _too_long(length: int, room: int) -> RowError:
@@ -197,7 +269,7 @@ def _histogram(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
 
 def require_room_for_choices(spec: JobSpec, tokenizer_folder: str | None) -> None:
     """Raise SpecError if `sampling.max_tokens` cuts the longest of `output.choices`: it could never be an answer."""
-    counting = counter(tokenizer_folder, False) if spec.output.choices else None
+    counting = counter(tokenizer_folder, spec) if spec.output.choices else None
     if counting is None or not counting.exact or not spec.generates:
         return
     require_whole_choices(spec, counting.text_tokens)
@@ -211,12 +283,7 @@ def _sample(shards: Sequence[Shard]) -> list[Shard]:
     """The beginnings of up to 16 shards, evenly spread."""
     count = min(SAMPLED_SHARDS, len(shards))
     picked = [shards[i * len(shards) // count] for i in range(count)]
-    return [
-        dataclasses.replace(
-            s, segments=(dataclasses.replace(s.segments[0], rows=min(ROWS_OF_EACH, s.segments[0].rows)),)
-        )
-        for s in picked
-    ]
+    return [dataclasses.replace(s, segments=(s.segments[0].beginning(ROWS_OF_EACH),)) for s in picked]
 
 
 def _answers(spec: JobSpec, counting: TokenCounter, earlier: float | None) -> tuple[Interval, str]:

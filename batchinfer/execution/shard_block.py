@@ -19,10 +19,17 @@ class Envelope(BaseModel):
     """0 for the first commit; each retry of failed rows counts one more."""
     first_row: int
     """Position of the shard's first row in the whole input."""
+    numbers: tuple[int, ...] | None = None
+    """Positions of the shard's rows in the whole input, if rows between them are not selected. None: they follow on
+    `first_row`."""
     retried: tuple[int, ...] | None = None
     """Positions in the shard of the rows that a retry runs again. None: all rows, for the first time."""
     record: ShardRecord | None = None
     """The shard's accounting; None until a replica has run the shard."""
+
+    def number(self, position: int) -> int:
+        """The position in the whole input of the row at `position` in the shard."""
+        return self.first_row + position if self.numbers is None else self.numbers[position]
 
 
 def seal(rows: pa.Table, envelope: Envelope) -> pa.Table:

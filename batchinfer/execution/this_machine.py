@@ -12,8 +12,8 @@ _GPU_DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """The device files of NVIDIA's and AMD's drivers, and of GPUs under WSL."""
 
 _RAYS_SHARE = 0.7
-"""Share of free memory, 0 to 1, that Ray gives to tasks; its object store has the rest. If higher, a plan may choose
-what Ray then cannot place."""
+"""Share of free memory, 0 to 1, that Ray 2.60 counts as `memory`; its object store has the other 0.3. With another
+share, `batchinfer plan` may accept a model or a KV cache that the plan of the run refuses, or the reverse."""
 
 
 def may_have_gpus() -> bool:

@@ -34,6 +34,8 @@ _EXACT_BITS = {16: 11, 32: 24, 64: 53}
 """By the bits of a float: the bits of the largest integers that the float holds exactly."""
 
 _UNITS = ("s", "ms", "us", "ns")
+_UTC = {"UTC", "Etc/UTC", "+00:00", "Z"}
+"""Names that writers give to the one zone."""
 
 
 class Misfit(Exception):
@@ -133,8 +135,8 @@ def _times(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     kinds = pa.types
     if kinds.is_date(one) and kinds.is_date(other):
         return pa.date32()
-    if kinds.is_timestamp(one) and kinds.is_timestamp(other) and one.tz == other.tz:
-        return pa.timestamp(_finer(one, other), one.tz)
+    if kinds.is_timestamp(one) and kinds.is_timestamp(other) and (one.tz == other.tz or {one.tz, other.tz} <= _UTC):
+        return pa.timestamp(_finer(one, other), one.tz if one.tz == other.tz else "UTC")
     if kinds.is_duration(one) and kinds.is_duration(other):
         return pa.duration(_finer(one, other))
     if kinds.is_time(one) and kinds.is_time(other):
@@ -216,9 +218,21 @@ def fitted(column: pa.ChunkedArray | pa.Array, wanted: pa.DataType) -> pa.Chunke
         return column.cast(wanted, safe=False)
     if kinds.is_timestamp(wanted) and kinds.is_timestamp(stored) and stored.tz is None and wanted.tz is not None:
         column = column.cast(pa.timestamp(stored.unit, "UTC"))
+    if (
+        kinds.is_timestamp(wanted)
+        and wanted.tz is not None
+        and (kinds.is_string(stored) or kinds.is_large_string(stored))
+    ):
+        column = _with_zone(column)
     if kinds.is_timestamp(wanted) and kinds.is_date(stored):
         column = column.cast(pa.timestamp(wanted.unit))
     return column.cast(wanted)
+
+
+def _with_zone(texts: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """Texts of times, those without a zone in UTC."""
+    texts = pc.replace_substring_regex(texts, r"^(\d{4}-\d\d-\d\d)$", r"\1 00:00:00Z")
+    return pc.replace_substring_regex(texts, r"^([^:]*:\d\d(:[\d.]+)?)$", r"\1Z")
 
 
 def _uuid_texts(column: pa.ChunkedArray | pa.Array, wanted: pa.DataType) -> pa.Array:

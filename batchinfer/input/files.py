@@ -23,6 +23,7 @@ _LINES = (".jsonl", ".ndjson", ".json")
 _SUFFIXES = {
     "parquet": (".parquet", ".parq", ".pq"),
     "jsonl": tuple(line + packed for packed in ("", ".gz", ".zst") for line in _LINES),
+    "csv": tuple(text + packed for packed in ("", ".gz", ".zst") for text in (".csv", ".tsv")),
 }
 _LOOKED_AT = 10_000
 
@@ -294,10 +295,15 @@ def _advice(uri: str, file_format: str, storage: Storage) -> str:
     parent = posixpath.dirname(uri)
     if parent == "s3:":
         return "that bucket is empty"
-    beside = storage.names(parent)
+    try:
+        beside = storage.names(parent)
+        exists = bool(beside) or storage.stat(parent) is not None
+    except StorageError:
+        # Credentials may reach the input alone, and not what lies beside it.
+        return f"check input.uri; what else lies in {parent} cannot be listed with these credentials"
     if posixpath.dirname(parent) == "s3:" and not beside:
         return "that bucket is empty"
-    if not beside and storage.stat(parent) is None:
+    if not exists:
         return f"the folder {parent} does not exist; paths are relative to where you run"
     near = difflib.get_close_matches(posixpath.basename(uri), beside, n=1)
     return f"did you mean {join(parent, near[0])}?" if near else "paths are relative to where you run"

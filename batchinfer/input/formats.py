@@ -44,6 +44,40 @@ class Rows(Protocol):
         """Close the file."""
 
 
+class Batches:
+    """Rows of one file that come in batches, front to back. Holds what is left of one batch."""
+
+    def __init__(self, batches: Iterator[pa.Table], at: int) -> None:
+        """`at`: the row of the file with which the first batch begins."""
+        self.at = at
+        self._batches = batches
+        self._rest: pa.Table | None = None
+
+    def take(self, segment: Segment) -> pa.Table:
+        """The selected rows of `segment`, which begins at `at` or later. Raises StopIteration if the file has fewer."""
+        while self.at < segment.start:
+            self._next(segment.start - self.at)
+        mask, end = segment.mask, segment.start + segment.span
+        pieces: list[pa.Table] = []
+        while self.at < end:
+            done = self.at - segment.start
+            piece = self._next(end - self.at)
+            if mask is not None:
+                # A copy, so that what is left out of a batch does not stay in memory with it.
+                piece = piece.filter(pa.array(mask[done : done + piece.num_rows]))
+            if piece.num_rows or not pieces:
+                pieces.append(piece)
+        return pa.concat_tables(pieces)
+
+    def _next(self, most: int) -> pa.Table:
+        """The next rows, at most so many, as they lie in one batch."""
+        batch = self._rest if self._rest is not None else next(self._batches)
+        piece = batch.slice(0, most)
+        self._rest = batch.slice(most) if batch.num_rows > most else None
+        self.at += piece.num_rows
+        return piece
+
+
 def fit(values: pa.Array, field: pa.Field, uri: str) -> pa.Array:
     """The values of the file at `uri`, converted to the type of `field`. Raises InputError."""
     try:

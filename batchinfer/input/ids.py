@@ -22,9 +22,13 @@ _WRITTEN_AT_ONCE = 2**16
 
 
 def require_unique(
-    column: str, scan: Callable[[], Iterable[tuple[str, pa.Array]]], nulls: Mapping[str, int] | None = None
+    column: str,
+    scan: Callable[[], Iterable[tuple[str, pa.Array]]],
+    nulls: Mapping[str, int] | None = None,
+    row_of: Callable[[str, int], int] = lambda uri, number: number,
 ) -> None:
-    """Raise InputError if an id is null or occurs twice. `scan` gives (file, ids) in input order.
+    """Raise InputError if an id is null or occurs twice. `scan` gives (file, ids) in input order; `row_of` the row of
+    the file that an id is of, by its number among the file's ids.
 
     `nulls` says how many ids of a file may be null, because their rows cannot be read.
 
@@ -46,7 +50,7 @@ def require_unique(
                 file.close()
         suspects = {int(value) for path in buckets for value in _repeated(path)}
     if suspects:
-        _report(column, suspects, scan())
+        _report(column, suspects, scan(), row_of)
 
 
 def _gathered(parts: Iterable[npt.NDArray[np.uint64]]) -> Iterator[npt.NDArray[np.uint64]]:
@@ -116,9 +120,12 @@ def _as_text(column: str, ids: pa.Array) -> pa.Array:
         ) from None
 
 
-def _report(column: str, suspects: set[int], scan: Iterable[tuple[str, pa.Array]]) -> None:
+def _report(
+    column: str, suspects: set[int], scan: Iterable[tuple[str, pa.Array]], row_of: Callable[[str, int], int]
+) -> None:
     seen: dict[str, str] = {}
-    for value, place in _places(column, suspects, scan):
+    for value, uri, number in _places(column, suspects, scan):
+        place = f"row {row_of(uri, number)} of {uri}"
         if value in seen:
             raise InputError(
                 f"id column {column!r} has {value!r:.80} twice: {seen[value]} and {place}",
@@ -127,7 +134,7 @@ def _report(column: str, suspects: set[int], scan: Iterable[tuple[str, pa.Array]
         seen[value] = place
 
 
-def _places(column: str, suspects: set[int], scan: Iterable[tuple[str, pa.Array]]) -> Iterator[tuple[str, str]]:
+def _places(column: str, suspects: set[int], scan: Iterable[tuple[str, pa.Array]]) -> Iterator[tuple[str, str, int]]:
     row, before = 0, ""
     for uri, ids in scan:
         row = row if uri == before else 0
@@ -135,5 +142,5 @@ def _places(column: str, suspects: set[int], scan: Iterable[tuple[str, pa.Array]
         with_id = np.flatnonzero(ids.is_valid().to_numpy(zero_copy_only=False))
         wanted = np.isin(_hashes(column, ids.drop_null()), np.fromiter(suspects, dtype=np.uint64))
         for i in with_id[wanted]:
-            yield str(_as_text(column, ids)[int(i)].as_py()), f"row {row + int(i)} of {uri}"
+            yield str(_as_text(column, ids)[int(i)].as_py()), uri, row + int(i)
         row += len(ids)

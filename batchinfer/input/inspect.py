@@ -1,11 +1,11 @@
-"""Builds the manifest from an input URI: inspects every file, checks columns and ids, finds groups, cuts shards."""
+"""Builds the manifest from an input URI: inspects every file, checks columns, selects rows, checks ids, cuts shards."""
 
 from __future__ import annotations
 
 import difflib
-from collections import deque
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,19 +13,24 @@ import pyarrow.parquet as pq
 from batchinfer.errors import InputError
 from batchinfer.input.bad_rows import BAD_ROW
 from batchinfer.input.column_types import CASTS, JSON, PARSED, Misfit, common, may_lose
+from batchinfer.input.csv import inspect_csv
 from batchinfer.input.files import find_input, partition_schema, partition_values
 from batchinfer.input.formats import Inspected, first_line, fit
 from batchinfer.input.groups import Groups, find_groups
 from batchinfer.input.ids import require_id_kind, require_unique
-from batchinfer.input.jsonl import inspect_jsonl, jsonl_column, require_exact, whole_numbers
+from batchinfer.input.jsonl import inspect_jsonl, require_exact, whole_numbers
 from batchinfer.input.manifest import Fingerprint, InputFile, Manifest, Shard, cut
 from batchinfer.input.parquet import inspect_parquet, parquet_column, require_arrow_reads, require_exact_times
+from batchinfer.input.row_bits import RowBits
+from batchinfer.input.scan import Scan
+from batchinfer.input.select_rows import select_rows
 from batchinfer.input.shard_sizes import at_groups, shard_sizes, small_at_first
-from batchinfer.jobspec import JobSpec
-from batchinfer.storage import REQUESTS_AHEAD, REQUESTS_AT_ONCE, Entry
+from batchinfer.jobspec import InputSpec, JobSpec
+from batchinfer.storage import REQUESTS_AT_ONCE, Entry
 
-_READ_AT_ONCE = 2**22
-"""Bytes. Smaller files are read whole and ahead, about REQUESTS_AHEAD at a time; a larger limit needs more memory."""
+_MOST_HELD = 2**27
+"""Bytes of the ids of CSV files that are kept from the first look. Further ids are read once more: memory must not grow
+with the number of rows."""
 
 
 def build_manifest(
@@ -59,44 +64,78 @@ def build_manifest(
             _require_columns(columns, have)
         with_rows = [one for one in found if one.file.rows]
         _require_same_values(spec, with_rows, whole, pool)
+        scan = Scan(spec, partitions, pool)
+        selected = select_rows(given, scan, with_rows, whole)
         if given.id_column is not None:
-            _require_unique_ids(spec, with_rows, whole, partitions, pool)
-        groups = None if given.group_by is None else _groups(spec, with_rows, whole, partitions, pool)
+            _require_unique_ids(given.id_column, scan, with_rows, whole, partitions, selected)
+        groups = None
+        if given.group_by is not None:
+            groups = find_groups(given.group_by, scan.column(with_rows, whole.field(given.group_by), selected))
     if any(one.bad_rows for one in found):
         whole = whole.append(pa.field(BAD_ROW, pa.string()))
-    files = [one.file for one in found]
+    files = [one.file for one in with_rows]
+    total_rows = sum(file.rows for file in files)
+    unselected = [file.entry for i, file in enumerate(files) if selected is not None and not selected[i].count]
+    empty = [one.file.entry for one in found if not one.file.rows]
     if choose is not None:
-        empty = {file.entry.uri: file.entry.tag for file in files if not file.rows}
-        fingerprint = fingerprint.model_copy(update={"empty": empty})
-    _require_storable(whole, given.columns)
+        fingerprint = fingerprint.model_copy(update={"empty": {entry.uri: entry.tag for entry in empty}})
+    schema = pa.schema([field for field in whole if columns.get(field.name) != "input.where"])
+    _require_storable(schema, given.columns)
     return Manifest(
-        shards=tuple(_cut(spec, files, groups)),
-        schema=whole,
-        partitions=tuple(name for name in columns if name in partitions.names),
-        empty_files=tuple(file.entry.uri for file in files if not file.rows),
+        shards=tuple(_cut(spec, files, groups, selected)),
+        schema=schema,
+        partitions=tuple(field.name for field in schema if field.name in partitions.names),
+        empty_files=tuple(entry.uri for entry in empty),
         fingerprint=fingerprint,
         skipped=tuple(skipped),
-        hint=groups.scattered(str(given.group_by)) if groups is not None else None,
+        total_rows=None if selected is None else total_rows,
+        unselected=tuple(unselected),
+        hint=_hint(given, groups, selected),
         left_out=there.left_out,
     )
+
+
+def _hint(given: InputSpec, groups: Groups | None, selected: Sequence[RowBits] | None) -> str | None:
+    """What the cutting has to say to a person."""
+    if selected and not any(bits.count for bits in selected):
+        return f"input.where selects no row: {given.where}"
+    return None if groups is None else groups.scattered(str(given.group_by))
 
 
 def _inspect(
     spec: JobSpec, entries: Sequence[Entry], columns: Sequence[str], pool: ThreadPoolExecutor
 ) -> Iterator[Inspected | InputError]:
     """For each file, what it holds of `columns`, or the error if it cannot be read."""
+    kept = [name for name in (spec.input.id_column, spec.input.group_by) if name is not None]
     if spec.input.format == "parquet":
-        kept = [name for name in (spec.input.id_column, spec.input.group_by) if name is not None]
         yield from inspect_parquet(entries, columns, kept, spec.storage, pool)
         return
 
+    room = _Room(_MOST_HELD)
+
     def look(entry: Entry) -> Inspected | InputError:
         try:
-            return inspect_jsonl(entry, columns, _casts(spec), spec.storage, _sets_aside(spec))
+            if spec.input.format == "csv":
+                return inspect_csv(entry, columns, _casts(spec), kept, room.take, spec.input.csv, spec.storage)
+            return inspect_jsonl(entry, columns, _casts(spec), spec.storage, spec.input.sets_aside)
         except InputError as error:
             return error
 
     yield from pool.map(look, entries)
+
+
+class _Room:
+    """So many bytes, for several threads to take from."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> bool:
+        with self._lock:
+            fits = size <= self._left
+            self._left -= size if fits else 0
+            return fits
 
 
 def _readable(
@@ -157,10 +196,6 @@ def _only_in_paths(spec: JobSpec, partitions: pa.Schema, found: Sequence[Inspect
 
 def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind))
-
-
-def _sets_aside(spec: JobSpec) -> bool:
-    return spec.input.on_bad_row == "set_aside"
 
 
 def _casts(spec: JobSpec) -> dict[str, pa.DataType]:
@@ -265,13 +300,17 @@ def _require_same_values(spec: JobSpec, found: Sequence[Inspected], whole: pa.Sc
         pass
 
 
-def _cut(spec: JobSpec, files: Sequence[InputFile], groups: Groups | None) -> list[Shard]:
-    rows = sum(file.rows for file in files)
-    size = sum(group.size for file in files for group in file.groups)
+def _cut(
+    spec: JobSpec, files: Sequence[InputFile], groups: Groups | None, selected: Sequence[RowBits] | None
+) -> list[Shard]:
+    there = sum(file.rows for file in files)
+    rows = there if selected is None else sum(bits.count for bits in selected)
+    size = sum(group.size for file in files for group in file.groups) * rows // max(1, there)
     sizes = shard_sizes(rows, size, spec.shards.rows, spec.sampling.max_tokens, spec.resources.replicas)
     if spec.limits.max_cost_usd is not None and spec.shards.rows == "auto":
         sizes = small_at_first(sizes)
-    return cut(files, sizes, spec.shards.max_bytes, None if groups is None else at_groups(groups.begins, rows))
+    settle = None if groups is None else at_groups(groups.begins, rows)
+    return cut(files, sizes, spec.shards.max_bytes, settle, selected)
 
 
 def _require_columns(columns: Mapping[str, str], have: set[str]) -> None:
@@ -309,9 +348,14 @@ def _require_storable(schema: pa.Schema, passed: Sequence[str]) -> None:
 
 
 def _require_unique_ids(
-    spec: JobSpec, found: Sequence[Inspected], whole: pa.Schema, partitions: pa.Schema, pool: ThreadPoolExecutor
+    column: str,
+    scan: Scan,
+    found: Sequence[Inspected],
+    whole: pa.Schema,
+    partitions: pa.Schema,
+    selected: Sequence[RowBits] | None,
 ) -> None:
-    column = str(spec.input.id_column)
+    """Of the rows that run: the others are in no result."""
     if column in partitions.names:
         raise InputError(
             f"id column {column!r} is a partition: all rows of a file share it", "choose another id column"
@@ -323,53 +367,10 @@ def _require_unique_ids(
                 "write the column in every file, or leave input.id_column out: rows are then numbered",
             )
     require_id_kind(column, whole.field(column).type)
-    nulls = {one.file.entry.uri: one.bad_rows.get(column, 0) for one in found}
-    require_unique(column, lambda: _values(spec, found, whole.field(column), partitions, pool), nulls)
-
-
-def _groups(
-    spec: JobSpec, found: Sequence[Inspected], whole: pa.Schema, partitions: pa.Schema, pool: ThreadPoolExecutor
-) -> Groups:
-    """The groups of `input.group_by`."""
-    column = str(spec.input.group_by)
-    return find_groups(column, _values(spec, found, whole.field(column), partitions, pool))
-
-
-def _values(
-    spec: JobSpec, found: Sequence[Inspected], field: pa.Field, partitions: pa.Schema, pool: ThreadPoolExecutor
-) -> Iterator[tuple[str, pa.Array]]:
-    """(file, values) of a column in its common type, in input order. Small files are read ahead by the pool."""
-
-    def chunks(one: Inspected) -> Iterator[pa.Array]:
-        uri = one.file.entry.uri
-        if field.name in one.held:
-            stored: Iterable[pa.Array] = one.held[field.name].chunks
-        elif field.name in one.names and spec.input.format == "parquet":
-            stored = parquet_column(one.file.entry, field.name, spec.storage)
-        elif field.name in one.names:
-            stored = jsonl_column(one.file.entry, field, spec.storage, _sets_aside(spec))
-        elif field.name in partitions.names:
-            value = pa.scalar(partition_values(spec.input.uri, uri)[field.name], pa.string())
-            stored = [pa.repeat(value, one.file.rows)]
-        else:
-            stored = [pa.nulls(one.file.rows, field.type)]
-        for values in stored:
-            yield fit(values, field, uri)
-
-    def whole(one: Inspected) -> list[pa.Array]:
-        return list(chunks(one))
-
-    waiting: deque[tuple[Inspected, Future[list[pa.Array]] | None]] = deque()
-
-    def first() -> Iterator[tuple[str, pa.Array]]:
-        one, future = waiting.popleft()
-        for values in chunks(one) if future is None else future.result():
-            yield one.file.entry.uri, values
-
-    for one in found:
-        small = one.file.entry.size <= _READ_AT_ONCE and field.name not in one.held
-        waiting.append((one, pool.submit(whole, one) if small else None))
-        if len(waiting) > REQUESTS_AHEAD:
-            yield from first()
-    while waiting:
-        yield from first()
+    bits = {} if selected is None else {one.file.entry.uri: b for one, b in zip(found, selected, strict=True)}
+    require_unique(
+        column,
+        lambda: scan.column(found, whole.field(column), selected),
+        {one.file.entry.uri: one.bad_rows.get(column, 0) for one in found},
+        lambda uri, number: bits[uri].nth(number) if bits else number,
+    )

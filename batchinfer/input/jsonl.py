@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import io
+import codecs
 import itertools
 import json
-import zlib
+import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -19,6 +18,7 @@ from batchinfer.input.bad_rows import BAD_ROW, BadRow
 from batchinfer.input.column_types import JSON, PARSED, Misfit, common, fitted
 from batchinfer.input.formats import Inspected, first_line, reading
 from batchinfer.input.manifest import InputFile, RowGroup, Segment
+from batchinfer.input.packed import LONGEST_ROW, another_format, packing, unpacked, unpacking
 from batchinfer.storage import Entry, Stores, storage_for
 
 LINES_PER_GROUP = 64
@@ -33,18 +33,6 @@ _DEEPEST = 60
 
 _EXACT = 2**53
 """A double holds every integer up to this one exactly."""
-
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-
-_OTHER_FILES = (
-    (b"PAR1", "a Parquet file", "set input.format: parquet"),
-    (b"BZh", "compressed with bzip2", "unpack it with bunzip2, or pack it with gzip or zstd"),
-    (b"\xfd7zXZ", "compressed with xz", "unpack it with unxz, or pack it with gzip or zstd"),
-    (b"PK\x03\x04", "a zip archive", "unpack it, or pack each file with gzip or zstd"),
-    (b"\xff\xfe", "UTF-16", "write it as UTF-8: iconv -f UTF-16 -t UTF-8"),
-    (b"\xfe\xff", "UTF-16", "write it as UTF-8: iconv -f UTF-16 -t UTF-8"),
-)
-"""Files that are not JSON lines: their first bytes, their format, and the remedy."""
 
 
 def inspect_jsonl(
@@ -64,7 +52,7 @@ def inspect_jsonl(
     lacking: Counter[str] = Counter()
     whole_rows = whole_size = 0
     with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as file:
-        packed = _packing(file) is not None
+        packed = packing(file) is not None
         for offset, size, numbers, rows in _line_groups(file, entry.uri, set_aside):
             if packed:
                 whole_rows, whole_size = whole_rows + len(rows), whole_size + size
@@ -88,15 +76,15 @@ def inspect_jsonl(
     return Inspected(InputFile(entry, tuple(groups)), schema, frozenset(keys), integers=integers, bad_rows=lacking)
 
 
-def jsonl_column(entry: Entry, field: pa.Field, stores: Stores, set_aside: bool = False) -> Iterator[pa.Array]:
-    """One column of a file in the type of `field`, a stretch of lines at a time.
+def jsonl_columns(entry: Entry, schema: pa.Schema, stores: Stores, set_aside: bool = False) -> Iterator[pa.Table]:
+    """Columns of a file in the types of `schema`, a stretch of lines at a time.
 
     `set_aside`: a value that cannot be read is null.
     """
     with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as file:
         for _, _, _, rows in _line_groups(file, entry.uri, set_aside):
             with reading(entry.uri):
-                yield _column(rows, field, set_aside)
+                yield pa.Table.from_arrays([_column(rows, field, set_aside) for field in schema], schema=schema)
 
 
 def _column(rows: list[dict[str, Any]], field: pa.Field, set_aside: bool) -> pa.Array:
@@ -304,31 +292,18 @@ def _holds(kind: pa.DataType, depth: int = 0) -> bool:
     return all(_holds(kind.field(i).type, depth + 1) for i in range(kind.num_fields))
 
 
-def _packing(file: BinaryIO) -> str | None:
-    """The compression, by the first bytes of the file; its name may be wrong."""
-    begins = file.read(4)
-    file.seek(0)
-    return "gzip" if begins.startswith(_GZIP) else "zstd" if begins == _ZSTD else None
-
-
-def _unpacked(file: BinaryIO) -> BinaryIO:
-    packing = _packing(file)
-    if packing == "gzip":
-        return cast("BinaryIO", gzip.GzipFile(fileobj=file))
-    if packing == "zstd":
-        return cast("BinaryIO", io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")))
-    return file
-
-
-@contextlib.contextmanager
-def _unpacking(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, zlib.error, OSError) as error:
-        raise InputError(
-            f"{uri} cannot be unpacked: {first_line(error)}",
-            "it is cut off or damaged: write it again, move it away, or set input.on_bad_file: skip",
-        ) from None
+def _lines(file: BinaryIO, uri: str, first: int = 1) -> Iterator[bytes]:
+    """The lines of a file, of which the next one is number `first`. Raises InputError for one without an end."""
+    for number in itertools.count(first):
+        line = file.readline(LONGEST_ROW)
+        if not line:
+            return
+        if len(line) == LONGEST_ROW and not line.endswith(b"\n"):
+            raise InputError(
+                f"{uri}:{number}: a line is longer than {LONGEST_ROW:,} bytes",
+                "write one JSON object a line, as jq -c . does",
+            )
+        yield line
 
 
 def _line_groups(
@@ -341,8 +316,8 @@ def _line_groups(
     offset = at = 0
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
-    with _unpacking(uri):
-        for number, line in enumerate(_unpacked(file), start=1):
+    with unpacking(uri):
+        for number, line in enumerate(_lines(unpacked(file), uri), start=1):
             at += len(line)
             if line.strip():
                 rows.append(_parsed(line, uri, number, set_aside))
@@ -368,6 +343,8 @@ def _parse(line: bytes, uri: str, number: int | None) -> dict[str, Any]:
     place = f"{uri}:{number}" if number else uri
     try:
         row = json.loads(line, object_pairs_hook=_object, parse_constant=_no_constant)
+        if _MAYBE_HUGE.search(line):
+            json.loads(line, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         what, remedy = _diagnosis(line, number, error)
         raise InputError(f"{place}: not a line of JSON: {what or first_line(error)[:300]}", remedy) from None
@@ -392,9 +369,11 @@ def _diagnosis(line: bytes, number: int | None, error: Exception) -> tuple[str |
     """Why a line is not JSON, None if unknown; and the remedy."""
     text = line.strip()
     if number == 1:
-        for begins, what, remedy in _OTHER_FILES:
-            if line.startswith(begins):
-                return f"the file is {what}", remedy
+        other = another_format(line)
+        if other is not None:
+            return f"the file is {other[0]}", other[1]
+        if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return "the file is UTF-16", "write it as UTF-8: iconv -f UTF-16 -t UTF-8"
         if text.startswith(b"["):
             return "the file is an array of JSON", "write an object a line, as jq -c '.[]' does"
         if text == b"{":
@@ -411,6 +390,17 @@ def _diagnosis(line: bytes, number: int | None, error: Exception) -> tuple[str |
     return None, "each line is one JSON object; mend or drop it"
 
 
+_MAYBE_HUGE = re.compile(rb"[eE]\+?\d{3}|\d{309}")
+"""Only a number with one of these can exceed a double, 1.8e308, of which Python makes infinity without an error. Most
+lines have neither, so they are parsed once."""
+
+
+def _finite(number: str) -> float:
+    if math.isinf(float(number)):
+        raise ValueError(f"{number:.40} is beyond the numbers that a double holds, 1.8e308")
+    return float(number)
+
+
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON: write null")
 
@@ -424,18 +414,26 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class JsonlRows:
-    """Reads the rows of each segment. A plain file is read at the segment's bytes, a compressed one sequentially."""
+    """Reads the rows of each segment. A plain file is read at the segment's bytes, a compressed one sequentially.
+
+    Only the lines of selected rows are parsed and held.
+    """
 
     def __init__(self, entry: Entry, schema: pa.Schema, stores: Stores) -> None:
         self._uri = entry.uri
         self._stream = storage_for(entry.uri, stores).open(entry.uri, entry.tag)
         self._schema = schema
-        self._packed = _packing(self._stream) is not None
+        self._packed = packing(self._stream) is not None
         self._lines: Iterator[bytes] = iter(())
         self._at: int | None = None
 
     def take(self, segment: Segment) -> pa.Table:
-        kept = self._next_lines(segment) if self._packed else self._lines_between(segment)
+        with unpacking(self._uri):
+            self._go_to(segment)
+            mask = segment.mask
+            lines = itertools.islice(self._lines, segment.span)
+            kept = list(lines if mask is None else itertools.compress(lines, mask))
+        self._at = segment.start + segment.span
         set_aside = BAD_ROW in self._schema.names
         rows = [_row(line, self._uri, set_aside) for line in kept]
         with reading(self._uri):
@@ -443,30 +441,25 @@ class JsonlRows:
                 raise StopIteration
             columns = {field.name: _column(rows, field, set_aside) for field in self._schema if field.name != BAD_ROW}
             if set_aside:
+                places = (segment.numbers - segment.place + segment.start).tolist()
                 columns[BAD_ROW] = pa.array(
                     [
                         f"row {place} of {self._uri}: {row.problem}" if isinstance(row, BadRow) else None
-                        for place, row in enumerate(rows, start=segment.start)
+                        for place, row in zip(places, rows, strict=True)
                     ],
                     pa.string(),
                 )
             return pa.Table.from_arrays([columns[name] for name in self._schema.names], schema=self._schema)
 
-    def _lines_between(self, segment: Segment) -> list[bytes]:
-        self._stream.seek(segment.offset)
-        lines = io.BytesIO(self._stream.read(segment.end - segment.offset))
-        return [line for line in lines if line.strip()][segment.skip : segment.skip + segment.rows]
-
-    def _next_lines(self, segment: Segment) -> list[bytes]:
-        with _unpacking(self._uri):
-            if self._at is None or segment.start < self._at:
-                self._stream.seek(0)
-                self._lines = (line for line in _unpacked(self._stream) if line.strip())
-                self._at = 0
-            skipped = segment.start - self._at
-            kept = list(itertools.islice(self._lines, skipped, skipped + segment.rows))
-        self._at = segment.start + segment.rows
-        return kept
+    def _go_to(self, segment: Segment) -> None:
+        """Let the next line be that of the segment's first row."""
+        if self._at is None or (segment.start < self._at if self._packed else segment.start != self._at):
+            self._stream.seek(0 if self._packed else segment.offset)
+            self._at = 0 if self._packed else segment.start - segment.skip
+            source = unpacked(self._stream) if self._packed else self._stream
+            self._lines = (line for line in _lines(source, self._uri) if line.strip())
+        for _ in itertools.islice(self._lines, segment.start - self._at):
+            pass
 
     def close(self) -> None:
         self._stream.close()

@@ -7,14 +7,17 @@ a shard never changes, because it names the output file.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from batchinfer.input.row_bits import RowBits
 from batchinfer.storage import Entry
 
 
@@ -46,8 +49,10 @@ class InputFile:
 class Segment:
     """`rows` rows of the file `entry`, from row `start` on; row `start` lies in row group `group`.
 
-    `skip`: rows of that group before `start`. `offset` to `end`: the bytes to read of a file of JSON lines. `size`:
-    bytes of the rows, estimated from the mean of their row group; 0 in manifests of earlier versions.
+    `skip`: rows of that group before `start`. `offset` to `end`: the bytes to read of a file of lines. `size`: bytes of
+    the rows, estimated from the mean of their row group; 0 in manifests of earlier versions. `place`: the position of
+    row `start` in the whole input. `picked`: the selected rows from `start` on, as np.packbits packs them, the last one
+    being the last 1; None: `rows` rows without a gap.
     """
 
     entry: Entry
@@ -58,11 +63,47 @@ class Segment:
     offset: int
     end: int
     size: int = 0
+    place: int = 0
+    picked: bytes | None = None
+
+    @property
+    def span(self) -> int:
+        """Rows of the file from the first selected one to the last."""
+        if self.picked is None:
+            return self.rows
+        last = self.picked[-1]
+        return len(self.picked) * 8 - ((last & -last).bit_length() - 1)
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_] | None:
+        """For each row of the span, whether it is selected; None: all are."""
+        if self.picked is None:
+            return None
+        return np.unpackbits(np.frombuffer(self.picked, np.uint8))[: self.span].astype(bool)
+
+    @property
+    def numbers(self) -> npt.NDArray[np.int64]:
+        """The number of each selected row in the whole input."""
+        mask = self.mask
+        return self.place + (np.arange(self.rows) if mask is None else np.flatnonzero(mask))
+
+    def beginning(self, rows: int) -> Segment:
+        """The first `rows` selected rows of the segment."""
+        if rows >= self.rows:
+            return self
+        mask = self.mask
+        if mask is None:
+            return replace(self, rows=rows)
+        return replace(self, rows=rows, picked=_packed(mask[: np.flatnonzero(mask)[rows - 1] + 1]))
+
+
+def _packed(mask: npt.NDArray[np.bool_]) -> bytes | None:
+    return None if mask.all() else np.packbits(mask).tobytes()
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One unit of work, commit and accounting. `first_row` is the position of its first row in the whole input."""
+    """One unit of work, commit and accounting. `first_row` is the position of its first row among the selected rows."""
 
     shard_id: int
     first_row: int
@@ -76,6 +117,17 @@ class Shard:
     def size(self) -> int:
         """Bytes of the columns to be read, estimated; 0 if unknown."""
         return sum(segment.size for segment in self.segments)
+
+    @property
+    def numbers(self) -> npt.NDArray[np.int64]:
+        """The number of each row in the whole input."""
+        return np.concatenate([segment.numbers for segment in self.segments])
+
+    @property
+    def scattered_numbers(self) -> tuple[int, ...] | None:
+        """`numbers`; None where each row is the next one of the input."""
+        numbers = self.numbers
+        return None if int(numbers[-1]) - int(numbers[0]) == len(numbers) - 1 else tuple(numbers.tolist())
 
 
 class Fingerprint(BaseModel):
@@ -111,8 +163,9 @@ class Manifest:
     """All shards of a run, the schema of their rows, and the input that they were cut from.
 
     `schema`: the rows as they are read. `partitions`: columns of `schema` that come from a file's path if the file has
-    no such column. `skipped`: (URI, reason) of each file that could not be read. `hint`: advice for a person.
-    `left_out`: files that were ignored. `hint` and `left_out` are not written.
+    no such column. `skipped`: (URI, reason) of each file that could not be read. `total_rows`: rows of the input, of
+    which `rows` are selected; None if all are. `unselected`: files with rows, none of them selected. `hint`: advice for
+    a person. `left_out`: files that were ignored. `hint` and `left_out` are not written.
     """
 
     shards: tuple[Shard, ...]
@@ -121,6 +174,8 @@ class Manifest:
     empty_files: tuple[str, ...]
     fingerprint: Fingerprint
     skipped: tuple[tuple[str, str], ...] = ()
+    total_rows: int | None = None
+    unselected: tuple[Entry, ...] = ()
     hint: str | None = field(default=None, compare=False)
     left_out: tuple[str, ...] = field(default=(), compare=False)
 
@@ -129,19 +184,41 @@ class Manifest:
         return sum(shard.rows for shard in self.shards)
 
     @property
+    def rows_of_all(self) -> str:
+        """How many rows run, of how many, for a person."""
+        of_all = "" if self.total_rows is None else f" of {self.total_rows:,}"
+        return f"{self.rows:,}{of_all} rows"
+
+    @property
     def files(self) -> dict[str, str]:
-        """URI to tag of every file that has rows."""
-        return {segment.entry.uri: segment.entry.tag for shard in self.shards for segment in shard.segments}
+        """URI to tag of every file that has rows, selected or not."""
+        return {entry.uri: entry.tag for entry in self.entries}
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The files that have rows, selected or not."""
+        used = {segment.entry.uri: segment.entry for shard in self.shards for segment in shard.segments}
+        return (*used.values(), *self.unselected)
+
+
+_GAP_BYTES = 2**22
+"""Row groups without a selected row are skipped where they have so many bytes. Less, and a manifest has a segment for
+every few rows; more, and a reader decodes what nobody wants."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A row group with its place: `first_row` in the whole input, `start` in its file."""
+    """The rows to run of a row group: `first_row` counts among all rows to run, `start` in its file, `place` in the
+    whole input. `before` counts the rows to run of the file before `start`, where `bits` selects them."""
 
     file: InputFile
     number: int
+    rows: int
     first_row: int
     start: int
+    place: int
+    before: int = 0
+    bits: RowBits | None = None
 
     @property
     def group(self) -> RowGroup:
@@ -149,31 +226,40 @@ class _Piece:
 
     @property
     def end(self) -> int:
-        return self.first_row + self.group.rows
+        return self.first_row + self.rows
 
     @property
     def row_bytes(self) -> int:
         return max(1, -(-self.group.size // self.group.rows))
 
+    def stretch(self, taken: int, take: int) -> tuple[int, int]:
+        """The rows of the file from the selected row `taken` of the group to the last of `take` selected ones."""
+        if self.bits is None:
+            return self.start + taken, self.start + taken + take
+        first = self.before + taken
+        return self.bits.nth(first), self.bits.nth(first + take - 1) + 1
+
 
 def cut(
-    files: Iterable[InputFile],
+    files: Sequence[InputFile],
     sizes: Callable[[int], int],
     max_bytes: int,
     settle: Callable[[int, int], int] | None = None,
+    selected: Sequence[RowBits] | None = None,
 ) -> list[Shard]:
     """Shards in input order, each of at most `sizes(first row)` rows and `max_bytes` bytes, but at least one row.
 
-    `settle(first row, rows)` may return fewer rows, so that the shard ends at the end of a group.
+    `settle(first row, rows)` may return fewer rows, so that the shard ends at the end of a group. `selected`: the rows
+    to run of each file, None for all. Rows are counted among these.
     """
-    pieces = _pieces(files)
+    pieces = list(_pieces(files, selected))
     total = pieces[-1].end if pieces else 0
     shards: list[Shard] = []
     first_row = at = 0
     while first_row < total:
         rows = _fitting(pieces, at, first_row, sizes(first_row), max_bytes)
         rows = rows if settle is None else settle(first_row, rows)
-        segments: list[Segment] = []
+        segments: list[_OpenSegment] = []
         end = first_row + rows
         while first_row < end:
             piece = pieces[at]
@@ -181,20 +267,23 @@ def cut(
             _append(segments, piece, first_row - piece.first_row, take)
             first_row += take
             at += first_row == piece.end
-        shards.append(Shard(len(shards), end - rows, tuple(segments)))
+        shards.append(Shard(len(shards), end - rows, tuple(segment.closed() for segment in segments)))
     return shards
 
 
-def _pieces(files: Iterable[InputFile]) -> list[_Piece]:
-    pieces, first_row = [], 0
-    for file in files:
-        start = 0
-        for number, group in enumerate(file.groups):
-            if group.rows:
-                pieces.append(_Piece(file, number, first_row + start, start))
-            start += group.rows
-        first_row += start
-    return pieces
+def _pieces(files: Sequence[InputFile], selected: Sequence[RowBits] | None) -> Iterator[_Piece]:
+    place = first_row = 0
+    for index, file in enumerate(files):
+        starts = np.cumsum([0, *(group.rows for group in file.groups)])
+        bits = None if selected is None or selected[index].count == file.rows else selected[index]
+        counts = np.diff(starts) if bits is None else bits.counts(starts)
+        before = 0
+        for number, (start, rows) in enumerate(zip(starts[:-1].tolist(), counts.tolist(), strict=True)):
+            if rows:
+                yield _Piece(file, number, rows, first_row, start, place + start, before, bits)
+            first_row += rows
+            before += rows
+        place += file.rows
 
 
 def _fitting(pieces: Sequence[_Piece], at: int, first_row: int, most: int, max_bytes: int) -> int:
@@ -212,15 +301,55 @@ def _fitting(pieces: Sequence[_Piece], at: int, first_row: int, most: int, max_b
     return max(1, rows)
 
 
-def _append(segments: list[Segment], piece: _Piece, taken: int, take: int) -> None:
-    """Add `take` rows of a row group, after its first `taken`. Extends the last segment if the rows continue it."""
-    group, entry = piece.group, piece.file.entry
-    start, end, size = piece.start + taken, group.offset + group.size, take * group.size // group.rows
+@dataclass(slots=True)
+class _OpenSegment:
+    """A segment that may still grow: of the rows `start` to `stop` of the file, `rows` run."""
+
+    piece: _Piece
+    last_group: int
+    start: int
+    stop: int
+    rows: int
+    end: int
+    size: int
+
+    def closed(self) -> Segment:
+        piece, bits = self.piece, self.piece.bits
+        return Segment(
+            piece.file.entry,
+            piece.number,
+            self.start,
+            self.start - piece.start,
+            self.rows,
+            piece.group.offset,
+            self.end,
+            self.size,
+            piece.place + self.start - piece.start,
+            None if bits is None else _packed(bits.mask(self.start, self.stop)),
+        )
+
+
+def _append(segments: list[_OpenSegment], piece: _Piece, taken: int, take: int) -> None:
+    """Add `take` rows of a row group, after the first `taken`, growing the last segment where they follow on it."""
+    group = piece.group
+    start, stop = piece.stretch(taken, take)
+    end, size = group.offset + group.size, take * group.size // group.rows
     last = segments[-1] if segments else None
-    if last is not None and last.entry == entry and last.start + last.rows == start:
-        segments[-1] = replace(last, rows=last.rows + take, end=end, size=last.size + size)
+    if last is not None and last.piece.file is piece.file and _near(last, piece, start):
+        last.stop, last.rows, last.end, last.size = stop, last.rows + take, end, last.size + size
+        last.last_group = piece.number
     else:
-        segments.append(Segment(entry, piece.number, start, taken, take, group.offset, end, size))
+        segments.append(_OpenSegment(piece, piece.number, start, stop, take, end, size))
+
+
+def _near(last: _OpenSegment, piece: _Piece, start: int) -> bool:
+    """Do the rows from `start` on follow on a segment, or are the row groups between them not worth skipping?"""
+    if last.stop == start:
+        return True
+    if piece.bits is None:
+        return False
+    between = piece.file.groups[last.last_group + 1 : piece.number]
+    return sum(group.size for group in between) < _GAP_BYTES
 
 
 def read_together(shards: Sequence[Shard]) -> Iterator[list[Shard]]:
@@ -259,6 +388,8 @@ _COLUMNS = pa.schema(
         ("bytes", pa.int64()),
     ]
 )
+_SELECTED_COLUMNS = pa.schema([*_COLUMNS, ("place", pa.int64()), ("picked", pa.binary())])
+"""Of a manifest that leaves rows of its files out."""
 
 
 def to_parquet(manifest: Manifest) -> bytes:
@@ -274,19 +405,25 @@ def to_parquet(manifest: Manifest) -> bytes:
     for name in ("group", "start", "skip", "rows", "offset", "end"):
         columns[name] = [getattr(segment, name) for _, segment in pairs]
     columns["bytes"] = [segment.size for _, segment in pairs]
+    about: dict[str, Any] = {
+        "partitions": manifest.partitions,
+        "empty_files": manifest.empty_files,
+        "fingerprint": manifest.fingerprint.model_dump(mode="json", exclude_none=True),
+        "skipped": manifest.skipped,
+    }
+    schema = _COLUMNS
+    if manifest.total_rows is not None:
+        schema = _SELECTED_COLUMNS
+        columns["place"] = [segment.place for _, segment in pairs]
+        columns["picked"] = [segment.picked for _, segment in pairs]
+        about["total_rows"] = manifest.total_rows
+        about["unselected"] = [(entry.uri, entry.size, entry.tag) for entry in manifest.unselected]
     footer = {
         b"batchinfer.schema": manifest.schema.serialize().to_pybytes(),
-        FOOTER: json.dumps(
-            {
-                "partitions": manifest.partitions,
-                "empty_files": manifest.empty_files,
-                "fingerprint": manifest.fingerprint.model_dump(mode="json", exclude_none=True),
-                "skipped": manifest.skipped,
-            }
-        ).encode(),
+        FOOTER: json.dumps(about).encode(),
     }
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns, schema=_COLUMNS.with_metadata(footer)), sink, compression="zstd")
+    pq.write_table(pa.table(columns, schema=schema.with_metadata(footer)), sink, compression="zstd")
     return bytes(sink.getvalue().to_pybytes())
 
 
@@ -296,16 +433,21 @@ def from_parquet(data: bytes) -> Manifest:
     Raises exceptions of several types, ValueError among them, for data that `to_parquet` did not write.
     """
     table = pq.read_table(pa.BufferReader(data))
-    if table.schema.names not in (_COLUMNS.names, _COLUMNS.names[:-1]):
+    if table.schema.names not in (_SELECTED_COLUMNS.names, _COLUMNS.names, _COLUMNS.names[:-1]):
         raise ValueError(f"a manifest does not have the columns {table.schema.names}")
     footer = table.schema.metadata
     about = json.loads(footer[FOOTER])
     entries: dict[tuple[str, str], Entry] = {}
     found: dict[int, tuple[int, list[Segment]]] = {}
+    at = 0
     for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
-        shard_id, first_row, uri, size, tag, *place = row
+        shard_id, first_row, uri, size, tag, *rest = row
         entry = entries.setdefault((uri, tag), Entry(uri, size, tag))
-        found.setdefault(shard_id, (first_row, []))[1].append(Segment(entry, *place))
+        segment = Segment(entry, *rest)
+        if "place" not in table.schema.names:
+            segment = replace(segment, place=at)
+        at += segment.rows
+        found.setdefault(shard_id, (first_row, []))[1].append(segment)
     shards = tuple(Shard(i, first_row, tuple(segments)) for i, (first_row, segments) in found.items())
     _require_whole(shards)
     return Manifest(
@@ -316,6 +458,8 @@ def from_parquet(data: bytes) -> Manifest:
         fingerprint=Fingerprint.model_validate(about["fingerprint"]),
         # Earlier versions skipped no files and wrote no `skipped`.
         skipped=tuple((uri, why) for uri, why in about.get("skipped", ())),
+        total_rows=about.get("total_rows"),
+        unselected=tuple(Entry(*values) for values in about.get("unselected", ())),
     )
 
 
@@ -323,16 +467,30 @@ def _require_whole(shards: Sequence[Shard]) -> None:
     """Raise ValueError unless the shards are consecutive, beginning with number 0 and row 0."""
     at = 0
     for number, shard in enumerate(shards):
-        sound = all(s.rows > 0 and min(s.group, s.start, s.skip, s.offset, s.size) >= 0 for s in shard.segments)
+        sound = all(map(_is_sound, shard.segments))
         if (shard.shard_id, shard.first_row) != (number, at) or not sound:
             raise ValueError(f"shard {number} does not follow on the one before it")
         at += shard.rows
 
 
+def _is_sound(segment: Segment) -> bool:
+    if (
+        segment.rows <= 0
+        or min(segment.group, segment.start, segment.skip, segment.offset, segment.size, segment.place) < 0
+    ):
+        return False
+    if segment.picked is None:
+        return True
+    bits = np.unpackbits(np.frombuffer(segment.picked, np.uint8))
+    return bool(segment.picked[-1:]) and segment.picked[-1] != 0 and int(bits.sum()) == segment.rows
+
+
 def claimed_files(data: bytes) -> ClaimedFiles:
     """The files that a written manifest claims; reads two columns instead of all shards."""
     table = pq.read_table(pa.BufferReader(data), columns=["uri", "tag"])
-    fingerprint = Fingerprint.model_validate(json.loads(table.schema.metadata[FOOTER])["fingerprint"])
+    about = json.loads(table.schema.metadata[FOOTER])
+    fingerprint = Fingerprint.model_validate(about["fingerprint"])
     pairs = table.group_by(["uri", "tag"]).aggregate([])
     files = dict(zip(pairs.column("uri").to_pylist(), pairs.column("tag").to_pylist(), strict=True))
+    files |= {uri: tag for uri, _, tag in about.get("unselected", ())}
     return ClaimedFiles(fingerprint, {**(fingerprint.empty or {}), **files}, frozenset(files))

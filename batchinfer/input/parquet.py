@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from batchinfer.errors import InputError
-from batchinfer.input.formats import Inspected, reading
+from batchinfer.input.formats import Batches, Inspected, reading
 from batchinfer.input.manifest import InputFile, RowGroup, Segment
 from batchinfer.input.parquet_footer import (
     FOOTERS_AT_ONCE,
@@ -100,6 +101,8 @@ _LOOKS = 4 * FOOTERS_AT_ONCE
 def _unreadable(entry: Entry, error: InputError | BadFooter) -> InputError:
     if isinstance(error, InputError):
         return error
+    if error.remedy:
+        return InputError(f"{entry.uri}: {error}", error.remedy)
     return InputError(
         f"{entry.uri} is not a readable Parquet file: {error}",
         "it may be cut off or another format: write it again, move it away, or set input.on_bad_file: skip",
@@ -128,11 +131,27 @@ def _inspected(entry: Entry, footer: Footer, held: dict[str, pa.Array]) -> Inspe
     )
 
 
+def parquet_columns(entry: Entry, columns: Sequence[str], stores: Stores) -> Iterator[pa.Table]:
+    """Columns of a file, a batch at a time."""
+    with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as stream, reading(entry.uri):
+        file = open_parquet(stream, entry.size)
+        # A single column is an id or a group, which is short. Several may be whole texts.
+        rows = _BATCH_ROWS * 4 if len(columns) == 1 else _batch_rows(file, range(file.metadata.num_row_groups))
+        for batch in file.iter_batches(rows, columns=list(columns), use_threads=False):
+            yield pa.Table.from_batches([batch])
+
+
 def parquet_column(entry: Entry, column: str, stores: Stores) -> Iterator[pa.Array]:
     """One column of a file, in batches. Raises InputError."""
-    with storage_for(entry.uri, stores).open(entry.uri, entry.tag) as file, reading(entry.uri):
-        for batch in open_parquet(file, entry.size).iter_batches(_BATCH_ROWS * 4, columns=[column], use_threads=False):
-            yield batch.column(batch.schema.get_field_index(column))
+    for table in parquet_columns(entry, [column], stores):
+        yield from table.column(column).chunks
+
+
+def _batch_rows(file: pq.ParquetFile, groups: Iterable[int]) -> int:
+    """How many rows are decoded at a time, so that they keep within `_BATCH_BYTES`."""
+    found = [file.metadata.row_group(i) for i in groups]
+    widest = max((group.total_byte_size // max(1, group.num_rows) for group in found), default=1)
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, widest)))
 
 
 def require_arrow_reads(entry: Entry, column: str, stores: Stores) -> None:
@@ -216,38 +235,21 @@ class ParquetRows:
             self._file = open_parquet(self._stream, entry.size)
         have = set(self._file.schema_arrow.names)
         self._columns = [name for name in columns if name in have]
-        self._at = 0
         self._group = -1
-        self._batches: Iterator[pa.RecordBatch] = iter(())
-        self._rest: pa.RecordBatch | None = None
+        self._batches = Batches(iter(()), 0)
 
     def take(self, segment: Segment) -> pa.Table:
         with reading(self._uri):
             if segment.group > self._group:
                 self._open_group(segment.group, segment.start - segment.skip)
-            self._forward(segment.start - self._at)
-            pieces = self._forward(segment.rows)
-            return pa.Table.from_batches(pieces, schema=pieces[0].schema)
+            return self._batches.take(segment)
 
     def _open_group(self, group: int, first_row: int) -> None:
-        metadata = self._file.metadata
-        groups = list(range(group, metadata.num_row_groups))
-        widest = max(metadata.row_group(i).total_byte_size // max(1, metadata.row_group(i).num_rows) for i in groups)
-        rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, widest)))
-        self._batches = self._file.iter_batches(rows, row_groups=groups, columns=self._columns, use_threads=False)
-        self._group, self._at, self._rest = group, first_row, None
-
-    def _forward(self, rows: int) -> list[pa.RecordBatch]:
-        """The next `rows` rows."""
-        pieces = []
-        while rows > 0:
-            batch = self._rest if self._rest is not None else next(self._batches)
-            piece = batch.slice(0, rows)
-            self._rest = batch.slice(rows) if batch.num_rows > rows else None
-            self._at += piece.num_rows
-            rows -= piece.num_rows
-            pieces.append(piece)
-        return pieces
+        groups = list(range(group, self._file.metadata.num_row_groups))
+        rows = _batch_rows(self._file, groups)
+        batches = self._file.iter_batches(rows, row_groups=groups, columns=self._columns, use_threads=False)
+        self._batches = Batches((pa.Table.from_batches([batch]) for batch in batches), first_row)
+        self._group = group
 
     def close(self) -> None:
         self._stream.close()

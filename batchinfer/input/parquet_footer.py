@@ -12,6 +12,7 @@ import base64
 import binascii
 import contextlib
 import pickle
+import re
 import resource
 import struct
 import subprocess
@@ -59,7 +60,20 @@ class Footer:
 
 
 class BadFooter(Exception):
-    """The footer cannot be read. The message says why, without the file's name."""
+    """The footer cannot be read. The message says why, without the file's name.
+
+    `remedy` is set if the file is sound and only one of the wanted columns cannot be read.
+    """
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(reason)
+        self.remedy = remedy
+
+
+def _bad_column(path: str, what: str) -> BadFooter:
+    return BadFooter(
+        f"column {path!r} {what}", "write the column as text, numbers or structs, or leave it out of the job"
+    )
 
 
 def footer_bytes(file: BinaryIO, size: int) -> bytes:
@@ -210,9 +224,13 @@ def _read(footer: bytes, wanted: frozenset[str]) -> Footer:
         if leaf.physical_type == "INT96":
             int96.update(dict.fromkeys(owners))
         if unknown and leaf.physical_type == "FIXED_LEN_BYTE_ARRAY" and leaf.logical_type.type == "NONE":
-            raise BadFooter(f"column {leaf.path!r} has a type that Arrow cannot read, such as numbers of 128 bits")
+            raise _bad_column(leaf.path, "has a type that Arrow cannot read, such as numbers of 128 bits")
         if leaf.converted_type == "INTERVAL":
-            raise BadFooter(f"column {leaf.path!r} is an INTERVAL, which Arrow neither reads nor writes")
+            raise _bad_column(leaf.path, "is an INTERVAL, which Arrow neither reads nor writes")
+        if "BSON" in (leaf.logical_type.type, leaf.converted_type):
+            raise _bad_column(leaf.path, "is BSON, which has no text")
+        if leaf.path.endswith(".metadata") and owners.intersection(_variants(metadata.schema)):
+            raise _bad_column(leaf.path.removesuffix(".metadata"), "is a VARIANT, of which Arrow reads only the parts")
         if leaf.path in owners and "ENUM" in (leaf.logical_type.type, leaf.converted_type):
             enums.add(leaf.path)
     groups = []
@@ -223,7 +241,7 @@ def _read(footer: bytes, wanted: frozenset[str]) -> Footer:
             chunk = group.column(i)
             size += chunk.total_uncompressed_size
             if chunk.compression == "LZO":
-                raise BadFooter(f"column {chunk.path_in_schema!r} is compressed with LZO, which no reader here knows")
+                raise _bad_column(chunk.path_in_schema, "is compressed with LZO, which no reader here knows")
         groups.append((group.num_rows, max(0, size)))
     keys = metadata.metadata or {}
     zones = _zones(footer) if int96 else {}
@@ -245,6 +263,22 @@ def _read(footer: bytes, wanted: frozenset[str]) -> Footer:
         legacy=tuple(legacy),
         doubtful=tuple(arrays),
     )
+
+
+def _variants(schema: Any) -> set[str]:
+    """The top-level columns with a VARIANT in them. Arrow knows the annotation, and says it only in this text, of two
+    blanks for each level."""
+    found: set[str] = set()
+    top = ""
+    for line in str(schema).splitlines():
+        field = re.fullmatch(r"( *)\w+ group field_id=-?\d+ (.*?)(?: \((.*)\))? \{", line)
+        if field is None:
+            continue
+        if len(field[1]) == 2:
+            top = field[2]
+        if (field[3] or "").startswith("Variant("):
+            found.add(top)
+    return found
 
 
 def _read_as(
@@ -337,7 +371,7 @@ def read_footers(footers: Sequence[bytes], columns: Sequence[str]) -> list[Foote
     return answers
 
 
-_DIED = "the library that reads Parquet ends on its footer: columns are encrypted, or it is damaged"
+_DIED = ("the library that reads Parquet ends on its footer: columns are encrypted, or it is damaged", "")
 
 
 def _ask(footers: Sequence[bytes], columns: Sequence[str]) -> list[Any] | None:
@@ -358,8 +392,8 @@ def _end_child() -> None:
 
 
 def _answer(told: Any) -> Footer | BadFooter:
-    if isinstance(told, str):
-        return BadFooter(told)
+    if len(told) == 2:
+        return BadFooter(*told)
     groups, schema, *rest = told
     if schema not in _schemas:
         if len(_schemas) >= _SCHEMAS_KEPT:
@@ -369,14 +403,14 @@ def _answer(told: Any) -> Footer | BadFooter:
 
 
 def _told(footer: bytes, columns: Sequence[str]) -> Any:
-    """The fields of a Footer as a plain tuple, or the message of its BadFooter.
+    """The fields of a Footer as a plain tuple, or the message and remedy of its BadFooter.
 
     The child runs this module as `__main__`, so the parent could not unpickle the module's classes.
     """
     try:
         made = read_footer(footer, columns)
     except BadFooter as error:
-        return str(error)
+        return str(error), error.remedy
     schema = made.schema.serialize().to_pybytes()
     return made.groups, schema, made.names, made.int96, made.legacy, made.twice, made.doubtful
 

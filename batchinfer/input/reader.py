@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
+from batchinfer.input.csv import CsvRows
 from batchinfer.input.files import partition_values
 from batchinfer.input.formats import Rows, fit
 from batchinfer.input.jsonl import JsonlRows
 from batchinfer.input.manifest import Segment, Shard
 from batchinfer.input.parquet import ParquetRows
+from batchinfer.jobspec import CsvSpec
 from batchinfer.storage import Entry, Stores, input_changed, storage_for
 
 
@@ -21,12 +23,14 @@ def read_shards(
     uri: str,
     file_format: str,
     stores: Stores | None = None,
+    csv: CsvSpec | None = None,
 ) -> Iterator[tuple[Shard, pa.Table]]:
-    """Each shard with its rows, in order. `shards` must be in input order (see `manifest.read_together`).
+    """Each shard with its rows, in order. `shards` must be in input order (see `manifest.read_together`). `csv`: how
+    files of the format `csv` are written.
 
     Raises InputError if a file has changed since the manifest was cut, or cannot be read.
     """
-    reader = _Reader(schema, partitions, uri, file_format, stores or {})
+    reader = _Reader(schema, partitions, uri, file_format, stores or {}, csv or CsvSpec())
     try:
         for shard in shards:
             yield shard, pa.concat_tables([reader.rows(segment) for segment in shard.segments])
@@ -38,7 +42,13 @@ class _Reader:
     """Keeps the last file open, because the next segment usually lies in the same file."""
 
     def __init__(
-        self, schema: pa.Schema, partitions: Sequence[str], uri: str, file_format: str, stores: Stores
+        self,
+        schema: pa.Schema,
+        partitions: Sequence[str],
+        uri: str,
+        file_format: str,
+        stores: Stores,
+        csv: CsvSpec,
     ) -> None:
         self._schema = schema
         self._stored = pa.schema([field for field in schema if field.name not in partitions])
@@ -46,6 +56,7 @@ class _Reader:
         self._uri = uri
         self._format = file_format
         self._stores = stores
+        self._csv = csv
         self._open: tuple[Entry, Rows] | None = None
 
     def rows(self, segment: Segment) -> pa.Table:
@@ -76,6 +87,8 @@ class _Reader:
         if self._format == "parquet":
             # Reads partition columns too: a file's column overrides its folder's name.
             return ParquetRows(entry, self._schema.names, self._stores)
+        if self._format == "csv":
+            return CsvRows(entry, self._schema.names, self._csv, self._stores)
         return JsonlRows(entry, self._stored, self._stores)
 
     def _require_unchanged(self, entry: Entry) -> None:

@@ -6,6 +6,7 @@ import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
 
 def _place_without_secrets(uri: str) -> str:
@@ -26,6 +27,11 @@ Place = Annotated[str, Field(min_length=1), AfterValidator(_place_without_secret
 """A folder, a file, a URI or a repository id."""
 
 
+def keys_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a section by the names that users write."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
 class Keys(BaseModel):
     """A section of the spec: frozen, and without unknown keys."""
 
@@ -36,6 +42,8 @@ class Keys(BaseModel):
         protected_namespaces=(),
         allow_inf_nan=False,
         use_attribute_docstrings=True,
+        # A key whose name Python keeps for itself (`as`) has another one in the code only.
+        serialize_by_alias=True,
     )
 
     @field_validator("*", mode="before")

@@ -97,8 +97,12 @@ def times_of_day(cron: str) -> tuple[frozenset[int], frozenset[int]]:
 
 
 def days_named(of_month: str, month: str, of_week: str, first: date, last: date) -> frozenset[date]:
-    """The days from `first` to `last` that the three fields name."""
-    days = CronSim(f"0 12 {of_month} {month} {of_week}", datetime.combine(first, time()))
+    """The days from `first` to `last` that the three fields name; none if they name no day, as 31 February."""
+    try:
+        days = CronSim(f"0 12 {of_month} {month} {of_week}", datetime.combine(first, time()))
+    except CronSimError:
+        # CronSim refuses a day that no month of the field has. Beside a day of the week such a field is valid.
+        return frozenset()
     return frozenset(takewhile(last.__ge__, (day.date() for day in days)))
 
 

@@ -6,7 +6,9 @@ person. `schemas/job-spec.schema.json` is generated from these models.
 
 from __future__ import annotations
 
+import difflib
 import json
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from jsonschema.exceptions import SchemaError
@@ -16,14 +18,18 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
+from batchinfer.jobspec.answer_types import Kind, answer_kind
 from batchinfer.jobspec.base import Keys, Place
 from batchinfer.jobspec.constraints import require_reachable, require_usable_patterns
 from batchinfer.jobspec.model_keys import SCRIPTED, ModelSpec
+from batchinfer.jobspec.python_classes import schema_of_class
+from batchinfer.jobspec.reasoning_keys import ReasoningSpec
 from batchinfer.jobspec.regex import compile_regex
 from batchinfer.jobspec.schedule_keys import IncrementalSpec, PlaceWithVariables, ScheduleSpec
 from batchinfer.jobspec.store_keys import StoresSpec
-from batchinfer.jobspec.templates import compile_template
+from batchinfer.jobspec.templates import compile_template, is_template
 from batchinfer.jobspec.variables import has_variables
+from batchinfer.jobspec.where import where_columns
 
 AcceleratorName = Literal[
     "auto", "cpu", "T4", "A10", "A10G", "L4", "L40S", "A100-40GB", "A100-80GB", "H100", "H100-PCIe", "H200",
@@ -54,6 +60,64 @@ def _text_only(value: Any) -> Any:
 Text = Annotated[str, BeforeValidator(_text_only)]
 
 
+class CsvSpec(Keys):
+    """How the files of `format: csv` are written. Every column is text, as it stands in the file: `007` stays `007`.
+    `input.cast` gives a column another type.
+    """
+
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    """The character between two fields. Example: `";"`, or `"\\t"` for a tab."""
+    quote: str | None = Field(default='"', min_length=1, max_length=1)
+    """The character around a field that holds delimiters or ends of lines; in the field it stands twice.
+
+    null: no field is quoted, and every end of a line ends a row."""
+    escape: str | None = Field(default=None, min_length=1, max_length=1)
+    """The character that takes the meaning from the next one: `"\\\\"` for files of Spark and MySQL. null: none."""
+    header: bool = True
+    """Whether the first line of each file has the names of the columns. Without it, `columns` names them."""
+    columns: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """The names of the columns of files without a header, in order."""
+    nulls: tuple[str, ...] = ("",)
+    """Unquoted fields that mean null, as in `["", "NULL"]`. A quoted field is never null: `""` is an empty text."""
+    encoding: str = "utf-8"
+    """The encoding of the files, by Python's name, as `cp1252`, `latin-1` or `utf-16`."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, name: str) -> str:
+        try:
+            # The codecs that Python counts as encodings of text; `base64` and `rot13` are codecs as well.
+            "".encode(name)
+        except (LookupError, ValueError):
+            raise ValueError(f"there is no encoding {name!r}: write utf-8, cp1252, latin-1, utf-16, ...") from None
+        return name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.header and self.columns is not None:
+            raise ValueError("columns names what the header names: set header: false, or leave columns out")
+        if not self.header and self.columns is None:
+            raise ValueError("header: false needs the names of the columns: set columns")
+        if self.columns is not None and len(set(self.columns)) != len(self.columns):
+            raise ValueError("columns names a column twice")
+        marks = [mark for mark in (self.delimiter, self.quote, self.escape) if mark is not None]
+        if len(set(marks)) < len(marks):
+            raise ValueError("delimiter, quote and escape must be three different characters")
+        for mark in marks:
+            if mark in "\r\n" or not mark.isascii():
+                raise ValueError(f"{mark!r} cannot be a delimiter, quote or escape: write one ASCII character")
+        return self
+
+
+class SampleSpec(Keys):
+    """A random part of the rows that `input.where` selects."""
+
+    rows: int = Field(ge=1)
+    """How many rows to run; all of them if there are fewer. A sample of more rows holds that of fewer."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Another seed is another sample; the same seed over the same files is the same one."""
+
+
 class InputSpec(Keys):
     """Where the rows come from, and which of their columns stay with the results."""
 
@@ -64,11 +128,29 @@ class InputSpec(Keys):
     `key=value` become columns, unless the files have a column of that name. Links to folders are refused, and so are
     folders of Delta, Iceberg and Hudi tables. Relative paths start where the command runs. May hold the
     variables of `output.uri`, as in `s3://tickets/{{ run.date - 1 }}`."""
-    format: Literal["parquet", "jsonl"] = "parquet"
+    format: Literal["parquet", "jsonl", "csv"] = "parquet"
     """The format of the files.
 
     In a folder, `parquet` reads `.parquet`, `.parq` and `.pq`; `jsonl` reads `.jsonl`, `.ndjson` and `.json`, one
-    object a line, and these packed with gzip (`.gz`) or zstd (`.zst`). A pattern in `uri` reads whatever it matches."""
+    object a line; `csv` reads `.csv` and `.tsv`. The last two also read these packed with gzip (`.gz`) or zstd
+    (`.zst`). A pattern in `uri` reads whatever it matches."""
+    csv: CsvSpec = CsvSpec()
+    """How CSV files are written: delimiter, quotes, header, nulls, encoding."""
+    where: str | None = None
+    """Run only the rows for which this is true: an expression of SQL (DuckDB's) over the columns of the input.
+
+    Example: `"lang = 'de' AND length(body) > 20"`. Its columns are read even if the job uses them for nothing else, and
+    have the types of `cast`. A row for which it is null is not selected. The rows are selected once, when the input is
+    cut into shards. It reaches no file and no network; subqueries, and functions of the clock or of chance, are
+    refused. null: all rows."""
+    limit: int | None = Field(default=None, ge=1)
+    """Run only so many rows: the first ones, in input order, that `where` selects. null: no limit.
+
+    In an incremental job each run has the limit, and later runs do not come back to the rows beyond it."""
+    sample: SampleSpec | None = None
+    """Run only a random sample of the rows that `where` selects, in input order, as in `{rows: 200, seed: 7}`.
+
+    Instead of `limit`. null: no sample."""
     id_column: str | None = None
     """The column that identifies a row; its values must be unique, and it is the first column of the results.
 
@@ -119,12 +201,61 @@ class InputSpec(Keys):
             raise ValueError("names a column twice")
         return columns
 
+    @field_validator("where")
+    @classmethod
+    def _expression(cls, where: str | None) -> str | None:
+        if where is not None:
+            where_columns(where)
+        return where
+
+    @model_validator(mode="after")
+    def _rows_chosen_once(self) -> Self:
+        if self.limit is not None and self.sample is not None:
+            raise ValueError("limit and sample both say how many rows to run: leave one of the two out")
+        if self.format != "csv" and self.csv != CsvSpec():
+            raise ValueError(f"csv says how CSV files are written, and format is {self.format}: set format: csv")
+        if self.format == "csv" and self.on_bad_row == "set_aside":
+            raise ValueError("on_bad_row: set_aside is for jsonl; a CSV file with such a row is bad: set on_bad_file")
+        return self
+
+    @property
+    def sets_aside(self) -> bool:
+        """Is a line that cannot be read a failed row of its own?"""
+        return self.on_bad_row == "set_aside"
+
+    @property
+    def selects(self) -> bool:
+        """May rows of the input be left out?"""
+        return self.where is not None or self.limit is not None or self.sample is not None
+
+
+class ExampleSpec(Keys):
+    """One example of `prompt.examples`: a message of the user, and the answer that the model should give to it."""
+
+    user: str
+    """The user's message."""
+    assistant: str
+    """The answer."""
+
+
+class TruncateSpec(Keys):
+    """What `prompt.too_long: truncate` cuts."""
+
+    column: str | None = None
+    """The column whose text is cut; all other text of the prompt stays whole.
+
+    null: the column of `prompt.column`, or the only one that `prompt.template` names."""
+    side: Literal["right", "left", "middle"] = "right"
+    """Where text is taken away: `right` keeps the beginning, `left` the end, `middle` both.
+
+    What `middle` keeps is joined by ` ... `."""
+
 
 class PromptSpec(Keys):
     """How a row becomes a prompt. Exactly one of `template`, `column` and `messages_column` must be set."""
 
     system: str | None = None
-    """The system message of every row.
+    """The system message of every row; a text, or a template as `template` is.
 
     Without a chat template it stands before the prompt, with an empty line between. A conversation of
     `messages_column` keeps its own system message."""
@@ -138,13 +269,42 @@ class PromptSpec(Keys):
     messages_column: str | None = None
     """The column that holds the conversation: a list of `{role, content}`, or JSON text of one.
 
-    Needs a model with a chat template."""
+    A content is a text or a list of OpenAI's text parts. `tool_calls` and messages of the role `tool` need a model
+    whose chat template writes them. Needs a model with a chat template."""
+    examples: tuple[ExampleSpec, ...] | None = Field(default=None, min_length=1)
+    """Turns before the row's own, as in `[{user: It rains., assistant: weather}]`.
+
+    Needs a model with a chat template. Not with `messages_column`."""
+    prefill: str | None = Field(default=None, min_length=1)
+    """How every answer begins; the model goes on from there. A text, or a template as `template` is.
+
+    The output column holds what the model wrote after it, and `output.choices`, `json_schema` and `regex` are for that
+    alone. Needs a model with a chat template. End it without a blank: tokens begin with one."""
     query: str | None = Field(default=None, min_length=1)
     """The query, a template as `template` is; for `task: score`, which says how well the prompt answers it."""
     chat: bool | None = None
     """Whether prompts go through the model's chat template.
 
     null: yes if the model has one and `task` is `generate`; otherwise the prompt is plain text."""
+    chat_template: str | None = Field(default=None, min_length=1)
+    """A chat template in place of the model's own: its text, or the path of a file.
+
+    The file is read where the command runs, and travels with the job."""
+    chat_template_kwargs: dict[Text, Any] | None = None
+    """Variables for the chat template, as in `{enable_thinking: false}`. One that it does not read has no effect."""
+    too_long: Literal["error", "truncate"] = "error"
+    """What becomes of a row whose prompt does not fit into the context.
+
+    `error`: it fails with `prompt_too_long`, if no room for one token of an answer is left. `truncate`: the column of
+    `truncate` is cut until prompt and `sampling.max_tokens` fit. The results then have the column
+    `truncated_tokens`: by how many tokens the prompt is shorter, 0 for a row that was not cut."""
+    truncate: TruncateSpec | None = None
+    """What `too_long: truncate` cuts. null: the only column of the prompt, at its end."""
+    allow_special_tokens: bool = False
+    """Whether control tokens in the text of a row, such as `<|im_start|>`, are read as such.
+
+    By default they are text, so that no row can speak as the system. What the spec itself writes (`template`, `system`,
+    `examples`, `prefill`) may hold control tokens in any case."""
 
     @field_validator("template")
     @classmethod
@@ -158,13 +318,83 @@ class PromptSpec(Keys):
     def _parses_too(cls, query: str | None) -> str | None:
         return cls._parses(query)
 
+    @field_validator("system", "prefill")
+    @classmethod
+    def _parses_if_template(cls, text: str | None) -> str | None:
+        if is_template(text):
+            compile_template(text)
+        return text
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _for_the_template(cls, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
+        taken = sorted({"messages", "add_generation_prompt", "continue_final_message"} & set(kwargs or ()))
+        if taken:
+            raise ValueError(f"holds {taken[0]!r}, which is set for each row: leave it out")
+        if kwargs is not None and not _is_json(kwargs):
+            raise ValueError("holds what JSON cannot say: put dates and keys that are numbers in quotes")
+        return kwargs
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         given = [name for name in ("template", "column", "messages_column") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"needs exactly one of template, column, messages_column; given: {given or 'none'}")
-        if self.messages_column is not None and self.chat is False:
-            raise ValueError("messages_column needs the model's chat template: leave chat out")
+        key = self.needs_chat
+        if key is not None and self.chat is False:
+            raise ValueError(f"{key} needs the model's chat template: leave chat out")
+        if self.examples is not None and self.messages_column is not None:
+            raise ValueError("examples go with template or column: put the turns into the conversations")
+        return self
+
+    @model_validator(mode="after")
+    def _cuts_one_column(self) -> Self:
+        if self.too_long == "error":
+            if self.truncate is not None:
+                raise ValueError("truncate has no effect without too_long: truncate")
+            return self
+        if self.messages_column is not None:
+            raise ValueError("too_long: truncate goes with template or column: no message says which to cut")
+        columns = [self.column] if self.column is not None else compile_template(self.template or "").columns
+        named = self.truncate.column if self.truncate is not None else None
+        if named is not None and named not in columns:
+            raise ValueError(f"truncate.column names {named!r}, and the prompt is made of {', '.join(columns)}")
+        if named is None and len(columns) > 1:
+            raise ValueError(f"the prompt is made of {', '.join(columns)}: set truncate.column to the one to cut")
+        return self
+
+    @property
+    def needs_chat(self) -> str | None:
+        """The first key that has no meaning without a chat template."""
+        names = ("messages_column", "examples", "prefill", "chat_template", "chat_template_kwargs")
+        return next((name for name in names if getattr(self, name) is not None), None)
+
+    @property
+    def cut_column(self) -> str | None:
+        """The column that is cut where a prompt is too long; None if such a row fails."""
+        if self.too_long == "error":
+            return None
+        if self.truncate is not None and self.truncate.column is not None:
+            return self.truncate.column
+        return self.column or compile_template(self.template or "").columns[0]
+
+
+class RepetitionSpec(Keys):
+    """What counts as an answer that repeats itself without end: its last tokens are one pattern, many times over."""
+
+    max_pattern_size: int = Field(default=16, ge=1, le=256)
+    """The most tokens of the pattern.
+
+    The engine compares each new token for each size: 16 takes some 5 microseconds a token, 64 four times as much."""
+    min_pattern_size: int = Field(default=1, ge=1)
+    """The fewest tokens of the pattern. Must not exceed `max_pattern_size`."""
+    min_count: int = Field(default=20, ge=2)
+    """How often the pattern stands at the end of the answer, without anything between, when the answer is ended."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_pattern_size > self.max_pattern_size:
+            raise ValueError("min_pattern_size is above max_pattern_size")
         return self
 
 
@@ -205,6 +435,11 @@ class SamplingSpec(Keys):
     encourage repetition."""
     repetition_penalty: float = Field(default=1.0, gt=0.0)
     """Divides the score of tokens that the prompt or the answer already has. Below 1 encourages repetition."""
+    repetition_detection: RepetitionSpec | None = RepetitionSpec()
+    """When an answer that repeats itself is ended. null: never. Its `finish_reason` is `repetition`.
+
+    An answer of a fixed shape (`output.choices` and the like) that is ended so fails with `output_invalid`. Has no
+    effect with `ignore_eos`."""
     stop: str | tuple[str, ...] | None = None
     """A text, or several, at which the answer ends; the text itself is not part of the answer. Example: `["\\n\\n",
     "###"]`."""
@@ -264,6 +499,13 @@ def _require_references(schema: dict[str, Any]) -> None:
                 raise ValueError(f"refers to {reference!r}, which is not in it: put it under $defs") from None
 
 
+def _is_json(value: Any) -> bool:
+    try:
+        return bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
 class OutputSpec(Keys):
     """Where the results go, and which shape an answer must have. At most one of `choices`, `json_schema` and `regex`
     may be set; decoding is constrained to it, and an answer that does not fit fails with `output_invalid`.
@@ -306,21 +548,43 @@ class OutputSpec(Keys):
     """The answer is JSON that is valid against this JSON Schema; the output column holds it as text.
 
     Every `$ref` must point into the schema itself. Allow enough `sampling.max_tokens`: JSON that is cut off fails."""
+    model: str | None = None
+    """A pydantic class whose JSON Schema is the `json_schema`, as in `invoices:Invoice` for the class of a file beside.
+
+    It is imported once, where the spec is read, from the current folder or the installed packages. The job, its
+    replicas and its schedule have the schema alone. A spec with both keys imports nothing: it was read before."""
+    as_: Literal["json", "struct", "columns"] = Field(default="json", alias="as")
+    """How answers of a `json_schema` are stored: as text, or as values of their types.
+
+    `json` is the text. `struct` is one typed value in the output column. `columns` is one typed column for each key of
+    the answer, without an output column.
+
+    Integers become int64, numbers double, texts with `format: date` or `date-time` dates and timestamps in UTC, enums
+    of texts dictionaries, objects structs, arrays lists. A key that an answer leaves out is null. What Arrow has no
+    type for is JSON text; `validate` says what. A value that its type cannot hold fails with `output_invalid`."""
+    compact_json: bool = True
+    """Whether the JSON of `json_schema` is written without white space between its parts.
+
+    Models that like white space may otherwise write it until `sampling.max_tokens` is reached. false: for a model that
+    was trained to write indented JSON, and writes it worse without."""
     regex: str | None = None
     """The whole answer matches this regular expression, in Python's syntax. Example: `[0-9]{4}-[0-9]{2}`.
 
     `\\d`, `\\w` and `\\s` are ASCII. Look-around, back-references, flags, `\\b`, `\\A` and `\\Z` are refused. Give
     repetitions an upper count: an answer that `sampling.max_tokens` cuts may not match."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _schema_of_model(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("model"), str) and values.get("json_schema") is None:
+            return {**values, "json_schema": schema_of_class(values["model"])}
+        return values
+
     @field_validator("json_schema")
     @classmethod
     def _valid_schema(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
         if schema is not None:
-            try:
-                same = json.loads(json.dumps(schema)) == schema
-            except (TypeError, ValueError, RecursionError):
-                same = False
-            if not same:
+            if not _is_json(schema):
                 raise ValueError("holds what JSON cannot say: put dates and keys that are numbers in quotes")
             if not isinstance(schema.get("$schema", ""), str):
                 raise ValueError("is not a valid JSON Schema: its $schema is not a text")
@@ -369,6 +633,32 @@ class OutputSpec(Keys):
     def choice_texts(self) -> tuple[str, ...] | None:
         """The labels of `choices`, without their descriptions."""
         return None if self.choices is None else tuple(self.choices)
+
+    @model_validator(mode="after")
+    def _can_be_typed(self) -> Self:
+        if self.as_ == "json":
+            return self
+        kind = self.kind
+        if kind is None:
+            raise ValueError(f"as {self.as_} needs a json_schema or a model: other answers are texts")
+        if self.as_ == "columns" and kind.name != "struct":
+            why = kind.why or f"its answers are {kind.name}s"
+            raise ValueError(f"as columns needs a json_schema of an object with named keys: {why}")
+        if self.as_ == "columns" and "column" in self.model_fields_set:
+            raise ValueError("column names no column beside as: columns: leave it out")
+        return self
+
+    @cached_property
+    def kind(self) -> Kind | None:
+        """What typed answers are; None if answers are kept as texts."""
+        return None if self.json_schema is None or self.as_ == "json" else answer_kind(self.json_schema)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that hold the answer."""
+        if self.as_ == "columns" and self.kind is not None:
+            return tuple(name for name, _ in self.kind.fields)
+        return (self.column,)
 
 
 class EmbedSpec(Keys):
@@ -614,11 +904,27 @@ class EvaluateSpec(Keys):
     """The column with the right answer; the output must equal it as text.
 
     Rows where it is null are not compared. A failed row counts as wrong."""
+    part: str | None = None
+    """The key of a JSON answer to compare, as in `total`. null: the whole answer, as text.
+
+    Needed with `output.as: struct` or `columns`."""
     by: str | None = None
     """A column: the report has the accuracy for each of its values. null: one accuracy, over all rows."""
 
 
 _GIVES = {"embed": "a vector", "classify": "a label of its own", "score": "a number"}
+
+
+def _require_part(evaluate: EvaluateSpec | None, output: OutputSpec) -> None:
+    if evaluate is None:
+        return
+    keys = (output.json_schema or {}).get("properties", {})
+    if evaluate.part is None and output.as_ != "json":
+        raise ValueError(f"evaluate.part must name the key to compare beside output.as: {', '.join(keys)}")
+    if evaluate.part is not None and evaluate.part not in keys:
+        near = difflib.get_close_matches(evaluate.part, keys, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"its keys are {', '.join(keys) or 'none'}"
+        raise ValueError(f"evaluate.part {evaluate.part!r:.100} is no key of output.json_schema: {hint}")
 
 
 class JobSpec(Keys):
@@ -645,6 +951,8 @@ class JobSpec(Keys):
     """How `task: embed` makes vectors."""
     sampling: SamplingSpec = SamplingSpec()
     """How the model chooses tokens, and when an answer ends."""
+    reasoning: ReasoningSpec | None = None
+    """What becomes of a model's thinking. null: the text is kept as it is, thinking and answer together."""
     output: OutputSpec
     """Where the results go, and which shape an answer must have."""
     engine: EngineSpec = EngineSpec()
@@ -703,21 +1011,46 @@ class JobSpec(Keys):
     @model_validator(mode="after")
     def _columns_distinct(self) -> Self:
         taken = [self.id_column, *(c for c in self.input.columns if c != self.input.id_column)]
-        for name in (
-            self.output.column,
+        own = (
             *RESULT_COLUMNS,
             *(("logprobs",) if self.sampling.logprobs is not None else ()),
+            *(("truncated_tokens",) if self.prompt.too_long == "truncate" else ()),
+            *(("reasoning_tokens",) if self.reasoning is not None else ()),
             *self.companions,
-        ):
+        )
+        thinking = self.reasoning.column if self.reasoning is not None else None
+        if thinking is not None and thinking in (*taken, *own, *self.output.columns):
+            raise ValueError(f"reasoning.column {thinking!r} is the name of another column of the results")
+        answers = self.output.columns
+        typed = self.output.as_ == "columns"
+        for name in (*answers, *own):
             if name in taken:
-                raise ValueError(
-                    f"input column {name!r} would collide with a result column: "
-                    + ("set output.column to another name" if name == self.output.column else "do not pass it through")
-                )
-        if self.sampling.logprobs is not None and self.output.column == "logprobs":
-            raise ValueError("output.column 'logprobs' is the name of a result column: choose another")
+                remedy = "set output.column to another name" if name in answers else "do not pass it through"
+                if typed and name in answers:
+                    remedy = "rename the key of the schema, or store the answer as: struct"
+                raise ValueError(f"input column {name!r} would collide with a result column: {remedy}")
+        for name in answers:
+            if name in own:
+                key = f"the key {name!r} of output.json_schema" if typed else f"output.column {name!r}"
+                raise ValueError(f"{key} is the name of a result column: choose another")
         if self.input.id_column is None and ROW_NUMBER in self.input.columns:
             raise ValueError(f"input.columns holds {ROW_NUMBER!r}, the name of the generated id: set input.id_column")
+        return self
+
+    @model_validator(mode="after")
+    def _thinks_within_its_tokens(self) -> Self:
+        most = self.reasoning.max_tokens if self.reasoning is not None else None
+        if most is not None and most >= self.sampling.max_tokens:
+            raise ValueError(
+                f"reasoning.max_tokens ({most}) leaves no answer of sampling.max_tokens ({self.sampling.max_tokens}), "
+                "which counts both: raise the second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _columns_hold_one_answer(self) -> Self:
+        if self.output.as_ == "columns" and self.sampling.n > 1:
+            raise ValueError("output.as columns needs sampling.n = 1: several answers are a list, as: struct")
         return self
 
     @model_validator(mode="after")
@@ -740,11 +1073,14 @@ class JobSpec(Keys):
         """Refuse keys that apply to another task."""
         prompted = {
             "sampling": self.sampling != SamplingSpec(),
+            "reasoning": self.reasoning,
             "output.choices": self.output.choices,
             "output.json_schema": self.output.json_schema,
             "output.regex": self.output.regex,
             "model.speculative": self.model.speculative,
             "model.source: scripted": self.model.source == SCRIPTED,
+            "prompt.prefill": self.prompt.prefill,
+            "prompt.examples": self.prompt.examples,
         }
         wrong = [key for key, value in prompted.items() if value]
         if not self.generates and wrong:
@@ -760,6 +1096,13 @@ class JobSpec(Keys):
                 raise ValueError(f"{key} is for task {' and '.join(tasks)}: leave it out, or set task: {tasks[-1]}")
         if self.task == "score" and (self.prompt.query is None or self.prompt.messages_column is not None):
             raise ValueError("task score needs prompt.query, and the document in prompt.column or prompt.template")
+        needed = self.prompt.needs_chat
+        if not self.generates and needed not in (None, "messages_column") and self.prompt.chat is None:
+            raise ValueError(f"task {self.task} reads plain text: leave prompt.{needed} out, or set prompt.chat: true")
+        if self.embed.instruction is not None and (self.prompt.messages_column or self.prompt.too_long == "truncate"):
+            raise ValueError("embed.instruction goes before a whole text: leave messages_column and truncate out")
+        if self.task == "score" and self.prompt.too_long == "truncate":
+            raise ValueError("prompt.too_long: truncate cuts one text, and task score reads a pair: leave it out")
         return self
 
     @model_validator(mode="after")
@@ -770,6 +1113,7 @@ class JobSpec(Keys):
             "sampling.n above 1": self.sampling.n > 1,
             "sampling.logprobs": self.sampling.logprobs is not None,
             "model.speculative": self.model.speculative is not None,
+            "reasoning": self.reasoning is not None,
         }
         for name, value in given.items():
             if value and self.output.confidence:
@@ -780,6 +1124,7 @@ class JobSpec(Keys):
     def _evaluates_one_output(self) -> Self:
         if self.evaluate is not None and self.sampling.n > 1:
             raise ValueError("evaluate compares one output with one column: it needs sampling.n = 1")
+        _require_part(self.evaluate, self.output)
         for key, uri in (("input.uri", self.input.uri), ("output.uri", self.output.uri)):
             if self.schedule is None and has_variables(uri) and "previous" in uri:
                 raise ValueError(f"{key} uses run.previous, the tick before this one: it needs schedule.cron")

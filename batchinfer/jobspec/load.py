@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from batchinfer.errors import SpecError
+from batchinfer.jobspec.base import keys_of
 from batchinfer.jobspec.job_keys import JobSpec
 
 _MISTAKES = 20
@@ -267,8 +268,8 @@ def _place(loc: tuple[Any, ...]) -> tuple[Any, ...]:
     place: list[Any] = []
     for part in loc:
         model = _model_in(at)
-        if model is not None and str(part) in model.model_fields:
-            at = model.model_fields[str(part)].annotation
+        if model is not None and str(part) in keys_of(model):
+            at = keys_of(model)[str(part)].annotation
         elif part == "[key]":
             # Pydantic's mark for an error of the key itself.
             break
@@ -365,12 +366,12 @@ def _nearest(place: tuple[Any, ...]) -> str:
             at = typing.get_args(at)[1]
             continue
         model = _model_in(at)
-        field = model.model_fields.get(str(part)) if model else None
+        field = keys_of(model).get(str(part)) if model else None
         at = field.annotation if field else None
     model = _model_in(at)
     if model is None:
         return ""
-    names = list(model.model_fields)
+    names = list(keys_of(model))
     near = difflib.get_close_matches(str(place[-1]), names, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; the keys here are {', '.join(names)}"
 
@@ -381,10 +382,10 @@ def _known(place: tuple[Any, ...]) -> str:
     known: list[str] = []
     for part in map(str, place):
         model = _model_in(at)
-        if model is None or part not in model.model_fields:
+        if model is None or part not in keys_of(model):
             break
         known.append(part)
-        at = model.model_fields[part].annotation
+        at = keys_of(model)[part].annotation
     return ".".join(known)
 
 

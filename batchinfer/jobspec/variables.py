@@ -18,7 +18,8 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 
 from batchinfer.jobspec.cron import tick_name
-from batchinfer.jobspec.templates import Environment, Template, compile_template
+from batchinfer.jobspec.sandbox import Environment
+from batchinfer.jobspec.templates import Template, compile_template
 
 NAMES = ("date", "hour", "minute", "year", "month", "day", "time", "id", "previous")
 

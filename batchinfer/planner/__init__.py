@@ -13,6 +13,7 @@ from batchinfer.planner.values import (
     Interval,
     PromptSample,
     ReplicaSpeed,
+    TooLong,
     Workload,
 )
 
@@ -27,6 +28,7 @@ __all__ = [
     "PromptSample",
     "Reading",
     "ReplicaSpeed",
+    "TooLong",
     "Workload",
     "assumed_cluster",
     "autoscaled",

@@ -23,6 +23,27 @@ class Interval(_Value):
         return Interval(low=self.low * factor, mid=self.mid * factor, high=self.high * factor)
 
 
+class TooLong(_Value):
+    """Prompts of a sample that do not fit into the context, and what each remedy would do."""
+
+    rows: int
+    """How many prompts of the sample are too long."""
+    longest: int
+    """Tokens of the longest one."""
+    room: int
+    """Tokens that there is room for."""
+    cut: bool
+    """Whether they are cut (`prompt.too_long: truncate`); otherwise they fail."""
+    cut_tokens: int
+    """Tokens that they lose if they are cut, with room for `sampling.max_tokens`."""
+    prompt_tokens: int
+    """Tokens of all prompts of the sample."""
+    context: int
+    """The `engine.max_model_len` that holds each of them whole, with `sampling.max_tokens`."""
+    model_context: int | None
+    """The longest sequence of the model; null if it is not known."""
+
+
 class PromptSample(_Value):
     """What a sample of the rows looks like: how long the prompts are, and which rows will fail."""
 
@@ -33,7 +54,9 @@ class PromptSample(_Value):
     messages: dict[str, str]
     """The first message of each code."""
     lengths: tuple[tuple[int, int], ...]
-    """A histogram of the prompts' tokens: (a power of two, prompts with up to that many tokens and more than half)."""
+    """A histogram of the prompts' tokens: (a power of two, prompts of up to so many tokens and above half of it)."""
+    too_long: TooLong | None = None
+    """Prompts that do not fit into the context; null if all do, or if the tokenizer is not at hand."""
 
     @property
     def failed_share(self) -> float:

@@ -16,6 +16,7 @@ from referencing.exceptions import Unresolvable
 from batchinfer.errors import SpecError
 from batchinfer.jobspec import JobSpec, OutputSpec
 from batchinfer.jobspec.regex import TooManySteps, compile_regex
+from batchinfer.prompting.typed import Untypable, converter
 
 MAX_STEPS = 100_000
 """Keywords of a JSON Schema that are evaluated for one answer, about half a second. Nested branches (`anyOf` within
@@ -25,11 +26,16 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _CONTROL = re.compile("[\x00-\x1f]")
 
 
+SHOWN_ANSWER = 200
+"""Characters of an answer that its error repeats where no column of text keeps it."""
+
+
 class Answer(NamedTuple):
-    """An answer as it is stored, and why it does not fit; None if it fits."""
+    """An answer as it is stored, and what is wrong with it, None if it fits. `value`: of a typed answer that fits."""
 
     text: str
     problem: str | None
+    value: Any = None
 
 
 def require_whole_choices(spec: JobSpec, tokens: Callable[[str], int]) -> None:
@@ -81,18 +87,27 @@ class OutputCheck:
         self._many = output.multi_label
         self._regex = compile_regex(output.regex) if output.regex is not None else None
         self._schema = None if output.json_schema is None else _SchemaCheck(output.json_schema)
+        self._typed = None if output.kind is None else converter(output.kind)
         self._limit = "sampling.max_tokens" + (f" ({max_tokens})" if max_tokens is not None else "")
         self.trivial = not (self._choices or self._regex or self._schema)
 
     def check(self, text: str, finish_reason: str = "stop") -> Answer:
-        """The answer as it is stored, and its problem. Control characters in the strings of JSON are escaped."""
+        """The answer as it is stored: JSON with the control characters in its strings escaped."""
+        value = None
         if self._schema is not None:
-            text, problem = self._schema.check(text)
+            text, problem, value = self._schema.check(text)
         else:
             problem = self.problem(text)
+        if problem is None and self._typed is not None:
+            try:
+                value = self._typed(value)
+            except Untypable as error:
+                problem = str(error)
         if problem is None:
-            return Answer(text, None)
-        # A key of the answer may hold half of a surrogate pair, which a column of texts cannot store.
+            return Answer(text, None, value if self._typed is not None else None)
+        if self._typed is not None:
+            problem = f"{problem[:250]}; the answer begins {text[:SHOWN_ANSWER]!r}"
+        # A key of the answer may hold half of a surrogate pair, which no column of texts does.
         told = f"{self._ending(finish_reason)}{problem}".encode(errors="backslashreplace").decode()
         return Answer(text, told[:500])
 
@@ -122,6 +137,8 @@ class OutputCheck:
         """The beginning of the message, if the finish reason explains the problem; otherwise empty."""
         if finish_reason == "error":
             return "the engine found no token that was allowed next (output.*, sampling.allowed_token_ids, bad_words): "
+        if finish_reason == "repetition":
+            return "the answer was ended since it repeated itself (sampling.repetition_detection): "
         if finish_reason != "length":
             return ""
         return f"the answer was cut at {self._limit}, which may be too few: "
@@ -141,27 +158,27 @@ class _SchemaCheck:
         counted = {name: self._counted(check) for name, check in keywords.items()}
         self._validator = validators.extend(base, counted)(schema)  # type: ignore[no-untyped-call]
 
-    def check(self, text: str) -> tuple[str, str | None]:
-        """The text with the control characters in its strings escaped, and why it does not fit; None if it fits."""
+    def check(self, text: str) -> tuple[str, str | None, Any]:
+        """The text with the control characters in its strings escaped, what is wrong with it, and its value."""
         if not text.strip():
-            return text, "not JSON: white space only" if text else "not JSON: the answer is empty"
+            return text, "not JSON: white space only" if text else "not JSON: the answer is empty", None
         try:
             # The engine's grammar allows a raw line feed or tab in a string; JSON requires an escape.
             value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_distinct, strict=False)
         except (ValueError, RecursionError) as error:
-            return text, f"not JSON: {error}"[:500]
+            return text, f"not JSON: {error}"[:500], None
         if _CONTROL.search(text):
             text = _STRING.sub(_escaped, text)
         self._spent.steps = 0
         try:
             misfit = best_match(self._validator.iter_errors(value))
         except (_GivenUp, TooManySteps):
-            return text, "the JSON schema takes too long to check on this answer: give it fewer branches"
+            return text, "the JSON schema takes too long to check on this answer: give it fewer branches", None
         except (Unresolvable, RecursionError) as error:
-            return text, f"the JSON schema cannot be applied: {type(error).__name__}: {error}"[:500]
+            return text, f"the JSON schema cannot be applied: {type(error).__name__}: {error}"[:500], None
         if misfit is None:
-            return text, None
-        return text, f"does not fit the JSON schema at {misfit.json_path}: {misfit.message}"[:500]
+            return text, None, value
+        return text, f"does not fit the JSON schema at {misfit.json_path}: {misfit.message}"[:500], None
 
     def _counted(self, check: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(check)

@@ -14,13 +14,16 @@ class JobPrompts:
     """Makes the prompts of the rows of a shard, as `PromptMaker` does, with what other keys of the job add."""
 
     def __init__(self, spec: JobSpec) -> None:
-        self._maker = PromptMaker(described(spec), spec.embed.instruction or "")
+        self._maker = PromptMaker(described(spec))
+        self._instruction = spec.embed.instruction or ""
         query = spec.prompt.query
         self._queries = None if query is None else PromptMaker(PromptSpec(template=query))
 
     def prompts(self, rows: pa.Table) -> list[Prompt | RowError]:
         """For each row its prompt, or the error of that row."""
         made = self._maker.prompts(rows)
+        if self._instruction:
+            made = [p if isinstance(p, RowError) else p._replace(text=self._instruction + p.text) for p in made]
         if self._queries is None:
             return made
         return [_with_query(*both) for both in zip(made, self._queries.prompts(rows), strict=True)]

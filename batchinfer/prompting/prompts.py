@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jinja2.exceptions import SecurityError
 
 from batchinfer.errors import RowError, SpecError
-from batchinfer.input.bad_rows import BAD_ROW
 from batchinfer.input.column_types import PARSED
 from batchinfer.jobspec import JobSpec, PromptSpec
-from batchinfer.jobspec.templates import Map, compile_template, printed
+from batchinfer.jobspec.printed import Map, printed
+from batchinfer.jobspec.templates import Template, compile_template, is_template
+from batchinfer.jobspec.where import where_columns
 from batchinfer.prompting.choices import described
-
-Message = dict[str, Any]
-"""A message of a chat: the texts `role` and `content`, and the other keys that chat templates read (`MESSAGE_KEYS`)."""
-
-MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
-"""The keys of a message that the chat template receives. Others are the user's notes."""
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
-"""The roles of a conversation. Another role is refused: a chat template writes it unchecked beside control tokens."""
+from batchinfer.prompting.messages import NO_MESSAGES, Message, read_message
 
 
 class Prompt(NamedTuple):
@@ -37,6 +32,12 @@ class Prompt(NamedTuple):
     text: str = ""
     system: str | None = None
     messages: tuple[Message, ...] | None = None
+    examples: tuple[Message, ...] = ()
+    """Turns between the system message and the text."""
+    prefill: str | None = None
+    """How the assistant's message begins; the model goes on from there."""
+    row: Mapping[str, Any] | None = None
+    """The values that the prompt was made of, if it may have to be made again: see `PromptMaker.carries_rows`."""
     query: str | None = None
     """What `text` is scored against, for `task: score`."""
 
@@ -45,7 +46,7 @@ class Prompt(NamedTuple):
         if self.messages is not None:
             return list(self.messages)
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": self.text}]
+        return [*system, *self.examples, {"role": "user", "content": self.text}]
 
     def as_text(self) -> str:
         """The prompt for a model without a chat template."""
@@ -69,80 +70,88 @@ def needed_columns(spec: JobSpec) -> dict[str, str]:
         needed.setdefault(spec.evaluate.expected, "evaluate.expected")
         if spec.evaluate.by is not None:
             needed.setdefault(spec.evaluate.by, "evaluate.by")
+    # Last, so that the key tells which columns nothing but the selection reads.
+    for name in () if spec.input.where is None else where_columns(spec.input.where):
+        needed.setdefault(name, "input.where")
     return needed
 
 
 def _prompt_columns(prompt: PromptSpec) -> list[tuple[str, str]]:
+    """The columns that make prompts, each with the spec key that names it."""
     if prompt.column is not None:
-        return [(prompt.column, "prompt.column")]
-    if prompt.messages_column is not None:
-        return [(prompt.messages_column, "prompt.messages_column")]
-    names = compile_template(prompt.template or "").columns
-    if not names:
-        raise SpecError("prompt.template names no column of the input", "write a column in it, as {{ text }}")
-    return [(name, "prompt.template") for name in names]
+        found = [(prompt.column, "prompt.column")]
+    elif prompt.messages_column is not None:
+        found = [(prompt.messages_column, "prompt.messages_column")]
+    else:
+        names = compile_template(prompt.template or "").columns
+        if not names:
+            raise SpecError("prompt.template names no column of the input", "write a column in it, as {{ text }}")
+        found = [(name, "prompt.template") for name in names]
+    for key, text in (("prompt.system", prompt.system), ("prompt.prefill", prompt.prefill)):
+        if is_template(text):
+            found += [(name, key) for name in compile_template(text).columns]
+    return found
 
 
 class PromptMaker:
     """Makes the prompts of the rows of a shard."""
 
-    def __init__(self, prompt: PromptSpec, instruction: str = "") -> None:
-        """`instruction`: a text before each prompt that is no conversation."""
-        self._instruction = instruction
-        self._system = prompt.system
-        self._columns = [name for name, _ in _prompt_columns(prompt)]
+    def __init__(self, prompt: PromptSpec) -> None:
+        self._source = prompt.column or prompt.messages_column
+        self._columns = list(dict.fromkeys(name for name, _ in _prompt_columns(prompt)))
         self._chat = prompt.messages_column is not None
         self._template = None if prompt.template is None else compile_template(prompt.template)
+        self._system = _Part(prompt.system)
+        self._prefill = _Part(prompt.prefill)
+        self._examples = tuple(
+            {"role": role, "content": text}
+            for example in prompt.examples or ()
+            for role, text in (("user", example.user), ("assistant", example.assistant))
+        )
+        self.row_in_system, self.row_in_prefill = is_template(prompt.system), is_template(prompt.prefill)
+        written = [text for text in (prompt.template, prompt.system, prompt.prefill) if is_template(text)]
+        self.carries_rows = prompt.too_long == "truncate" or any("<" in text or "[" in text for text in written)
+        """Whether prompts hold their row: where a value may be cut, and where the templates' own text may hold a
+        control token, which must be told from one that stands in a value."""
 
     def prompts(self, rows: pa.Table) -> list[Prompt | RowError]:
         """One prompt, or the reason why there is none, for each of the rows."""
-        made = self._made(rows)
-        if BAD_ROW in rows.column_names:
-            for place, problem in enumerate(rows.column(BAD_ROW).to_pylist()):
-                if problem is not None:
-                    made[place] = RowError("input_invalid", _told(problem))
-        return made
-
-    def _made(self, rows: pa.Table) -> list[Prompt | RowError]:
-        if self._template is None:
-            one = self._from_messages if self._chat else self._from_text
-            values = column_values(rows, self._columns[0])
-            return [value if isinstance(value, RowError) else one(value) for value in values]
         columns = {name: column_values(rows, name) for name in self._columns}
-        filled = self._template.fill(columns, rows.num_rows)
-        render = self._template.renderer()
+        return self._made(columns, rows.num_rows)
+
+    def prompt_of(self, row: Mapping[str, Any]) -> Prompt | RowError:
+        """The prompt of one row, as `Prompt.row` holds it."""
+        return self._made({name: [value] for name, value in row.items()}, 1)[0]
+
+    def _made(self, columns: Mapping[str, list[Any]], count: int) -> list[Prompt | RowError]:
+        bodies: Sequence[Any] = (
+            columns[self._source or ""]
+            if self._template is None
+            else _filled(self._template, {name: columns[name] for name in self._template.columns}, count)
+        )
+        systems, prefills = self._system.texts(columns, count), self._prefill.texts(columns, count)
         made: list[Prompt | RowError] = []
-        for text, *row in zip(filled, *columns.values(), strict=True):
-            if text is not None:
-                made.append(self._from_text(text))
+        for place, (body, system, prefill) in enumerate(zip(bodies, systems, prefills, strict=True)):
+            bad = next((part for part in (body, system, prefill) if isinstance(part, RowError)), None)
+            if bad is not None:
+                made.append(bad)
                 continue
-            bad = next((value for value in row if isinstance(value, RowError)), None)
-            made.append(bad or self._from_template(render, dict(zip(self._columns, row, strict=True))))
+            if self._chat:
+                made.append(self._from_messages(body, system, prefill))
+                continue
+            row = {name: columns[name][place] for name in self._columns} if self.carries_rows else None
+            made.append(self._from_text(body, system, prefill, row))
         return made
 
-    def _from_template(self, render: Callable[[Mapping[str, Any]], str], row: dict[str, Any]) -> Prompt | RowError:
-        try:
-            text = render(row)
-        except jinja2.UndefinedError as error:
-            nulls = [name for name, value in row.items() if value is None]
-            why = f"null in this row: {', '.join(nulls)}" if nulls else str(error)
-            return RowError("template_error", _told(f"the template met a missing value: {why}"))
-        except SecurityError as error:
-            return RowError("template_error", _told(f"the template did what the sandbox forbids: {error}"))
-        except Exception as error:
-            # A template is the user's program and may raise anything: the error belongs to this row.
-            return RowError("template_error", _told(f"{type(error).__name__}: {error}"))
-        return self._from_text(text)
-
-    def _from_text(self, value: Any) -> Prompt | RowError:
+    def _from_text(self, value: Any, system: Any, prefill: Any, row: Any) -> Prompt | RowError:
         text = value if isinstance(value, str) else "" if value is None else printed(value)
         if not text.strip():
             return RowError("prompt_empty", "the prompt is null" if value is None else "the prompt has no text")
-        if not (text.isascii() or _is_unicode(text)):
+        if not (_is_unicode(text) and _is_unicode(system or "") and _is_unicode(prefill or "")):
             return RowError("prompt_invalid", "the prompt holds half of a surrogate pair, which is no character")
-        return Prompt(self._instruction + text, self._system)
+        return Prompt(text, system, None, self._examples, prefill, row)
 
-    def _from_messages(self, value: Any) -> Prompt | RowError:
+    def _from_messages(self, value: Any, system: Any, prefill: Any) -> Prompt | RowError:
         if value is None or value == []:
             return RowError("prompt_empty", "the messages are null or empty")
         if isinstance(value, str):
@@ -150,30 +159,68 @@ class PromptMaker:
                 value = json.loads(value)
             except (ValueError, RecursionError) as error:
                 return RowError("prompt_invalid", _told(f"the messages are not JSON: {error}"))
-        if isinstance(value, list):
-            value = [dict(m) if isinstance(m, Map) else m for m in value]
-        if not isinstance(value, list) or not all(_is_message(m) for m in value):
-            return RowError("prompt_invalid", "the messages are not a list of {role, content} with texts")
-        odd = next((m["role"] for m in value if m["role"] not in ROLES), None)
-        if odd is not None:
-            return RowError(
-                "prompt_invalid", _told(f"a message has the role {odd!r:.100}; roles are {', '.join(ROLES)}")
-            )
-        if not any(m["content"].strip() for m in value):
+        if not isinstance(value, list):
+            return RowError("prompt_invalid", NO_MESSAGES)
+        read = [read_message(message) for message in value]
+        bad = next((message for message in read if isinstance(message, str)), None)
+        if bad is not None:
+            return RowError("prompt_invalid", _told(bad))
+        messages = [message for message in read if not isinstance(message, str)]
+        if not any(message["content"].strip() or "tool_calls" in message for message in messages):
             return RowError("prompt_empty", "the messages have no text")
-        if not all(_is_unicode(printed(m)) for m in value):
+        if not all(_is_unicode(printed(message)) for message in messages) or not _is_unicode(system or ""):
             return RowError("prompt_invalid", "the messages hold half of a surrogate pair, which is no character")
-        system = [{"role": "system", "content": self._system}] if self._system and value[0]["role"] != "system" else []
-        # Every message in a column of structs has all keys of the struct; a null key was not written.
-        kept = ({k: m[k] for k in MESSAGE_KEYS if m.get(k) is not None} for m in value)
-        return Prompt(messages=(*system, *kept))
+        first = [{"role": "system", "content": system}] if system and messages[0]["role"] != "system" else []
+        return Prompt(system=system if first else None, messages=(*first, *messages), prefill=prefill)
+
+
+class _Part:
+    """The system message or the assistant's beginning: a text of all rows, or a template over each."""
+
+    def __init__(self, text: str | None) -> None:
+        self._text = text
+        self._template = compile_template(text) if is_template(text) else None
+
+    def texts(self, columns: Mapping[str, list[Any]], count: int) -> Iterable[str | RowError | None]:
+        if self._template is None:
+            return repeat(self._text, count)
+        return _filled(self._template, {name: columns[name] for name in self._template.columns}, count)
+
+
+def _filled(template: Template, columns: Mapping[str, list[Any]], count: int) -> list[str | RowError]:
+    """The template over each row, or why there is no text."""
+    render = template.renderer()
+    made: list[str | RowError] = []
+    # A template without a column has no values to go through.
+    rows = zip(*columns.values(), strict=True) if columns else repeat((), count)
+    for text, row in zip(template.fill(columns, count), rows, strict=True):
+        if text is not None:
+            made.append(text)
+            continue
+        bad = next((value for value in row if isinstance(value, RowError)), None)
+        made.append(bad or _rendered(render, dict(zip(columns, row, strict=True))))
+    return made
+
+
+def _rendered(render: Callable[[Mapping[str, Any]], str], row: dict[str, Any]) -> str | RowError:
+    try:
+        return render(row)
+    except jinja2.UndefinedError as error:
+        nulls = [name for name, value in row.items() if value is None]
+        why = f"null in this row: {', '.join(nulls)}" if nulls else str(error)
+        return RowError("template_error", _told(f"the template met a missing value: {why}"))
+    except SecurityError as error:
+        return RowError("template_error", _told(f"the template did what the sandbox forbids: {error}"))
+    except Exception as error:
+        # A template is the user's program: whatever it raises on this row is this row's error.
+        return RowError("template_error", _told(f"{type(error).__name__}: {error}"))
 
 
 def column_values(rows: pa.Table, name: str) -> list[Any]:
     """The values of a column as prompts print them, and a RowError for each value that has no text.
 
     Bytes are read as UTF-8. Floats of 16 and 32 bits print with their shortest digits, such as 0.1. Bytes that are not
-    UTF-8 and dates after the year 9999 have no text.
+    UTF-8, dates after the year 9999 and the time 24:00 have no text.
     """
     column = rows.column(name)
     convert = _converter(column.type)
@@ -184,6 +231,8 @@ def column_values(rows: pa.Table, name: str) -> list[Any]:
     except Exception:
         # Arrow's exceptions depend on the column's type, from OverflowError to UnicodeDecodeError.
         values = [_python_value(value) for value in column]
+    if pa.types.is_time(column.type):
+        values = [_BEYOND_MIDNIGHT if late else value for late, value in zip(_late(column), values, strict=True)]
     if convert is None:
         return values
     return [value if value is None or isinstance(value, RowError) else _converted(convert, value) for value in values]
@@ -197,6 +246,17 @@ def _python_value(value: pa.Scalar) -> Any:
     except Exception as error:
         # Arrow's exceptions depend on the column's type; the error belongs to this row.
         return RowError("prompt_invalid", _told(f"the row holds a value that cannot be read: {error}"))
+
+
+_A_DAY = {"s": 86_400, "ms": 86_400 * 10**3, "us": 86_400 * 10**6, "ns": 86_400 * 10**9}
+_BEYOND_MIDNIGHT = RowError("prompt_invalid", "the row holds the time 24:00 or later, which is none of a day's")
+
+
+def _late(times: pa.ChunkedArray) -> list[bool | None]:
+    """Which times Arrow would give as those of the next day: Parquet may hold 24:00:00, and Python has 00:00:00."""
+    numbers = times.cast(pa.int32() if times.type.bit_width == 32 else pa.int64())
+    late: list[bool | None] = pc.greater_equal(numbers, _A_DAY[times.type.unit]).to_pylist()
+    return late
 
 
 _NOT_UTF8 = RowError("prompt_invalid", "the row holds text that is not UTF-8")
@@ -216,9 +276,11 @@ def _converter(kind: pa.DataType) -> Callable[[Any], Any] | None:
         return _converter(kind.value_type)
     if kinds.is_binary(kind) or kinds.is_large_binary(kind) or kinds.is_fixed_size_binary(kind):
         return bytes.decode
-    if kinds.is_float32(kind) or kinds.is_float16(kind):
-        narrow = np.float32 if kinds.is_float32(kind) else np.float16
-        return lambda value: float(str(narrow(value)))
+    if kinds.is_float32(kind):
+        return lambda value: float(str(np.float32(value)))
+    if kinds.is_float16(kind):
+        # The shortest digits of 16 bits round whole numbers: 65504 would be 65500.
+        return lambda value: value if value.is_integer() else float(str(np.float16(value)))
     if kinds.is_struct(kind):
         fields = {field.name: convert for field in kind if (convert := _converter(field.type)) is not None}
         return (lambda value: {k: _inner(fields.get(k), v) for k, v in value.items()}) if fields else None
@@ -249,7 +311,3 @@ def _is_unicode(text: str) -> bool:
 def _told(message: str) -> str:
     """The message with surrogates escaped and at most 500 characters, for a column of texts."""
     return message.encode(errors="backslashreplace").decode()[:500]
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from batchinfer.catalog import GIB, MIB
 from batchinfer.jobspec import LimitsSpec
-from batchinfer.planner import Candidate, Interval, Plan, PromptSample
+from batchinfer.planner import Candidate, Interval, Plan, PromptSample, TooLong
 from batchinfer.reporting.terminal import money
 
 _SHOWN = 16
@@ -49,10 +49,31 @@ def sample_lines(sample: PromptSample, max_error_rate: float) -> list[str]:
     for code, count in sample.failed.items():
         share = count / sample.rows
         lines.append(f"{share:.0%} of the {sample.rows:,} rows sampled will fail with {code}: {sample.messages[code]}")
+    if sample.too_long is not None:
+        lines += _remedies(sample.too_long, sample.rows)
     if sample.failed_share > max_error_rate:
         lines.append(
             f"warning: {sample.failed_share:.0%} is more than limits.max_error_rate allows ({max_error_rate:.0%}): "
             "the run would end with exit code 3"
+        )
+    return lines
+
+
+def _remedies(found: TooLong, rows: int) -> list[str]:
+    """What becomes of prompts that are too long, and what would."""
+    lost = f"{found.cut_tokens:,} tokens, {found.cut_tokens / found.prompt_tokens:.1%} of the sample's"
+    count = f"{found.rows:,} of the {rows:,} prompts sampled"
+    longest = f"the longest has {found.longest:,} tokens, and there is room for {found.room:,}"
+    if found.cut:
+        lines = [f"{count} are too long and are cut by {lost}: {longest}"]
+    else:
+        lines = [f"{count} are too long: {longest}", f"  prompt.too_long: truncate would cut {lost}"]
+    if found.model_context is None or found.context <= found.model_context:
+        lines.append(f"  engine.max_model_len: {found.context} would hold each of them whole")
+    else:
+        lines.append(
+            f"  no context of this model holds them whole: it has {found.model_context:,} tokens, and "
+            f"{found.context:,} are needed"
         )
     return lines
 

@@ -50,7 +50,8 @@ def _lines(report: Report) -> list[tuple[str, str]]:
         lines += [(f"accuracy, {group}", _share(seen)) for group, seen in report.accuracy.items()]
     cached = f" ({report.cached_tokens:,} cached)" if report.cached_tokens else ""
     rejected = f"; {report.rejected_tokens:,} in prompts that never ran" if report.rejected_tokens else ""
-    lines.append(("tokens", f"{report.input_tokens:,} in{cached}, {report.output_tokens:,} out{rejected}"))
+    thought = f" ({report.reasoning_tokens:,} of thinking)" if report.reasoning_tokens else ""
+    lines.append(("tokens", f"{report.input_tokens:,} in{cached}, {report.output_tokens:,} out{thought}{rejected}"))
     lines.append(("speed", f"{report.tokens_per_second:,.0f} tokens/s, {report.rows_per_second:,.1f} rows/s"))
     lines.append(("device time", _seconds(report)))
     lines.append(("cost", _cost(report)))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from batchinfer.accounting.records import ShardRecord
 from batchinfer.rundir.commit import committed_shards, read_accounting, repair
 from batchinfer.rundir.ownership import overwrite
 from batchinfer.rundir.paths import Layout, reading
@@ -17,11 +19,8 @@ def failed_rows(layout: Layout) -> tuple[dict[int, list[int]], dict[int, int]]:
 
     Writes accounting files that are missing after a crash. Raises OutputError for a damaged file.
     """
-    records = list(read_accounting(layout))
-    records += repair(layout, committed_shards(layout), records, noted_retry(layout))
-    newest = {record.shard_id: record for record in sorted(records, key=lambda r: r.generation)}
     positions, generations = {}, {}
-    for shard_id, record in newest.items():
+    for shard_id, record in _newest(layout).items():
         if record.rows_failed:
             uri = layout.data(shard_id)
             with layout.storage.open(uri) as file, reading(uri, "move it away and run the job again"):
@@ -29,6 +28,21 @@ def failed_rows(layout: Layout) -> tuple[dict[int, list[int]], dict[int, int]]:
             positions[shard_id] = pc.indices_nonzero(pc.is_valid(codes)).to_pylist()
             generations[shard_id] = record.generation + 1
     return positions, generations
+
+
+def failed_codes(layout: Layout) -> Counter[str]:
+    """The failed rows of the run, by error code."""
+    failed: Counter[str] = Counter()
+    for record in _newest(layout).values():
+        failed.update(record.errors)
+    return failed
+
+
+def _newest(layout: Layout) -> dict[int, ShardRecord]:
+    """The record of each shard as it stands now."""
+    records = list(read_accounting(layout))
+    records += repair(layout, committed_shards(layout), records, noted_retry(layout))
+    return {record.shard_id: record for record in sorted(records, key=lambda r: r.generation)}
 
 
 def note_retry(layout: Layout, run_id: str, positions: dict[int, list[int]]) -> None:

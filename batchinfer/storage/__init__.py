@@ -6,6 +6,7 @@ all callers. On the local file system a link to a synced temporary file guarante
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from batchinfer.errors import UserError
@@ -51,6 +52,9 @@ Stores = Mapping[str, StoreSpec]
 def storage_for(uri: str, stores: Stores | None = None) -> Storage:
     """The store of `uri`, with the options of the longest matching prefix in `stores`. Raises UserError."""
     scheme, separator, _ = uri.partition("://")
+    if odd := re.match(r"file:/(?!/)|file://localhost/", uri):
+        # Spark and Hadoop print paths as file:/data, which would be a relative path here, in a folder named `file:`.
+        raise UserError(f"{uri}: the URI of a file is written with three slashes", f"write /{uri[odd.end() :]}")
     if not separator or scheme == "file":
         return LocalStorage()
     if scheme != "s3":

@@ -55,6 +55,17 @@ _REFUSALS = {
     "IllegalLocationConstraintException": _REGION,
 }
 
+_DENIED = ("AccessDenied", "AllAccessDisabled", "403")
+
+_ACTIONS = {
+    "ListObjectsV2": "s3:ListBucket",
+    "HeadObject": "s3:GetObject",
+    "GetObject": "s3:GetObject",
+    "PutObject": "s3:PutObject",
+    "DeleteObject": "s3:DeleteObject",
+}
+"""The permission that each request needs, by the name that botocore gives to the request."""
+
 _UNSUPPORTED = (400, 405, 501)
 
 _NO_CREDENTIALS = (
@@ -166,6 +177,11 @@ def named(error: Exception, uri: str, endpoint: str) -> StorageError:
         code = code_of(error)
         said = str(error.response.get("Error", {}).get("Message") or "")
         reason = f"{uri}: {code} {said}".rstrip() + at + tried
+        if code in _DENIED and error.operation_name in _ACTIONS:
+            return StoreRefused(
+                f"{uri}: {code} {said}".rstrip() + f", {_ACTIONS[error.operation_name]} is not allowed" + at + tried,
+                _PERMISSIONS,
+            )
         if code in _REFUSALS:
             return StoreRefused(reason, _REFUSALS[code])
         if code == "400":

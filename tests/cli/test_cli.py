@@ -179,6 +179,19 @@ def test_validate_and_plan_say_that_groups_lie_scattered(tmp_path: Path) -> None
     assert told in planned.stderr
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["models", "models --json", "gpus", "explain", "explain --json", "validate", "plan", "plan --json", "--help"],
+)
+def test_a_command_whose_reader_leaves_ends_by_itself_and_quietly(command: str, corpus: Path, tmp_path: Path) -> None:
+    name, *options = command.split()
+    if name in ("validate", "plan"):
+        options = [str(write_spec(tmp_path, corpus, resources={"accelerator": "H100"})), *options]
+    done = forked(name, *options, read=False)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if not line.startswith("{")] == []
+
+
 def test_an_output_beside_an_input_file_is_fine(corpus: Path, tmp_path: Path) -> None:
     spec = write_spec(tmp_path, corpus, input={"uri": str(corpus / "part-0.parquet")})
     done = forked("validate", str(spec), "--set", f"output.uri={corpus / 'out'}")
@@ -204,6 +217,8 @@ def test_run_report_and_json_agree(corpus: Path, tmp_path: Path) -> None:
 
     again = forked("report", str(tmp_path / "out"), "--json")
     assert json.loads(again.stdout) == document
+    unread = forked("report", str(tmp_path / "out"), read=False)
+    assert (unread.returncode, unread.stderr) == (0, "")
     shown = forked("report", str(tmp_path / "out"))
     assert "1,000 of 1,000" in shown.stdout
     assert "per million tokens" in shown.stdout

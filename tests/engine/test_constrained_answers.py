@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from batchinfer.engine.grammar_child import needs_guidance
+from batchinfer.engine.grammars import choices_grammar
 from batchinfer.jobspec import OutputSpec
 from batchinfer.prompting.answers import OutputCheck
 from tests.support import ROOT
@@ -19,7 +21,7 @@ SCRIPT = """
 import time
 import jinja2
 from batchinfer.engine import start_engine
-from batchinfer.engine.conversations import Conversations
+from batchinfer.engine.conversations import prompt_writer
 from batchinfer.errors import BatchinferError
 from batchinfer.planner import Cluster, make_plan
 from batchinfer.prompting.prompts import Prompt
@@ -41,7 +43,7 @@ for name, case in given["cases"].items():
     if name == "free":
         tokenizer = engine._tokenizer
         chats = [tuple(chat) for chat in given["chats"]]
-        found["chats"] = engine._token_ids([engine._text(Prompt(messages=chat)) for chat in chats])
+        found["chats"] = [made.ids for made in engine._tokens([Prompt(messages=chat) for chat in chats])]
         found["plain"] = [tokenizer.apply_chat_template(list(c), add_generation_prompt=True, return_dict=False)
                           for c in chats]
         found["decoded"] = [tokenizer.decode(ids) for ids in found["chats"]]
@@ -50,25 +52,28 @@ for name, case in given["cases"].items():
         times = {"ours": [], "plain": []}
         for _ in range(5):
             began = time.process_time()
-            ours = [engine._text(prompt) for prompt in prompts]
-            engine._token_ids(ours)
+            ours = engine._tokens(prompts)
             times["ours"].append(time.process_time() - began)
             began = time.process_time()
             plain = [tokenizer.apply_chat_template(p.as_messages(), tokenize=False, add_generation_prompt=True)
                      for p in prompts]
             tokenizer(plain, add_special_tokens=False)
             times["plain"].append(time.process_time() - began)
-        assert [text for (text,) in ours] == plain
+        assert [made.text for made in ours] == plain
         found["seconds"] = {key: min(values) for key, values in times.items()}
         found["templates"] = {}
         for key, template in given["templates"].items():
             tokenizer.chat_template = template
             began = time.process_time()
-            made = Conversations(tokenizer).pieces([{"role": "user", "content": "hello"}])
+            made = prompt_writer(spec.prompt, tokenizer, True).pieces(Prompt(text="hello"))
             found["templates"][key] = [getattr(made, "message", made), time.process_time() - began]
     engine.close()
     del engine
     forget_groups()
+from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
+from vllm.v1.structured_output.utils import choice_as_grammar
+found["guidance"] = [has_xgrammar_unsupported_json_features(schema) for schema in given["schemas"]]
+found["choices"] = choice_as_grammar(given["choices"])
 report(found)
 """
 
@@ -118,6 +123,26 @@ TEMPLATES = {
 }
 
 
+_TEXT = {"type": "string"}
+_OBJECT = {"type": "object"}
+BACKENDS: list[Any] = [
+    {}, _TEXT, {"type": "integer", "multipleOf": 2}, {"multipleOf": 2}, {"type": ["number", "null"], "multipleOf": 2},
+    {"type": "array", "uniqueItems": True}, {"type": "array", "contains": _TEXT}, {"type": "array", "items": _TEXT},
+    *({"type": "string", "format": form} for form in ("date", "email", "uuid", "ipv4", "idn-email", "regex", "time")),
+    {"type": "string", "pattern": "a", "minLength": 1}, {"type": "string", "format": "date", "maxLength": 9},
+    {"type": "string", "minLength": 1}, {"format": "regex"}, {"type": "string", "pattern": "a"},
+    _OBJECT | {"propertyNames": {"pattern": "a", "maxLength": 3}}, _OBJECT | {"propertyNames": {"pattern": "a"}},
+    _OBJECT | {"propertyNames": {"pattern": "a"}, "properties": {"a": {}}},
+    _OBJECT | {"propertyNames": {"pattern": "a"}, "patternProperties": {"a": {}}},
+    _OBJECT | {"propertyNames": {"pattern": "a"}, "unevaluatedProperties": False},
+    _OBJECT | {"patternProperties": {"a": {}}}, _OBJECT | {"patternProperties": {"a": {}, "b": {}}},
+    _OBJECT | {"patternProperties": {"a": {}}, "properties": {"a": {}}},
+    {"allOf": [_TEXT]}, {"allOf": [_TEXT, {"minLength": 1}]}, {"anyOf": [_TEXT, {"type": "integer", "multipleOf": 3}]},
+    _OBJECT | {"properties": {"a": {"items": {"type": "array", "uniqueItems": True}}}},
+]  # fmt: skip
+ODD_CHOICES = ["plain", 'a "quote" and a \\', "two\nlines\t", "\x01\x7f", "größer"]
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     cases = {
@@ -131,6 +156,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "nothing allowed": spec({"choices": ["yes", "no"]}, allowed_token_ids=[0]),
     }
     given = {"cases": cases, "texts": TEXTS, "chats": CHATS, "templates": TEMPLATES}
+    given |= {"schemas": BACKENDS, "choices": ODD_CHOICES}
     return in_one_process(SCRIPT, given, tmp_path_factory.mktemp("engine"))
 
 
@@ -144,6 +170,12 @@ def test_json_has_no_white_space_to_get_lost_in(name: str, schema: Any, found: A
     assert [check.check(text).problem for text in ended] == [None] * len(ended)
     # xgrammar 0.2.8 may leave one space behind a comma or a colon.
     assert all(len(text) <= len(json.dumps(json.loads(text))) for text in ended)
+
+
+def test_the_backend_is_known_before_vllm_is_imported(found: Any) -> None:
+    told = [needs_guidance(schema) for schema in BACKENDS]
+    assert told == found["guidance"], [s for s, a, b in zip(BACKENDS, told, found["guidance"], strict=True) if a != b]
+    assert choices_grammar(ODD_CHOICES) == found["choices"]
 
 
 @pytest.mark.parametrize("name", list(REGEXES))

@@ -140,11 +140,15 @@ def test_a_model_that_does_not_load_is_the_same_error_as_in_this_process(tmp_pat
 
 def test_a_host_that_is_killed_while_it_loads_is_an_error_that_names_the_signal():
     with ThreadPoolExecutor(1) as pool:
+        before = {child.pid for child in psutil.Process().children()}
         starting = pool.submit(HostedEngine, spec_of(load_seconds=600), make_plan())
-        while not host_processes():
+        # The host is killed once it loads: its engine's process is there.
+        while not (hosts := [child for child in psutil.Process().children() if child.pid not in before]):
             time.sleep(0.01)
-        (host,) = host_processes()
-        os.kill(host, signal.SIGKILL)
+        (host,) = hosts
+        while not host.children():
+            time.sleep(0.01)
+        host.kill()
         with pytest.raises(EngineError, match="signal 9"):
             starting.result(60)
     assert host_processes() == frozenset()

@@ -9,7 +9,11 @@ import pytest
 
 from batchinfer.errors import ModelError, SpecError, UserError
 from batchinfer.execution import preview, ray_pipeline, runner
+from batchinfer.execution.checks import changes_of_spec, shaping
+from batchinfer.input import build_manifest
+from batchinfer.input.manifest import Fingerprint, Manifest
 from batchinfer.jobspec import JobSpec
+from batchinfer.prompting.prompts import needed_columns
 from tests.support import ROOT
 from tests.support.builders import make_spec, write_parquet
 from tests.support.scripted_jobs import KeepingListener, scripted_spec
@@ -117,3 +121,37 @@ def test_a_token_beyond_the_vocabulary_is_refused_before_the_start(
     )
     with pytest.raises(SpecError, match=rf"sampling\.{key} names token .* has tokens 0 to \d+"):
         preview.validate(spec)
+
+
+@pytest.mark.integration
+def test_a_schema_without_a_valid_answer_is_refused_by_every_command(base):
+    never = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 5, "maximum": 1}}}
+    (first, *others) = refusals(make_spec(**(base | {"output": {**base["output"], "json_schema": never}})))
+    assert first[0] is SpecError
+    assert first[1].startswith("output.json_schema.properties.n cannot be turned into a grammar")
+    assert others == [first, first]
+
+
+def of_an_earlier_version(spec: JobSpec, tmp_path: Path) -> Manifest:
+    """The manifest of a run whose version did not have `sampling.repetition_detection`."""
+    values = shaping(spec)
+    values["sampling"].pop("repetition_detection")
+    return build_manifest(spec, needed_columns(spec), Fingerprint(run_id="r", spec=values))
+
+
+def test_a_key_that_came_later_does_not_keep_a_run_from_being_resumed(base, tmp_path):
+    manifest = of_an_earlier_version(make_spec(**base), tmp_path)
+    assert changes_of_spec(manifest, make_spec(**base)) == []
+    changed = make_spec(**base, sampling={"repetition_detection": {"min_count": 9}, "max_tokens": 7})
+    assert changes_of_spec(manifest, changed) == [
+        "sampling.max_tokens: 256 then, 7 now",
+        "sampling.repetition_detection.min_count: None then, 9 now",
+    ]
+
+
+def test_a_key_that_was_null_and_has_its_default_now_is_a_change(base):
+    before = make_spec(**base, sampling={"repetition_detection": None})
+    manifest = build_manifest(before, needed_columns(before), Fingerprint(run_id="r", spec=shaping(before)))
+    assert any(
+        line.startswith("sampling.repetition_detection") for line in changes_of_spec(manifest, make_spec(**base))
+    )

@@ -13,7 +13,9 @@ from batchinfer.errors import ClusterError
 from batchinfer.execution import local_cluster
 
 
-def test_the_folder_is_this_users_alone_short_and_gone_afterwards() -> None:
+def test_the_folder_is_this_users_alone_short_and_gone_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
     with local_cluster.prepared() as folder:
         parent = Path(folder).parent
         assert stat.S_IMODE(parent.stat().st_mode) == 0o700

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import heapq
 import json
+import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from batchinfer.execution.checks import check
-from batchinfer.execution.plan_job import plan_job
+from batchinfer.execution.plan_job import measured_estimate, plan_job
 from batchinfer.jobspec import JobSpec
-from batchinfer.planner import Plan, assumed_cluster
-from tests.support.builders import make_report_value, make_spec
+from batchinfer.planner import Interval, Plan, Workload, assumed_cluster
+from tests.support.builders import make_plan, make_report_value, make_spec
 
 
 @pytest.fixture
@@ -133,6 +136,88 @@ def test_a_short_trial_says_less_than_a_long_one(spec, tmp_path):
     long = planned(spec).estimate
     assert long is not None
     assert long.hours.high / long.hours.low < short.hours.high / short.hours.low / 2
+
+
+PAIRS = 60
+
+
+class Simulated:
+    """A random job on one replica: what a trial of its first rows and the whole of it take, in seconds.
+
+    A step of the engine takes `step` and `each` for every row in it; prompts take `read` a token; slots are filled in
+    order. `each` x slots over `step` is exp(`bound`) in the middle: if far below 1, a full engine steps as fast as an
+    empty one.
+    """
+
+    def __init__(self, seed: int, bound: float) -> None:
+        self._chance = chance = np.random.default_rng(seed)
+        self.trial = round(math.exp(chance.uniform(math.log(20), math.log(1000))))
+        self.rows = min(20_000, round(self.trial * math.exp(chance.uniform(math.log(2), math.log(400)))))
+        self.slots = int(chance.choice([16, 64, 256]))
+        self.most = round(math.exp(chance.uniform(math.log(8), math.log(500))))
+        spread, spread_in = chance.uniform(0, 1.2, 2)
+        mean = math.log(chance.uniform(0.1, 1.0) * self.most) - spread**2 / 2
+        self.outputs = np.clip(chance.lognormal(mean, spread, self.rows), 1, self.most).astype(int)
+        self.inputs = np.clip(chance.lognormal(math.log(chance.uniform(20, 1500)), spread_in, self.rows), 1, 8000)
+        self._step = 0.02 * math.exp(chance.normal())
+        self._each = self._step / self.slots * math.exp(chance.normal(bound))
+        self._read = self._each * chance.uniform(0.02, 0.5)
+        self._warm_up, self._load, self._idle = chance.uniform(0, 4), chance.uniform(2, 60), chance.uniform(0.2, 2)
+
+    def seconds(self, rows: int) -> dict[str, float]:
+        """Of a run of the first rows: work, load, idle, each with the noise of a machine that others use."""
+        ends = [0] * min(self.slots, rows)
+        for length in self.outputs[:rows]:
+            heapq.heapreplace(ends, ends[0] + int(length))
+        work = max(ends) * self._step + self.outputs[:rows].sum() * self._each + self.inputs[:rows].sum() * self._read
+        return {
+            "work": self._warm_up * self._noise(0.1) + work * self._noise(0.05),
+            "load": self._load * self._noise(0.1),
+            "idle": self._idle * self._noise(0.3),
+        }
+
+    def _noise(self, spread: float) -> float:
+        return math.exp(self._chance.normal(0, spread))
+
+
+def interval_after_trial(job: Simulated) -> Interval:
+    """The seconds that the plan of the whole job expects after the trial."""
+    took = job.seconds(job.trial)
+    report = make_report_value(
+        accelerator="cpu",
+        rows=job.trial,
+        input_tokens=int(job.inputs[: job.trial].sum()),
+        output_tokens=int(job.outputs[: job.trial].sum()),
+        work_seconds=took["work"],
+        load_seconds=took["load"],
+    )
+    seconds = report.seconds.model_copy(update={"idle": took["idle"]})
+    answer = report.output_tokens / job.trial
+    workload = Workload(
+        rows=job.rows,
+        input_tokens=float(job.inputs[:: max(1, job.rows // 512)].mean()),
+        longest_input_tokens=int(job.inputs.max()),
+        output_tokens=Interval(low=answer * 0.9, mid=answer, high=answer * 1.1),
+        sampled_rows=min(512, job.rows),
+        source="simulated",
+    )
+    spec = make_spec(engine={"max_num_seqs": job.slots}, sampling={"max_tokens": job.most})
+    plan = make_plan(accelerator="cpu", num_gpus=0, tensor_parallel=1, price_per_gpu_hour=1.0)
+    made = measured_estimate([report.model_copy(update={"seconds": seconds})], plan, workload, spec)
+    assert made is not None
+    return made.hours.scaled(3600)
+
+
+@pytest.mark.parametrize("bound", [0.0, -1.5, -3.0], ids=["compute", "between", "bandwidth"])
+def test_the_time_of_a_job_is_in_nine_of_ten_intervals_after_a_trial(bound):
+    jobs = [Simulated(seed, bound) for seed in range(PAIRS)]
+    made = [(interval_after_trial(job), sum(job.seconds(job.rows).values()), job) for job in jobs]
+    inside = [interval.low <= took <= interval.high for interval, took, _ in made]
+    assert sum(inside) >= 0.9 * PAIRS
+    # An interval from nothing to for ever would hold all of them.
+    widths = [interval.high / interval.low for interval, _, _ in made]
+    assert np.median(widths) < 4
+    assert np.median([width for width, (_, _, job) in zip(widths, made, strict=True) if job.trial >= job.slots]) < 3
 
 
 def test_rows_that_never_ran_say_nothing_about_speed_or_length(spec, tmp_path):

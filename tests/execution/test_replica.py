@@ -6,10 +6,17 @@ from types import SimpleNamespace
 import pytest
 
 from batchinfer.accounting.meter import Meter
+from batchinfer.accounting.records import ReplicaRecord
 from batchinfer.engine import Completion
-from batchinfer.execution.replica import Clock, Replica
+from batchinfer.errors import StorageError
+from batchinfer.events import heard_by
+from batchinfer.execution import replica as replica_module
+from batchinfer.execution.job import Job
+from batchinfer.execution.replica import Clock, Journal, Replica
 from batchinfer.prompting.answers import OutputCheck
-from tests.support.builders import make_spec
+from batchinfer.rundir.paths import Layout
+from batchinfer.storage import LocalStorage
+from tests.support.builders import make_plan, make_spec
 
 
 def test_a_clock_that_is_set_while_a_replica_runs_moves_none_of_its_seconds(monkeypatch):
@@ -34,9 +41,44 @@ def test_a_clock_that_is_set_while_a_replica_runs_moves_none_of_its_seconds(monk
 @pytest.mark.parametrize(("reason", "cut"), [("length", True), ("stop", False)])
 def test_an_answer_that_max_tokens_cut_says_so(reason, cut):
     spec = make_spec(output={"uri": "/out", "choices": ["concurrency"]}, sampling={"max_tokens": 3})
-    replica = SimpleNamespace(_check=OutputCheck(spec.output), _job=SimpleNamespace(spec=spec))
+    replica = SimpleNamespace(
+        _check=OutputCheck(spec.output, spec.sampling.max_tokens), _job=SimpleNamespace(spec=spec)
+    )
     checked = Replica._checked(replica, Completion(["concur"], [reason], 5, 0, 3))
     assert checked.error is not None
     assert checked.error.code == "output_invalid"
     assert "none of the choices" in checked.error.message
     assert ("cut at sampling.max_tokens (3)" in checked.error.message) is cut
+
+
+def test_a_journal_that_the_store_did_not_take_is_written_later_with_all_seconds(tmp_path, monkeypatch):
+    monkeypatch.setattr(replica_module, "JOURNAL_SECONDS", 0.02)
+    real, down = LocalStorage.put, []
+
+    def put(storage, uri, data):
+        if down:
+            raise StorageError("the store is down", "wait")
+        real(storage, uri, data)
+
+    monkeypatch.setattr(LocalStorage, "put", put)
+    layout = Layout(str(tmp_path))
+    told = []
+    journal = Journal(Job("run", make_spec(), make_plan(), layout, 1), Meter(1, Clock()))
+    with heard_by(lambda name, **values: told.append((name, values))):
+        journal.begin(7)
+        down.append(True)
+        deadline = time.monotonic() + 10
+        while len(told) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert told[0] == ("journal not written", {"reason": "the store is down"})
+        # What is in flight goes on; no shard begins whose seconds could be lost.
+        with pytest.raises(StorageError, match="the store is down"):
+            journal.begin(8)
+        journal.end(8)
+        down.clear()
+        journal.begin(8)
+    journal.close()
+    record = ReplicaRecord.model_validate_json(layout.storage.read(layout.journal(journal.replica_id)))
+    assert record.finished_at_us == record.meter.at_us
+    assert record.shards_in_flight == (7, 8)

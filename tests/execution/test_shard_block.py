@@ -23,3 +23,9 @@ def test_a_sealed_shard_survives_being_merged_and_cut_out_again():
     for i in range(3):
         opened, told = unseal(blocks.slice(i, 1))
         assert (opened.to_pylist(), told) == (ROWS.slice(i, 1).to_pylist(), make_envelope(shard_id=i))
+
+
+def test_rows_keep_their_numbers_in_the_input_where_others_between_them_do_not_run():
+    envelope = make_envelope(first_row=4, numbers=(4, 9, 12))
+    assert [envelope.number(i) for i in range(3)] == [4, 9, 12]
+    assert [make_envelope(first_row=4).number(i) for i in range(3)] == [4, 5, 6]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from batchinfer.errors import InputError
-from batchinfer.input import build_manifest, read_shards
+from batchinfer.input import build_manifest, jsonl, read_shards
 from batchinfer.input.manifest import from_parquet, to_parquet
 from tests.support.builders import make_fingerprint, make_spec, manifest_of, rows_of, write_lines, write_parquet
 from tests.support.through import through
@@ -19,6 +19,12 @@ def refusal(folder, columns=("text",), file_format="parquet", **values):
     with pytest.raises(InputError) as caught:
         manifest_of(folder, list(columns), file_format, **values)
     return str(caught.value)
+
+
+def test_a_packed_line_without_an_end_does_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonl, "LONGEST_ROW", 2**22)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n{"text": "' + b"x" * 2**25))
+    assert "a.jsonl.gz:2: a line is longer than 4,194,304 bytes" in refusal(tmp_path, file_format="jsonl")
 
 
 def whole_parquet(tmp_path):
@@ -251,6 +257,20 @@ def test_a_file_of_another_kind_is_told_with_what_to_do(tmp_path, data, what, re
     assert str(caught.value).startswith(f"{tmp_path}/a.jsonl:1: ")
     assert what in str(caught.value)
     assert remedy in caught.value.remedy
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1E+309", "{}.0".format("9" * 310), "[0.5, 1e999]", '{"a": 1e309}'])
+def test_a_number_that_no_double_holds_is_refused_and_never_infinity(tmp_path, number):
+    (tmp_path / "a.jsonl").write_text(f'{{"x": 1.5}}\n{{"x": {number}}}\n')
+    told = refusal(tmp_path, ["x"], "jsonl")
+    assert told.startswith(f"{tmp_path}/a.jsonl:2: not a line of JSON: ")
+    assert "beyond the numbers that a double holds" in told
+
+
+def test_the_largest_double_and_long_digits_are_kept(tmp_path):
+    (tmp_path / "a.jsonl").write_text(f'{{"x": 1.7976931348623157e308, "t": "1e400 {"7" * 400}"}}\n')
+    (row,) = rows_of(manifest_of(tmp_path, ["x", "t"], "jsonl"), tmp_path, "jsonl")
+    assert row == {"x": 1.7976931348623157e308, "t": "1e400 " + "7" * 400}
 
 
 @pytest.mark.parametrize("between", [0, 100])

@@ -214,7 +214,8 @@ def test_entries_tell_size_and_version(folder):
     [
         (["a.jsonl"], "", "parquet", "it has jsonl files: set input.format: jsonl"),
         (["a.parquet"], "", "jsonl", "it has parquet files: set input.format: parquet"),
-        (["a.csv"], "", "parquet", "it has no such files"),
+        (["a.csv.gz"], "", "parquet", "it has csv files: set input.format: csv"),
+        (["a.xml"], "", "parquet", "it has no such files"),
         (["docs/a.parquet"], "dcos", "parquet", "did you mean {folder}/docs?"),
         (["a.parquet"], "x/y/z", "parquet", "the folder {folder}/x/y does not exist"),
         (["a.parquet"], "b*.parquet", "parquet", "did you mean {folder}/a.parquet?"),

@@ -190,6 +190,35 @@ def test_numbers_of_128_bits_are_no_matter_where_nobody_reads_them(tmp_path):
     assert "column 'wide' has a type that Arrow cannot read" in refusal(tmp_path, ["wide"])
 
 
+@pytest.mark.parametrize("value", ["{'a': 1}::VARIANT", "INTERVAL 1 MONTH", "[INTERVAL 1 DAY]"])
+def test_a_type_that_arrow_reads_in_parts_or_not_at_all_is_refused_where_it_is_read(tmp_path, value):
+    duckdb = pytest.importorskip("duckdb")
+    write = f"COPY (SELECT 1 AS n, {value} AS v) TO '{tmp_path}/a.parquet' (FORMAT parquet)"
+    duckdb.connect().execute(write)
+    assert rows_of(manifest_of(tmp_path, ["n"]), tmp_path) == [{"n": 1}]
+    told = refusal(tmp_path, ["v", "n"])
+    assert told.startswith(f"{tmp_path}/a.parquet: column 'v")
+    assert "leave it out of the job" in told
+
+
+def test_bson_has_no_text_and_is_refused(tmp_path):
+    # A string becomes BSON: the old type 20 and the new type 13, where UTF8 is 0 and STRING is 1.
+    patched(
+        tmp_path / "a.parquet",
+        pa.table({"c": ["x"]}),
+        b"\x25\x00\x4c\x1c\x00\x00",
+        b"\x25\x28\x4c\xdc\x00\x00",
+    )
+    assert "BSON" in str(pq.ParquetFile(tmp_path / "a.parquet").schema.column(0)).upper()
+    assert "column 'c' is BSON" in refusal(tmp_path, ["c"])
+
+
+def test_a_struct_with_the_fields_of_a_variant_is_a_struct(tmp_path):
+    value = {"metadata": b"m", "value": b"v"}
+    write_parquet(tmp_path / "a.parquet", {"c": [value]})
+    assert rows_of(manifest_of(tmp_path, ["c"]), tmp_path) == [{"c": value}]
+
+
 def test_a_file_without_rows_has_no_say_in_the_types(tmp_path):
     write_parquet(tmp_path / "in" / "a.parquet", {"n": pa.array([], pa.float64())})
     write_parquet(tmp_path / "in" / "b.parquet", {"n": [1]})
@@ -205,6 +234,11 @@ FIT = [
     (pa.array([-1], pa.int8()), pa.array([2**32 - 1], pa.uint32()), [-1, 2**32 - 1]),
     (pa.array([2**53]), pa.array([0.5]), [2.0**53, 0.5]),
     (pa.array([0], pa.timestamp("ms")), pa.array([NOON], pa.timestamp("us")), [datetime.datetime(1970, 1, 1), NOON]),
+    (
+        pa.array([NOON], pa.timestamp("us", "UTC")),
+        pa.array([NOON], pa.timestamp("ms", "+00:00")),
+        [NOON.replace(tzinfo=datetime.UTC)] * 2,
+    ),
     (pa.array([[1, 2]], pa.list_(pa.int8(), 2)), pa.array([[3]]), [[1, 2], [3]]),
     (pa.array([{"a": 1}]), pa.array([{"a": 2.5}]), [{"a": 1.0}, {"a": 2.5}]),
 ]
@@ -281,6 +315,8 @@ def test_a_cast_of_a_column_that_nobody_reads_is_refused(tmp_path):
     ("value", "text"),
     [
         (pa.array([1.1], pa.float32()), "1.1"),
+        (pa.array([1.1], pa.float16()), "1.1"),
+        (pa.array([65504, 3.14], pa.float16())[:1], "65504.0"),
         (pa.array([1.1]), "1.1"),
         (pa.array([True]), "true"),
         (pa.array([["a", None]]), '["a", null]'),
@@ -300,6 +336,46 @@ def test_a_cast_of_a_column_that_nobody_reads_is_refused(tmp_path):
 def test_a_prompt_has_the_text_of_the_column(tmp_path, value, text, prompt):
     write_parquet(tmp_path / "in" / "a.parquet", {"c": value})
     assert prompts_of(tmp_path, prompt)[0] == [text]
+
+
+JSON_TEXTS = [
+    (pa.array([decimal.Decimal("1.50")]), '"1.50"'),
+    (pa.array([datetime.date(1, 1, 1)]), '"0001-01-01"'),
+    (pa.array([NOON], pa.timestamp("us", "UTC")), '"2024-01-01 12:00:00+00:00"'),
+    (pa.array([1], pa.timestamp("ns")), '"1970-01-01 00:00:00.000000001"'),
+    (pa.array([93_784_500_000], pa.duration("us")), '"26:03:04.5"'),
+    (pa.array([uuid.UUID(int=1).bytes], pa.uuid()), '"00000000-0000-0000-0000-000000000001"'),
+]
+
+
+@pytest.mark.parametrize(("value", "text"), JSON_TEXTS, ids=[str(value.type) for value, _ in JSON_TEXTS])
+def test_tojson_writes_a_value_by_itself_as_it_does_inside_a_list(tmp_path, value, text):
+    write_parquet(tmp_path / "in" / "a.parquet", {"c": value})
+    made = prompts_of(tmp_path, {"template": "{{ c | tojson }} {{ [c] | tojson }}"})[0]
+    assert made == [f"{text} [{text}]"]
+
+
+def test_tojson_of_a_null_is_an_error_of_its_row_that_names_the_column(tmp_path):
+    write_parquet(tmp_path / "in" / "a.parquet", {"c": [1, None]})
+    one, other = prompts_of(tmp_path, {"template": "{{ c | tojson }}"})[0]
+    assert one == "1"
+    assert other == RowError("template_error", "the template met a missing value: null in this row: c")
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("prompt", [{"column": "c"}, {"template": "{{ c }}"}])
+def test_the_time_24_00_is_an_error_of_its_row_and_stays_in_the_column(tmp_path, unit, prompt):
+    second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    kind = pa.time32(unit) if unit in ("s", "ms") else pa.time64(unit)
+    times = pa.array([86_399 * second, 86_400 * second, None], kind)
+    write_parquet(tmp_path / "in" / "a.parquet", {"c": times})
+    texts, results = prompts_of(tmp_path, prompt, ["c"])
+    assert texts[0] == "23:59:59"
+    assert "24:00" in texts[1].message
+    whole = results.column("c").combine_chunks()
+    assert whole.cast(pa.int32() if whole.type.bit_width == 32 else pa.int64())[1].as_py() == (
+        86_400 * (second if unit != "s" else 1000)
+    )
 
 
 def test_messages_may_be_a_list_of_maps(tmp_path):

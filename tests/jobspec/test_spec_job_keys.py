@@ -133,3 +133,10 @@ def test_comparing_needs_one_output_a_row():
 def test_what_makes_sense_of_a_text_only_is_refused_beside_embed(sections, key):
     with pytest.raises(SpecError, match=rf"a vector, not a text: leave .*{key} out"):
         make_spec(**({"model": {"source": "/m"}, "task": "embed"} | sections))
+
+
+def test_answers_that_repeat_themselves_are_ended_unless_the_spec_says_null():
+    assert make_spec().sampling.repetition_detection.min_count == 20
+    assert make_spec(sampling={"repetition_detection": None}).sampling.repetition_detection is None
+    told = refusal(sampling={"repetition_detection": {"min_pattern_size": 9, "max_pattern_size": 4}})
+    assert "min_pattern_size is above max_pattern_size" in told

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from jinja2.exceptions import SecurityError
 
 from batchinfer.jobspec import PromptSpec
-from batchinfer.jobspec.templates import MAX_WORK, compile_template
+from batchinfer.jobspec.sandbox import MAX_WORK
+from batchinfer.jobspec.templates import compile_template
 from batchinfer.prompting.prompts import Prompt, PromptMaker
 
 

@@ -85,7 +85,7 @@ NOTE = {"type": "object", "properties": {"note": {"type": "string"}}, "required"
     ],
 )
 def test_a_control_character_in_a_text_is_read_and_stored_escaped(text, stored):
-    assert checked(text, json_schema=NOTE) == (stored, None)
+    assert checked(text, json_schema=NOTE)[:2] == (stored, None)
     assert json.loads(stored) == json.loads(text, strict=False)
 
 
@@ -94,7 +94,7 @@ def test_control_characters_of_an_answer_that_does_not_fit_are_kept():
 
 
 def test_an_answer_of_white_space_says_so_and_that_it_was_cut():
-    text, problem = checked(" \n" * 40, "length", json_schema=NOTE)
+    text, problem, _ = checked(" \n" * 40, "length", json_schema=NOTE)
     assert text == " \n" * 40
     assert problem == (
         "the answer was cut at sampling.max_tokens (8), which may be too few: not JSON: white space only"
@@ -114,7 +114,7 @@ def test_an_answer_that_had_no_token_left_says_so():
 
 
 def test_an_answer_of_the_right_shape_is_right_whatever_ended_it():
-    assert checked("abc", "length", choices=["abc"]) == ("abc", None)
+    assert checked("abc", "length", choices=["abc"])[:2] == ("abc", None)
 
 
 @pytest.mark.parametrize("text", ['{"note":"a","note":"b"}', '{"note":"a","x":{"b":1,"b":1}}'])
@@ -154,7 +154,7 @@ def test_no_answer_holds_up_the_rows_behind_it(text, output):
     check = OutputCheck(OutputSpec(uri="/out", **output))
     began = time.process_time()
     assert check.check(text).problem is not None
-    assert time.process_time() - began < 3, "a second on a quiet machine"
+    assert time.process_time() - began < 15, "a second on a quiet machine; without the limit, hours"
 
 
 @pytest.mark.parametrize(
@@ -176,3 +176,9 @@ def test_patterns_of_a_schema_mean_what_json_schema_says(value, words):
     }
     found = checked(json.dumps(value), json_schema=schema).problem
     assert found is None if words is None else words in found
+
+
+def test_an_answer_that_was_ended_for_repeating_itself_says_so():
+    check = OutputCheck(OutputSpec(uri="/out", json_schema=SCHEMA), 96)
+    assert "sampling.repetition_detection" in check.check('{"n": 1111111', "repetition").problem
+    assert "sampling.repetition_detection" not in check.check('{"n": 1111111', "stop").problem

@@ -161,6 +161,17 @@ def test_a_lost_journal_is_counted_from_the_commits(run):
     assert made.replicas == 1
 
 
+def test_a_lost_spec_is_named_with_the_way_to_have_it_again(run):
+    spec, output = run
+    (output / "_run" / "spec.yaml").unlink()
+    for call in (lambda: reports.report(str(output)), lambda: runner.retry(str(output), KeepingListener())):
+        with pytest.raises(UserError, match=r"_run/spec\.yaml is gone") as caught:
+            call()
+        assert "run the job again" in caught.value.remedy
+    runner.run(spec, KeepingListener())
+    assert reports.report(str(output)).rows == SHARDS * ROWS
+
+
 def test_a_report_is_made_without_the_plan(run):
     _, output = run
     whole = reports.report(str(output))

@@ -280,7 +280,7 @@ def test_serve_runs_what_is_due_and_lets_it_drain_at_sigterm(tmp_path: Path) -> 
     specs.mkdir()
     (specs / "quick.yaml").write_text(to_yaml(nightly(inbox, quick)))
     lasting = nightly(
-        inbox, slow, name="slow", engine={"max_num_seqs": 2, "scripted": {"seconds_per_batch": 1}}, shards={"rows": 5}
+        inbox, slow, name="slow", engine={"max_num_seqs": 2, "scripted": {"seconds_per_batch": 3}}, shards={"rows": 5}
     )
     (specs / "slow.yaml").write_text(to_yaml(lasting))
     (specs / "once.yaml").write_text(to_yaml(scripted_spec(inbox, tmp_path / "once")))

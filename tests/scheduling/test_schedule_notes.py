@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from batchinfer.errors import InputError, StorageError
+from batchinfer.input import build_manifest
+from batchinfer.input.manifest import to_parquet
 from batchinfer.jobspec import JobSpec
+from batchinfer.jobspec.cron import Tick, tick_name
 from batchinfer.rundir.attempts import failed_attempts, forget_failed, held_since, note_failed, note_turn
-from batchinfer.rundir.past_runs import past_runs, waiting_lock
+from batchinfer.rundir.past_runs import FileChoice, past_runs, waiting_lock
+from batchinfer.rundir.paths import Layout
 from batchinfer.scheduling import recurring
+from tests.support.builders import make_fingerprint, make_spec, write_lines
 from tests.support.scripted_jobs import KeepingListener, scripted_spec
 
 TICK = datetime(2026, 11, 19, 2, tzinfo=UTC)
@@ -56,6 +61,31 @@ def test_a_failed_tick_is_remembered_with_its_reason_and_stays_due(tmp_path: Pat
         assert standing.problem is not None
         assert standing.problem.startswith("there are no parquet files at input.uri")
         assert f"tried {attempt}x" in standing.problem
+
+
+def test_a_bad_file_that_was_skipped_is_tried_again_at_the_next_tick(tmp_path: Path) -> None:
+    inbox, root = tmp_path / "in", str(tmp_path / "out")
+    write_lines(inbox / "a.jsonl", {"text": "a"})
+    write_lines(inbox / "b.jsonl", "cut off")
+    spec = make_spec(
+        name="nightly",
+        input={"uri": str(inbox), "format": "jsonl", "on_bad_file": "skip", "incremental": {}},
+        output={"uri": root},
+        schedule={"cron": "0 2 * * *"},
+    )
+
+    def taken_at(at: datetime) -> tuple[list[str], list[str]]:
+        layout = Layout(f"{root}/{tick_name(at)}")
+        choice = FileChoice.of(spec, Tick(at, root), layout)
+        fingerprint = make_fingerprint(run_id=tick_name(at), job="nightly", tick=tick_name(at))
+        manifest = build_manifest(spec, {"text": "prompt.template"}, fingerprint, choice)
+        layout.storage.create(layout.manifest, to_parquet(manifest))
+        return [Path(uri).name for uri in manifest.files], [Path(uri).name for uri, _ in manifest.skipped]
+
+    assert taken_at(TICK) == (["a.jsonl"], ["b.jsonl"])
+    assert taken_at(TICK + timedelta(days=1)) == ([], ["b.jsonl"]), "as long as it is bad"
+    write_lines(inbox / "b.jsonl", {"text": "b"})
+    assert taken_at(TICK + timedelta(days=2)) == (["b.jsonl"], []), "and a.jsonl is not taken again"
 
 
 def test_what_is_no_note_is_neither_read_nor_overwritten_nor_deleted(tmp_path: Path) -> None:

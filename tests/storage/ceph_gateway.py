@@ -123,6 +123,12 @@ class CephGateway:
         keys = ("--access-key=testing", "--secret-key=testing")
         self._run("radosgw-admin", "user", "create", "--uid=test", "--display-name=test", *keys)
 
+    def add_user(self, name: str) -> str:
+        """A user who may do nothing, whose keys are both `name`; returns what a policy calls the user."""
+        keys = (f"--access-key={name}", f"--secret-key={name}")
+        self._run("radosgw-admin", "user", "create", f"--uid={name}", f"--display-name={name}", *keys)
+        return f"arn:aws:iam:::user/{name}"
+
     def cut(self) -> None:
         """An outage: the gateway is killed."""
         gateway = self._daemons.pop("rgw")

@@ -397,3 +397,11 @@ def test_a_probe_that_a_crash_left_is_no_file_of_the_folder_and_can_be_removed(t
     assert list(STORE.list(str(tmp_path))) == []
     STORE.remove_leftovers(str(tmp_path))
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("uri", ["file:/data/in", "file://localhost/data/in"])
+def test_another_spelling_of_a_files_uri_is_refused_with_the_path(uri):
+    with pytest.raises(UserError, match="three slashes") as caught:
+        storage_for(uri)
+    assert caught.value.remedy == "write /data/in"
+    assert isinstance(storage_for("file:///data/in"), LocalStorage)

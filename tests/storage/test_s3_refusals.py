@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from batchinfer.errors import OutputError, StorageError, StoreRefused, UserError
+from batchinfer.errors import InputError, OutputError, StorageError, StoreRefused, UserError
 from batchinfer.events import heard_by
 from batchinfer.execution.plan_job import earlier_reports
+from batchinfer.input.files import input_entries
 from batchinfer.jobspec import StoreSpec
 from batchinfer.rundir.paths import Layout
 from batchinfer.storage import impatient, join, lease, patience, read_many, storage_for
@@ -231,6 +232,28 @@ def test_a_name_that_is_free_is_not_taken_for_a_forbidden_one(faulty, bucket, st
     assert reach(faulty.url).stat(f"{bucket}/out/free") is None
     with pytest.raises(StoreRefused, match="AccessDenied not yours"):
         reach(faulty.url).stat(f"{bucket}/out/there")
+
+
+@pytest.mark.parametrize(
+    ("call", "action"),
+    [
+        (lambda storage, uri: list(storage.list(uri)), "s3:ListBucket"),
+        (lambda storage, uri: storage.read(uri), "s3:GetObject"),
+        (lambda storage, uri: storage.put(uri, b""), "s3:PutObject"),
+        (lambda storage, uri: storage.delete(uri), "s3:DeleteObject"),
+    ],
+)
+def test_a_request_that_is_forbidden_names_the_permission_and_the_object(faulty, bucket, call, action):
+    faulty.refuse = lambda method, path, headers: (403, "AccessDenied", "no")
+    with pytest.raises(StoreRefused, match=rf"^{bucket}/in/a: AccessDenied no, {action} is not allowed"):
+        call(reach(faulty.url), f"{bucket}/in/a")
+
+
+def test_an_input_that_is_not_there_is_said_to_be_so_with_credentials_for_it_alone(faulty, bucket):
+    faulty.refuse = only_below("in")
+    with pytest.raises(InputError, match=f"there are no parquet files at input.uri {bucket}/in") as caught:
+        input_entries(f"{bucket}/in", "parquet", {"s3://": reach(faulty.url).options})
+    assert f"what else lies in {bucket} cannot be listed" in caught.value.remedy
 
 
 def test_leftovers_that_may_not_be_listed_or_deleted_stop_nothing(faulty, bucket, told):

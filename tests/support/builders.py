@@ -15,7 +15,7 @@ from batchinfer.accounting.report import Report, make_report
 from batchinfer.execution.shard_block import Envelope
 from batchinfer.input import build_manifest, read_shards
 from batchinfer.input.manifest import Fingerprint, Manifest
-from batchinfer.jobspec import JobSpec, parse
+from batchinfer.jobspec import CsvSpec, JobSpec, parse
 from batchinfer.planner import Plan
 
 SPEC = """\
@@ -174,7 +174,9 @@ def manifest_of(uri: Path | str, columns: list[str], file_format: str = "parquet
     return build_manifest(spec, dict.fromkeys(columns, "input.columns"), make_fingerprint())
 
 
-def rows_of(manifest: Manifest, uri: Path | str, file_format: str = "parquet") -> list[dict[str, Any]]:
+def rows_of(
+    manifest: Manifest, uri: Path | str, file_format: str = "parquet", csv: CsvSpec | None = None
+) -> list[dict[str, Any]]:
     """All rows of the manifest's shards, one reader for all of them."""
-    shards = read_shards(manifest.shards, manifest.schema, manifest.partitions, str(uri), file_format)
+    shards = read_shards(manifest.shards, manifest.schema, manifest.partitions, str(uri), file_format, csv=csv)
     return [row for _, table in shards for row in table.to_pylist()]

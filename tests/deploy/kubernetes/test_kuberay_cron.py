@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 from itertools import takewhile
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from robfig_cron import NoCronError, parse
 
@@ -96,6 +96,7 @@ CRONS = st.builds(lambda **parts: " ".join(parts[name] for name in FIELDS), **FI
 
 @settings(max_examples=25, deadline=None)
 @given(cron=CRONS, timezone=st.sampled_from(ZONES), year=st.integers(2027, 2040))
+@example(cron="0 0 31 2 0", timezone="UTC", year=2027)
 def test_a_rendered_schedule_fires_at_every_tick_through_both_changes_of_the_clock(
     cron: str, timezone: str, year: int
 ) -> None:

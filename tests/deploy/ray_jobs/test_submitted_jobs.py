@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchinfer.cli.submit import logs
+from batchinfer.deploy import ray_jobs
 from batchinfer.deploy.ray_jobs import start
 from batchinfer.deploy.ray_jobs.jobs import (
     attempt_id,
@@ -22,6 +25,7 @@ from batchinfer.deploy.ray_jobs.jobs import (
     submitted_progress,
     told_error,
 )
+from batchinfer.outlet import Outlet
 from tests.support.scripted_jobs import scripted_spec
 
 IN, OUT = Path("/data/in"), Path("/data/out")
@@ -127,3 +131,24 @@ def test_the_entrypoint_of_a_rayjob_ends_with_the_exit_code_of_its_command():
     assert "there is no spec at no-such.yaml" in refused.stderr
     assert "a second cluster would not mend that" in refused.stdout
     assert subprocess.run([*command, "--version"], capture_output=True).returncode == 0
+
+
+def test_a_log_is_followed_until_its_reader_leaves(monkeypatch):
+    reader, writer = os.pipe()
+    lines = open(reader, "rb")  # noqa: SIM115 - closed by the test, as `head` does
+
+    class Dashboard:
+        def follow(self, job_id, show):
+            show("first\n")
+            assert lines.readline() == b"first\n"
+            lines.close()
+            show("second\n")
+            pytest.fail("the job goes on for hours")
+
+    monkeypatch.setattr(ray_jobs, "connect", lambda address: Dashboard())
+    with open(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", Outlet(stdout))
+        with pytest.raises(SystemExit) as ended:
+            logs("id", follow=True, address="http://127.0.0.1:8265")
+        sys.stdout.flush()
+    assert ended.value.code == 0

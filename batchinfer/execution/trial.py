@@ -1,0 +1,198 @@
+"""What a trial is: a few rows of a job, run as the whole job is, in a folder of their own.
+
+The folder is kept: what it measured serves later plans of the same job.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchinfer.accounting.report import Report
+from batchinfer.errors import BatchinferError, OutputError, RowError, StorageError, UserError
+from batchinfer.execution.checks import Checked, find_manifest, flat, shaping
+from batchinfer.execution.progress import Listener
+from batchinfer.execution.result_rows import SECONDS
+from batchinfer.execution.sample_prompts import counter
+from batchinfer.input import read_shards
+from batchinfer.input.manifest import Manifest
+from batchinfer.jobspec import JobSpec
+from batchinfer.jobspec.job_keys import RESULT_COLUMNS
+from batchinfer.jobspec.printed import printed
+from batchinfer.planner import Plan
+from batchinfer.prompting.prompts import Prompt, PromptMaker
+from batchinfer.rundir.commit import committed_shards
+from batchinfer.rundir.paths import Layout
+from batchinfer.storage import join
+
+FOLDER = "_try"
+"""The name of a trial's folder in the output folder: tools that read folders of data leave names with `_` out."""
+
+
+@dataclass(frozen=True, slots=True)
+class TriedRow:
+    """One row of a trial. `answer` is a text, a list of `sampling.n` texts, or a vector."""
+
+    id: Any
+    prompt: str | None
+    """As the model sees it, with its control tokens; None for a row without a prompt."""
+    answer: Any
+    finish_reason: Any
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    truncated_tokens: int
+    seconds: float
+    """From when the engine took the row to its answer; rows run side by side."""
+    error_code: str | None
+    error_message: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The rows that were tried, their report, and the plan of all rows by what they measured."""
+
+    rows: tuple[TriedRow, ...]
+    report: Report
+    plan: Plan
+    rows_in_input: int
+    chosen: str
+    """Which rows were tried, for a person."""
+    output: str
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            # An id may be of a type that JSON does not have.
+            "rows": [{**dataclasses.asdict(row), "id": _json_id(row.id)} for row in self.rows],
+            "rows_in_input": self.rows_in_input,
+            "chosen": self.chosen,
+            "output": self.output,
+            "report": self.report.model_dump(mode="json"),
+            "plan": self.plan.document(),
+        }
+
+
+def _json_id(value: Any) -> Any:
+    return value if isinstance(value, str | int | float) else printed(value)
+
+
+def trial_layouts(spec: JobSpec) -> tuple[Layout, Layout]:
+    """Where trials of a job with absolute places may lie: in its output folder, or in this user's cache."""
+    output = spec.output.uri
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    key = hashlib.sha256(output.encode()).hexdigest()[:12]
+    away = os.path.join(os.path.abspath(cache), "batchinfer", "try", f"{spec.name}-{key}")
+    return Layout(join(output, FOLDER), spec.storage), Layout(away)
+
+
+def trial_layout(spec: JobSpec, here: bool) -> Layout:
+    """Where the next trial lies: in the user's cache if nothing can be written to the output, and the job runs `here`.
+
+    Raises OutputError or StorageError.
+    """
+    beside, away = trial_layouts(spec)
+    try:
+        beside.storage.require_writable(beside.root)
+    except (OutputError, StorageError):
+        if not here:
+            raise
+        return away
+    return beside
+
+
+def trial_report(spec: JobSpec, reports: Sequence[tuple[Layout, Report]], listener: Listener | None) -> list[Report]:
+    """The reports of trials that ran as the job would now. `listener` is told of each one, used or not."""
+    used: list[Report] = []
+    for layout, report in reports:
+        changed: str | None
+        try:
+            manifest = find_manifest(layout)
+            changed = "its manifest is gone" if manifest is None else _change(manifest, spec)
+        except BatchinferError as error:
+            changed = error.message
+        if changed is None and report.rows_ran:
+            used.append(report)
+        if listener is not None and changed is None:
+            listener.event("trial used", rows=report.rows_ran, report=layout.report)
+        elif listener is not None:
+            listener.event("trial ignored", report=layout.report, reason=changed)
+    return used
+
+
+def _change(manifest: Manifest, spec: JobSpec) -> str | None:
+    """The first key that shapes results and differs from the trial's; a trial has another output."""
+    before, now = flat(manifest.fingerprint.spec), flat(shaping(spec))
+    keys = sorted((before.keys() | now.keys()) - {"output.uri"})
+    changed = next((key for key in keys if before.get(key) != now.get(key)), None)
+    return None if changed is None else f"{changed} has changed since the trial"
+
+
+def tried_rows(checked: Checked, plan: Plan, names: Sequence[int]) -> tuple[TriedRow, ...]:
+    """The rows of a trial that ended, in the order of the input. `names`: their positions in the whole input."""
+    spec, manifest = checked.spec, checked.manifest
+    source = (spec.input.uri, spec.input.format, spec.storage)
+    tables = read_shards(manifest.shards, manifest.schema, manifest.partitions, *source)
+    maker = PromptMaker(spec.prompt)
+    prompts = [prompt for _, rows in tables for prompt in maker.prompts(rows)]
+    shown = _shown(checked, plan, prompts)
+    results = _results(checked.layout)
+    return tuple(
+        TriedRow(
+            id=names[place] if spec.input.id_column is None else row[spec.id_column],
+            prompt=shown[place],
+            answer=row[spec.output.column],
+            seconds=row[SECONDS],
+            truncated_tokens=row.get("truncated_tokens", 0),
+            **{name: row[name] for name in RESULT_COLUMNS},
+        )
+        for place, row in enumerate(results.to_pylist())
+    )
+
+
+def _results(layout: Layout) -> pa.Table:
+    found = []
+    for shard_id in sorted(committed_shards(layout)):
+        with layout.storage.open(layout.data(shard_id)) as file:
+            found.append(pq.read_table(file))
+    return pa.concat_tables(found)
+
+
+def _shown(checked: Checked, plan: Plan, prompts: Sequence[Prompt | RowError]) -> list[str | None]:
+    """Each prompt as the model sees it; None for a row without one."""
+    facts = checked.facts
+    context = plan.engine.max_model_len if plan.engine is not None else None
+    if context is None:
+        limits = (checked.spec.engine.max_model_len, facts.shape.context if facts.shape is not None else None)
+        context = min((limit for limit in limits if limit is not None), default=None)
+    counting = counter(facts.folder, checked.spec, context)
+    whole = [prompt for prompt in prompts if not isinstance(prompt, RowError)]
+    made = iter(counting.tokens(whole) if whole else [])
+    shown: list[str | None] = []
+    for prompt in prompts:
+        if isinstance(prompt, RowError):
+            shown.append(None)
+            continue
+        tokens = next(made)
+        if isinstance(tokens, RowError):
+            shown.append(None)
+        elif counting.exact:
+            shown.append(counting.decode(tokens))
+        elif prompt.messages is None:
+            shown.append(prompt.as_text())
+        else:
+            shown.append("\n".join(f"{message['role']}: {message['content']}" for message in prompt.messages))
+    return shown
+
+
+def require_rows(manifest: Manifest) -> None:
+    """Raise UserError if there is no row to try."""
+    if not manifest.rows:
+        raise UserError("there is no row to try: the input has none for this run", "see input.uri")

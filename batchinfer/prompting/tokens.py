@@ -1,0 +1,269 @@
+"""Prompts become tokens: through the chat template, with no control token from a row, cut where they are too long.
+
+The engine and the plan count with the same code: what the plan forecasts is what the engine does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple, Protocol
+
+from batchinfer.errors import RowError, SpecError
+from batchinfer.jobspec import JobSpec, PromptSpec
+from batchinfer.prompting.control_tokens import ControlTokens, strings_in, unused_mark, with_strings
+from batchinfer.prompting.messages import Message
+from batchinfer.prompting.prompts import Prompt, PromptMaker
+
+Pieces = tuple[str, ...]
+"""A prompt in pieces that become tokens apart from one another: one, unless a text of the row holds a control token."""
+
+MIDDLE = " ... "
+"""Stands where `truncate.side: middle` took text away."""
+
+_CLOSE = 4
+"""Tokens that a cut prompt may be shorter than the room. With 0 nearly each row takes several more countings, as the
+tokens at a cut merge anew."""
+
+_MOST_COUNTINGS = 24
+"""Of one prompt while it is cut: two or three are the rule, and halving 100,000 tokens takes 17."""
+
+
+class Tokenizer(Protocol):
+    """What this module needs of the model's tokenizer."""
+
+    def encode(self, texts: Sequence[str], special: bool) -> Sequence[Sequence[int]]:
+        """The ids of each text; `special`: with what the tokenizer adds at the ends of a prompt."""
+
+    def ends(self, text: str) -> Sequence[tuple[int, int]] | None:
+        """The first and the last character of each token of a text; None if the tokenizer does not say."""
+
+
+class Tokenized(NamedTuple):
+    """A prompt as the engine gets it."""
+
+    text: str
+    ids: Sequence[int]
+    truncated: int
+    """By how many tokens it is shorter than it was."""
+    second: int | None = None
+    """Where the second text of a pair begins; None for one text, or if the model does not tell them apart."""
+
+
+class Writer:
+    """Writes prompts as one text each, in pieces. One serves any number of threads.
+
+    `conversation` writes messages, as a chat template does; None: prompts are plain text. `controls` are the control
+    tokens of the tokenizer. `knows_tool_calls`: whether the conversation would hold them.
+    """
+
+    def __init__(
+        self,
+        spec: PromptSpec,
+        conversation: Callable[[Sequence[Message]], str] | None,
+        controls: Collection[str],
+        knows_tool_calls: bool = True,
+    ) -> None:
+        self._conversation = conversation
+        self._controls = None if spec.allow_special_tokens else ControlTokens(controls)
+        self._maker = PromptMaker(spec)
+        self._knows_tool_calls = knows_tool_calls
+        self.row_in_system, self.row_in_prefill = self._maker.row_in_system, self._maker.row_in_prefill
+
+    def pieces(self, prompt: Prompt) -> Pieces | RowError:
+        """The prompt in pieces, or why there is none."""
+        if not self._knows_tool_calls and any("tool_calls" in message for message in prompt.messages or ()):
+            return RowError("prompt_invalid", "a message holds tool_calls, which the model's chat template leaves out")
+        try:
+            if self._controls is None or not any(map(self._controls.stand_in, self._of_row(prompt))):
+                return (self._written(prompt),)
+            return self._in_pieces(prompt, self._controls)
+        except Exception as error:
+            # A chat template is a program: it refuses conversations that the model was not trained on, such as two
+            # turns of the user, and whatever else it raises is this row's error too.
+            told = f"the model's chat template refused the messages: {error or type(error).__name__}"
+            return RowError("prompt_invalid", told.encode(errors="backslashreplace").decode()[:500])
+
+    def remade(self, prompt: Prompt, column: str, text: str) -> Prompt | RowError:
+        """The prompt with another text in a column."""
+        return self._maker.prompt_of({**(prompt.row or {}), column: text})
+
+    def _written(self, prompt: Prompt) -> str:
+        if self._conversation is None:
+            return prompt.as_text()
+        return self._conversation(prompt.as_messages()) + (prompt.prefill or "")
+
+    def _of_row(self, prompt: Prompt) -> list[str]:
+        """The texts that values of the row stand in."""
+        if prompt.messages is not None:
+            texts = [text for message in self._rows_messages(prompt) for text in strings_in(message)]
+        else:
+            texts = [prompt.text]
+        if self.row_in_system and prompt.system is not None:
+            texts.append(prompt.system)
+        if self.row_in_prefill and prompt.prefill is not None:
+            texts.append(prompt.prefill)
+        return texts
+
+    def _rows_messages(self, prompt: Prompt) -> tuple[Message, ...]:
+        """The messages without the system message of the spec."""
+        messages = prompt.messages or ()
+        return messages[1:] if prompt.system is not None and not self.row_in_system else messages
+
+    def _in_pieces(self, prompt: Prompt, controls: ControlTokens) -> Pieces | RowError:
+        mark = unused_mark(prompt)
+        if mark is not None:
+            whole = self._written(prompt)
+            for broken in (self._values_broken(prompt, controls, mark), self._all_broken(prompt, controls, mark)):
+                pieces = tuple(self._written(broken).split(mark)) if isinstance(broken, Prompt) else ()
+                if "".join(pieces) == whole:
+                    return tuple(piece for piece in pieces if piece)
+        return RowError("prompt_invalid", "a text holds a control token, which the model's chat template does not keep")
+
+    def _values_broken(self, prompt: Prompt, controls: ControlTokens, mark: str) -> Prompt | RowError | None:
+        """The prompt of a row with broken values: control tokens that the templates write stay whole."""
+        if prompt.row is None:
+            return None
+        return self._maker.prompt_of(with_strings(dict(prompt.row), lambda text: controls.broken(text, mark)))
+
+    def _all_broken(self, prompt: Prompt, controls: ControlTokens, mark: str) -> Prompt:
+        """The prompt with every control token broken in the texts that values of the row stand in."""
+
+        def broken(text: str) -> str:
+            return controls.broken(text, mark)
+
+        messages = prompt.messages
+        if messages is not None:
+            rows = self._rows_messages(prompt)
+            own = messages[: len(messages) - len(rows)]
+            messages = (*own, *({**with_strings(m, broken), "role": m["role"]} for m in rows))
+        return prompt._replace(
+            text=broken(prompt.text),
+            system=broken(prompt.system) if self.row_in_system and prompt.system is not None else prompt.system,
+            prefill=broken(prompt.prefill) if self.row_in_prefill and prompt.prefill is not None else prompt.prefill,
+            messages=messages,
+        )
+
+
+class PromptTokens:
+    """The tokens of prompts. One serves any number of threads.
+
+    `special`: whether the tokenizer adds its own tokens at the ends, which a chat template writes itself. `context`:
+    the longest sequence in tokens, None if it is not known: nothing is cut then. Raises SpecError if `max_tokens`
+    leaves no room for a prompt that is cut.
+    """
+
+    def __init__(self, spec: JobSpec, tokenizer: Tokenizer, writer: Writer, special: bool, context: int | None) -> None:
+        self._tokenizer = tokenizer
+        self._writer = writer
+        self._special = special
+        self._column = spec.prompt.cut_column
+        self._side = spec.prompt.truncate.side if spec.prompt.truncate is not None else "right"
+        self._room = None if context is None or self._column is None else room_of_cut(spec, context)
+        self._affixes: tuple[list[int], list[int]] | None = None
+
+    def __call__(self, prompts: Sequence[Prompt]) -> list[Tokenized | RowError]:
+        """The tokens of each prompt. All prompts of a shard at once: a fast tokenizer then uses all cores, and lets go
+        of the GIL."""
+        written = [self._writer.pieces(prompt) for prompt in prompts]
+        ids = iter(self._ids([pieces for pieces in written if not isinstance(pieces, RowError)]))
+        made: list[Tokenized | RowError] = []
+        for prompt, pieces in zip(prompts, written, strict=True):
+            if isinstance(pieces, RowError):
+                made.append(pieces)
+                continue
+            whole = Tokenized("".join(pieces), next(ids), 0)
+            fits = self._room is None or len(whole.ids) <= self._room
+            made.append(whole if fits else self._cut(prompt, whole))
+        return made
+
+    def _ids(self, written: Sequence[Pieces]) -> list[Sequence[int]]:
+        single = [pieces[0] for pieces in written if len(pieces) == 1]
+        whole = iter(self._tokenizer.encode(single, self._special) if single else [])
+        return [next(whole) if len(pieces) == 1 else self._joined(pieces) for pieces in written]
+
+    def _joined(self, pieces: Pieces) -> list[int]:
+        inner = [token for ids in self._tokenizer.encode(pieces, False) for token in ids] if pieces else []
+        if not self._special:
+            return inner
+        if self._affixes is None:
+            self._affixes = self._added()
+        return [*self._affixes[0], *inner, *self._affixes[1]]
+
+    def _added(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer adds before and after a prompt."""
+        (plain,), (whole,) = (self._tokenizer.encode(["a"], special) for special in (False, True))
+        for start in range(len(whole) - len(plain) + 1):
+            if list(whole[start : start + len(plain)]) == list(plain):
+                return list(whole[:start]), list(whole[start + len(plain) :])
+        return [], []
+
+    def _cut(self, prompt: Prompt, whole: Tokenized) -> Tokenized | RowError:
+        """The prompt with as much of the column as fits."""
+        assert self._room is not None
+        assert self._column is not None
+        text = (prompt.row or {}).get(self._column)
+        if not isinstance(text, str):
+            return _too_long(len(whole.ids), self._room, f"{self._column!r} holds no text to cut")
+        tokens = self._tokenizer.ends(text) or [(at, at + 1) for at in range(len(text))]
+        best: Tokenized | None = None
+        # `least` tokens of the column fit if `best` is set, `most` do not.
+        least, most = -1, len(tokens)
+        # Above 1 where the tokenizer does not say which characters are a token.
+        each = max(1.0, len(tokens) / len(whole.ids))
+        kept = len(tokens) - round((len(whole.ids) - self._room) * each)
+        for _ in range(_MOST_COUNTINGS):
+            kept = min(max(kept, least + 1), most - 1)
+            made = self._with(prompt, _shortened(text, tokens, kept, self._side))
+            # A template may fail without the text: with more of it, it may not.
+            count = 0 if isinstance(made, RowError) else len(made.ids)
+            if count > self._room:
+                most = kept
+            else:
+                least = kept
+                if isinstance(made, Tokenized):
+                    best = made._replace(truncated=len(whole.ids) - count)
+            if most - least <= 1 or (best is not None and least == kept and self._room - count <= _CLOSE):
+                break
+            guess = kept + round((self._room - count) * each)
+            # Where tokens of the column are not tokens of the prompt, as if it stands there twice, halving ends it.
+            kept = guess if least < guess < most else (least + most) // 2
+        return best or _too_long(len(whole.ids), self._room, f"it does not fit without any text of {self._column!r}")
+
+    def _with(self, prompt: Prompt, text: str) -> Tokenized | RowError:
+        assert self._column is not None
+        made = self._writer.remade(prompt, self._column, text)
+        pieces = made if isinstance(made, RowError) else self._writer.pieces(made)
+        if isinstance(pieces, RowError):
+            return pieces
+        return Tokenized("".join(pieces), self._ids([pieces])[0], 0)
+
+
+def room_of_cut(spec: JobSpec, context: int) -> int:
+    """The most tokens of a prompt that is cut to fit. Raises SpecError if none are left."""
+    room = context - (0 if spec.task == "embed" else spec.sampling.max_tokens)
+    if room < 1:
+        raise SpecError(
+            f"sampling.max_tokens {spec.sampling.max_tokens} leaves no room for a prompt in a context of {context:,}, "
+            "and prompt.too_long: truncate keeps that much for the answer",
+            f"set sampling.max_tokens below {context:,}",
+        )
+    return room
+
+
+def _too_long(count: int, room: int, why: str) -> RowError:
+    return RowError("prompt_too_long", f"the prompt has {count:,} tokens, there is room for {room:,}, and {why}")
+
+
+def _shortened(text: str, tokens: Sequence[tuple[int, int]], kept: int, side: str) -> str:
+    """`kept` tokens of a text, of which `tokens` has the first and last characters."""
+    if kept <= 0:
+        return ""
+    if kept >= len(tokens):
+        return text
+    if side == "right":
+        return text[: tokens[kept][0]]
+    if side == "left":
+        return text[tokens[len(tokens) - kept - 1][1] :]
+    head = (kept + 1) // 2
+    tail = kept - head
+    return text[: tokens[head][0]] + MIDDLE + (text[tokens[len(tokens) - tail - 1][1] :] if tail else "")
