@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+from batchinfer.accounting.evaluation import wilson
 from batchinfer.accounting.ledger import ReplicaAccount, Totals
 from batchinfer.accounting.records import Setup
 from batchinfer.planner import Estimate, Plan
@@ -44,6 +45,16 @@ class Accuracy(BaseModel):
     """Rows that have an expected value."""
     accuracy: float
     """`right` over `compared`, 0 to 1."""
+    low: float
+    """The lower end of the accuracy's 95% interval (Wilson)."""
+    high: float
+    """The upper end of the accuracy's 95% interval (Wilson)."""
+
+    @classmethod
+    def of(cls, right: int, compared: int) -> Accuracy:
+        """The accuracy of `compared` rows, of which there is one at least."""
+        low, high = wilson(right, compared)
+        return cls(right=right, compared=compared, accuracy=right / compared, low=low, high=high)
 
 
 class ReportPart(Setup):
@@ -299,12 +310,8 @@ def overall_accuracy(groups: Iterable[Accuracy]) -> Accuracy | None:
     groups = list(groups)
     compared = sum(group.compared for group in groups)
     right = sum(group.right for group in groups)
-    return Accuracy(right=right, compared=compared, accuracy=right / compared) if compared else None
+    return Accuracy.of(right, compared) if compared else None
 
 
 def _accuracy(totals: Totals) -> dict[str, Accuracy]:
-    return {
-        group: Accuracy(right=right, compared=compared, accuracy=right / compared)
-        for group, (right, compared) in totals.evaluation.items()
-        if compared
-    }
+    return {group: Accuracy.of(right, compared) for group, (right, compared) in totals.evaluation.items() if compared}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
@@ -25,6 +26,10 @@ Evaluate = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Compare the answers anew, as with evaluate.expected=COLUMN."),
 ]
+Expected = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="The column with right answers, instead of evaluate.expected.")
+]
+By = Annotated[str | None, typer.Option(metavar="COLUMN", help="Also each value of this column by itself.")]
 Gpus = Annotated[
     int | None, typer.Option("--gpus", min=1, help="Suppose so many GPUs of the kind resources.accelerator names.")
 ]
@@ -196,6 +201,22 @@ def report(uri: RunUri, as_json: AsJson = False, overrides: Evaluate = None) -> 
     from batchinfer.execution import reports
 
     _print(reports.report(uri, overrides or []), as_json)
+
+
+@app.command()
+def evaluate(uri: RunUri, expected: Expected = None, by: By = None, as_json: AsJson = False) -> None:
+    """Compare the answers of a run with a column: accuracy, each label, confidence and abstention."""
+    from batchinfer.execution import reports
+    from batchinfer.reporting import render_evaluation
+
+    given = {"evaluate.expected": expected, "evaluate.by": by}
+    # In quotes, because a column's name may read as another type in YAML.
+    found = reports.evaluate(uri, [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None])
+    if as_json:
+        print_json({name: one.model_dump(mode="json") for name, one in found.items()})
+    else:
+        for name, one in found.items():
+            console().print(render_evaluation(name, one))
 
 
 def _attended(command: Callable[[Listener], Report | list[Report]], as_json: bool, stores: Stores) -> None:

@@ -29,6 +29,10 @@ class Completion:
     error: RowError | None = None
     logprobs: list[list[list[dict[str, Any]]]] | None = None
     embedding: npt.NDArray[np.float32] | None = None
+    probabilities: dict[str, float] | None = None
+    """The probability of each label, for a job that asks for it."""
+    score: float | None = None
+    """How well the prompt answers the query, for `task: score`."""
     truncated_tokens: int = 0
     """By how many tokens the prompt was cut."""
     seconds: float = 0.0

@@ -19,6 +19,7 @@ from batchinfer.errors import SpecError
 from batchinfer.jobspec import OutputSpec
 from batchinfer.jobspec.constraints import constraint
 from batchinfer.jobspec.regex import compile_regex
+from batchinfer.prompting.answers import label_grammar
 
 COMPILE_SECONDS = 20
 """CPU-seconds that a grammar may take to compile. Schemas in use take milliseconds to a few seconds, with a vocabulary
@@ -79,7 +80,8 @@ def _source(output: OutputSpec) -> dict[str, Any]:
         return {"kind": "json", "source": output.json_schema}
     if output.regex is not None:
         return {"kind": "regex", "source": compile_regex(output.regex).grammar}
-    return {"kind": "ebnf", "source": choices_grammar(output.choices or ())}
+    labels = output.choice_texts or ()
+    return {"kind": "ebnf", "source": label_grammar(labels) if output.multi_label else choices_grammar(labels)}
 
 
 def _tokenizer(folder: str | None) -> str | None:

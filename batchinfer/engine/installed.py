@@ -1,11 +1,16 @@
-"""Explains in one message why vLLM cannot be imported, instead of a traceback through a dozen packages."""
+"""What can be said of the installed vLLM without importing it, and in one message why it cannot be imported."""
 
 from __future__ import annotations
 
+import ast
+import difflib
+import importlib.util
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from batchinfer.engine.vllm_private import VLLM
-from batchinfer.errors import EngineError
+from batchinfer.errors import EngineError, SpecError
+from batchinfer.jobspec import JobSpec
 
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 """Packages for images and sound, which vLLM requires and text does not need. transformers imports them if they are
@@ -48,3 +53,31 @@ def _is_of_another_build(companion: str | None, torch: str | None) -> bool:
 
 def _listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def require_engine_arguments(spec: JobSpec) -> None:
+    """Raise SpecError for a name in `engine.extra` that vLLM does not have; nothing if vLLM is not installed here."""
+    if not spec.engine.extra:
+        return
+    names = engine_argument_names()
+    for name in spec.engine.extra:
+        if names and name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+            raise SpecError(
+                f"engine.extra.{name}: vLLM has no such engine argument",
+                f"did you mean {near[0]}?" if near else "see vLLM's page on engine arguments",
+            )
+
+
+def engine_argument_names() -> list[str]:
+    """The names of vLLM's engine arguments, from its source: to import it takes many seconds."""
+    found = importlib.util.find_spec("vllm")
+    if found is None or found.origin is None:
+        return []
+    tree = ast.parse(Path(found.origin).with_name("engine").joinpath("arg_utils.py").read_text())
+    (arguments,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "EngineArgs")
+    return [
+        node.target.id
+        for node in arguments.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    ]

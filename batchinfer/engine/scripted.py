@@ -1,6 +1,6 @@
 """A deterministic engine without a model, to measure the pipeline itself and to test scale and faults.
 
-The answer to a prompt is `engine.scripted.answer`, or the choice that a hash of the prompt picks, or the first
+The answer to a prompt is `engine.scripted.answer`, or the choices that a hash of the prompt picks, or the first
 `max_tokens` tokens of the prompt. A token is four characters. Like vLLM's engine, it has a separate process, which is
 idle: if that process is killed, the engine is dead.
 """
@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from batchinfer.engine.base import Completion, EngineDied, set_apart
 from batchinfer.errors import RowError
 from batchinfer.jobspec import JobSpec
+from batchinfer.prompting.answers import label_list
 from batchinfer.prompting.prompts import Prompt
 
 TOKEN_CHARACTERS = 4
@@ -34,7 +35,9 @@ class ScriptedEngine:
         self._script = script = spec.engine.scripted
         self._answer = script.answer
         self._has_faults = any(mark is not None for mark in (script.kill_on, script.hang_on, script.reject_on))
-        self._choices = spec.output.choices
+        self._choices = spec.output.choice_texts
+        self._many = spec.output.multi_label
+        self._tells_confidence = spec.output.confidence
         self._thinks = spec.reasoning is not None and spec.reasoning.parser != "none"
         self._n = spec.sampling.n
         self._max_characters = spec.sampling.max_tokens * TOKEN_CHARACTERS
@@ -87,7 +90,10 @@ class ScriptedEngine:
         if self._answer is not None:
             answer = self._answer
         elif self._choices is not None:
-            answer = self._choices[zlib.crc32(text.encode()) % len(self._choices)]
+            hashed = zlib.crc32(text.encode())
+            answer = self._choices[hashed % len(self._choices)]
+            if self._many:
+                answer = label_list(label for i, label in enumerate(self._choices) if hashed >> i % 32 & 1)
         else:
             answer = text
         reason = "stop"
@@ -95,11 +101,20 @@ class ScriptedEngine:
             answer, reason = answer[: self._max_characters], "length"
         n = self._n
         made = Completion([answer] * n, [reason] * n, tokens, 0, -(-len(answer) // TOKEN_CHARACTERS) * n)
+        if self._tells_confidence and self._choices is not None:
+            made.probabilities = self._scripted_probabilities(answer, text)
         if not self._thinks:
             return made
         before, ended, after = answer.partition(_THINK_END)
         length = -(-len(before + ended) // TOKEN_CHARACTERS)
         return set_apart(made, [before.removeprefix("<think>")] * n, [after if ended else None] * n, length * n)
+
+    def _scripted_probabilities(self, answer: str, text: str) -> dict[str, float]:
+        """The answer has between half of the probability and all of it, by a hash of the prompt."""
+        assert self._choices is not None
+        rest = [label for label in self._choices if label != answer]
+        sure = 0.5 + zlib.crc32(text.encode()[::-1]) % 1000 / 2000 if rest else 1.0
+        return {label: sure if label == answer else (1 - sure) / max(1, len(rest)) for label in self._choices}
 
     def _meets_fault(self, text: str) -> bool:
         """Kill or hang the engine if the script says so for this text. Returns whether the row is refused."""

@@ -10,7 +10,7 @@ from typing import Any
 from batchinfer.engine import vllm_private
 from batchinfer.engine.base import Completion, EngineDied, set_apart
 from batchinfer.engine.conversations import EngineTokenizer, prompt_writer
-from batchinfer.engine.installed import not_importable
+from batchinfer.engine.installed import not_importable, require_engine_arguments
 from batchinfer.engine.pump import Pump, Request
 from batchinfer.errors import EngineError, RowError, SpecError, WrongRelease
 from batchinfer.jobspec import JobSpec, SamplingSpec
@@ -20,10 +20,15 @@ from batchinfer.model.resolve import model_facts
 from batchinfer.model.thinking import reasoning_parser
 from batchinfer.planner import Plan
 from batchinfer.planner.host import require_avx512
-from batchinfer.prompting.answers import require_whole_choices
+from batchinfer.prompting.answers import label_grammar, require_whole_choices
+from batchinfer.prompting.choices import described
+from batchinfer.prompting.label_probabilities import LabelTree
 from batchinfer.prompting.prompts import Prompt
-from batchinfer.prompting.tokens import PromptTokens
+from batchinfer.prompting.tokens import PromptTokens, Tokenized
 from batchinfer.storage import local_path
+
+MAX_LABEL_TOKENS = 128
+"""Tokens whose probabilities vLLM 0.32 reports for one request (MAX_LOGPROB_TOKEN_IDS); it refuses more."""
 
 LINGER_SECONDS = 0.25
 """Seconds that an idle engine waits for further shards if rows share prefixes. Shorter misses shards that arrive
@@ -67,9 +72,9 @@ def engine_arguments(
         arguments["enable_chunked_prefill"] = False
     if adapter is not None:
         arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": adapter.max_rank}
-    if spec.task == "embed":
-        # `convert` makes a generative model return the hidden state of the last token.
-        arguments |= {"runner": "pooling", "convert": "embed"}
+    if not spec.generates:
+        # `convert` makes a generative model return the hidden state of the last token, or the scores of its head.
+        arguments |= {"runner": "pooling", "convert": "embed" if spec.task == "embed" else "classify"}
     if spec.model.speculative is not None:
         arguments["speculative_config"] = spec.model.speculative.model_dump(exclude_none=True)
     if spec.output.json_schema is not None:
@@ -79,7 +84,8 @@ def engine_arguments(
     if thinking is not None:
         # The grammar of an answer begins after the thinking, and vLLM can end the thinking.
         arguments["reasoning_parser"] = thinking
-    arguments.update(spec.engine.model_dump(exclude={"scripted"}, exclude_none=True))
+    arguments.update(spec.engine.model_dump(exclude={"scripted", "extra"}, exclude_none=True))
+    arguments.update(spec.engine.extra)
     return {name: value for name, value in arguments.items() if value is not None}
 
 
@@ -113,11 +119,18 @@ def _request_parameters(spec: JobSpec, thinking: str | None) -> Any:
     )
 
     if spec.task == "embed":
-        return PoolingParams(task="embed")
+        return PoolingParams(task="embed", dimensions=spec.embed.dimensions, use_activation=spec.embed.normalize)
+    if not spec.generates:
+        return PoolingParams(task="classify")
     output = spec.output
     structured = None
     if output.choices is not None:
-        structured = StructuredOutputsParams(choice=list(output.choices))
+        labels = list(output.choices)
+        structured = (
+            StructuredOutputsParams(grammar=label_grammar(labels))
+            if output.multi_label
+            else StructuredOutputsParams(choice=labels)
+        )
     elif output.json_schema is not None:
         structured = StructuredOutputsParams(json=output.json_schema)
     elif output.regex is not None:
@@ -149,8 +162,10 @@ class VllmEngine:
         vllm_private.require()
         from vllm.lora.request import LoRARequest
 
+        require_engine_arguments(spec)
         _require_kernels(spec, plan)
-        self._embeds = spec.task == "embed"
+        self._task = spec.task
+        self._pools = not spec.generates
         thinking = None if spec.reasoning is None else reasoning_parser(spec, _tokenizer_folder(spec, plan))
         self._params = _request_parameters(spec, thinking)
         self._fetched = tempfile.TemporaryDirectory(prefix="batchinfer-adapter-")
@@ -193,7 +208,7 @@ class VllmEngine:
         self._context: int = vllm_private.context_length(engine)
         has_template = bool(spec.prompt.chat_template or getattr(self._tokenizer, "chat_template", None))
         # An embedding is of the text itself, unless the spec says otherwise.
-        chat = has_template and not self._embeds if spec.prompt.chat is None else spec.prompt.chat
+        chat = has_template and not self._pools if spec.prompt.chat is None else spec.prompt.chat
         if (chat or spec.prompt.needs_chat) and not has_template:
             raise EngineError(
                 f"{spec.model.source} has no chat template", "set prompt.chat: false, or take a chat model"
@@ -201,12 +216,16 @@ class VllmEngine:
         try:
             self._thinking = None if thinking is None else _thinking(spec, thinking, engine)
             _require_accepted(spec, engine, self._params)
-            writer = prompt_writer(spec.prompt, self._tokenizer, chat)
+            writer = prompt_writer(described(spec), self._tokenizer, chat)
             # A chat template writes its own special tokens.
             self._tokens = PromptTokens(spec, EngineTokenizer(self._tokenizer), writer, not chat, self._context)
         except SpecError:
             vllm_private.Core(engine).shutdown()
             raise
+        self._names = vllm_private.label_names(engine) if spec.task == "classify" else []
+        self._labels: LabelTree | None = None
+        if spec.output.confidence:
+            self._labels = self._label_tree(spec, engine)
         sharing = plan.workload is not None and plan.workload.shares_apart
         self._pump = Pump(engine, lora, LINGER_SECONDS if sharing else 0.0)
 
@@ -215,17 +234,19 @@ class VllmEngine:
     ) -> list[Completion]:
         completions: list[Completion | None] = [None] * len(prompts)
         requests, places = [], []
-        made = self._tokens(prompts)
+        made = self._pairs(prompts) if self._task == "score" else self._tokens(prompts)
         for i, prompt in enumerate(made):
             if isinstance(prompt, RowError):
                 completions[i] = Completion.failed(prompt)
-            elif len(prompt.ids) + (not self._embeds) > self._context:
-                room = "fit into" if self._embeds else "leave room for an answer in"
+            elif len(prompt.ids) + (not self._pools) > self._context:
+                room = "fit into" if self._pools else "leave room for an answer in"
                 message = f"{len(prompt.ids)} tokens do not {room} a context of {self._context}"
                 completions[i] = Completion.failed(RowError("prompt_too_long", message), len(prompt.ids))
             else:
                 ids = list(prompt.ids)
-                requests.append(Request({"type": "token", "prompt_token_ids": ids}, self._params, prompt.text))
+                requests.append(
+                    Request({"type": "token", "prompt_token_ids": ids}, self._parameters(prompt), prompt.text)
+                )
                 places.append(i)
         batch = self._pump.run(requests, begun, finished)
         for i, result, seconds in zip(places, batch.results, batch.seconds, strict=True):
@@ -242,13 +263,32 @@ class VllmEngine:
     def steps(self) -> int:
         return self._pump.steps
 
+    def _pairs(self, prompts: Sequence[Prompt]) -> list[Tokenized | RowError]:
+        """Query and document of each prompt as one pair, for a cross-encoder."""
+        if not prompts:
+            return []
+        pairs = self._tokenizer([p.query for p in prompts], [p.text for p in prompts])
+        types = pairs.get("token_type_ids") or [None] * len(prompts)
+        made: list[Tokenized | RowError] = []
+        for prompt, ids, kinds in zip(prompts, pairs["input_ids"], types, strict=True):
+            second = None if kinds is None else vllm_private.compressed_token_types(kinds)
+            made.append(Tokenized(prompt.text, ids, 0, second))
+        return made
+
+    def _parameters(self, prompt: Tokenized) -> Any:
+        if prompt.second is None:
+            return self._params
+        mine = self._params.clone()
+        mine.extra_kwargs = {"compressed_token_type_ids": prompt.second}
+        return mine
+
     def _completion(self, result: Any) -> Completion:
         if isinstance(result, Exception):
             return Completion.failed(RowError("engine_rejected", _brief(result)))
-        if self._embeds:
-            tokens, cached = len(result.prompt_token_ids), result.num_cached_tokens or 0
-            vector = result.outputs.data.float().flatten().numpy()
-            return Completion([], ["stop"], tokens, cached, 0, embedding=vector)
+        if self._pools:
+            return self._pooled(result)
+        if self._labels is not None:
+            return self._label(result, self._labels)
         outputs = sorted(result.outputs, key=lambda output: output.index)
         made = Completion(
             texts=[output.text for output in outputs],
@@ -278,6 +318,52 @@ class VllmEngine:
         for token in self._special:
             text = text.replace(token, "") if token in text else text
         return text if self._verbatim else text.strip("\n")
+
+    def _pooled(self, result: Any) -> Completion:
+        """A vector, a label with the probabilities of all, or a score."""
+        tokens, cached = len(result.prompt_token_ids), result.num_cached_tokens or 0
+        values = result.outputs.data.float().flatten().numpy()
+        made = Completion([], ["stop"], tokens, cached, 0)
+        if self._task == "embed":
+            made.embedding = values
+        elif self._task == "score":
+            made.score = float(values[0])
+        else:
+            made.probabilities = dict(zip(self._names, values.tolist(), strict=True))
+            made.texts = [self._names[int(values.argmax())]]
+        return made
+
+    def _label_tree(self, spec: JobSpec, engine: Any) -> LabelTree:
+        """The labels as tokens. The requests then ask for the probabilities of these tokens, and leave texts to us.
+
+        vLLM computes these probabilities after the grammar and before temperature, penalties and top_p.
+        """
+        labels = spec.output.choice_texts or ()
+        usual = [self._tokenizer.encode(label, add_special_tokens=False) for label in labels]
+        vocabulary, ends = vllm_private.grammar_tokens(engine)
+        tree = LabelTree(labels, vocabulary, ends, usual, MAX_LABEL_TOKENS)
+        params = self._params
+        params.logprob_token_ids = list(tree.tokens) or [ends[0]]
+        # vLLM would write the text of each of these tokens for each token of an answer, in Python.
+        params.detokenize, params.flat_logprobs, params.stop = False, True, []
+        return tree
+
+    def _label(self, result: Any, labels: LabelTree) -> Completion:
+        (output,) = result.outputs
+        tokens = tuple(output.token_ids)
+        steps = []
+        flat = output.logprobs
+        for start, end in zip(flat.start_indices, flat.end_indices, strict=True):
+            # The chosen token comes first, and may occur twice.
+            steps.append(dict(zip(flat.token_ids[start:end], flat.logprobs[start:end], strict=True)))
+        return Completion(
+            texts=[labels.text(tokens)],
+            finish_reasons=[str(output.finish_reason)],
+            input_tokens=len(result.prompt_token_ids),
+            cached_tokens=result.num_cached_tokens or 0,
+            output_tokens=len(tokens),
+            probabilities=dict(zip(labels.names, labels.probabilities(tokens, steps), strict=True)),
+        )
 
     def close(self) -> None:
         self._pump.close()
@@ -310,9 +396,10 @@ def _thinking(spec: JobSpec, name: str, engine: Any) -> vllm_private.Thinking:
 
 def _require_accepted(spec: JobSpec, engine: Any, params: Any) -> None:
     """Raise SpecError for parameters that vLLM would refuse for every row, and for choices longer than `max_tokens`."""
-    if spec.task == "embed":
-        return
     try:
+        if not spec.generates:
+            params.clone().verify(engine.model_config)
+            return
         vllm_private.require_accepted(engine, params)
     except WrongRelease:
         raise

@@ -26,9 +26,11 @@ _PROCESS_STARTS_IN = "vllm.v1.engine.utils"
 
 _UNKNOWN_TO_XGRAMMAR = "vllm.v1.structured_output.backend_xgrammar:has_xgrammar_unsupported_json_features"
 
+_TOKEN_TYPES = "vllm.entrypoints.pooling.scoring.utils:compress_token_type_ids"
 _PARSERS = "vllm.reasoning:ReasoningParserManager"
 
 _NAMES = (
+    _TOKEN_TYPES,
     f"{_PARSERS}.get_reasoning_parser",
     _UNKNOWN_TO_XGRAMMAR,
     "vllm.sampling_params:SamplingParams.verify",
@@ -76,6 +78,28 @@ def new_engine(arguments: dict[str, Any], worker_in_engine: bool) -> Any:
     )
     Core(engine)
     return engine
+
+
+def compressed_token_types(ids: list[int]) -> int:
+    """The token types of a pair of texts as the engine wants them: where the second text begins."""
+    place: int = VLLM.name(_TOKEN_TYPES)(ids)
+    return place
+
+
+def label_names(engine: Any) -> list[str]:
+    """The labels of a sequence classifier, in the order of its outputs."""
+    config = VLLM.attribute(VLLM.attribute(engine, "model_config"), "hf_config")
+    return [str(config.id2label[i]) for i in range(config.num_labels)]
+
+
+def grammar_tokens(engine: Any) -> tuple[list[bytes], list[int]]:
+    """The bytes of each token and the tokens that end an answer, as the grammars of answers have them."""
+    from xgrammar import TokenizerInfo
+
+    size = VLLM.attribute(engine, "model_config").get_vocab_size()
+    info = TokenizerInfo.from_huggingface(engine.get_tokenizer(), vocab_size=size)
+    special = set(info.special_token_ids)
+    return [b"" if i in special else text for i, text in enumerate(info.decoded_vocab)], list(info.stop_token_ids)
 
 
 def context_length(engine: Any) -> int:

@@ -12,12 +12,13 @@ from typing import Any
 
 from batchinfer.catalog import engine_support, models
 from batchinfer.engine.grammars import require_grammar
+from batchinfer.engine.installed import require_engine_arguments
 from batchinfer.errors import InputError, ModelError, OutputError, SpecError, StoreRefused, UserError
 from batchinfer.execution.sample_prompts import chat_template, require_room_for_choices
 from batchinfer.input import build_manifest, input_entries
 from batchinfer.input.files import fixed_part, is_glob
 from batchinfer.input.manifest import Fingerprint, Manifest, from_parquet
-from batchinfer.jobspec import SCRIPTED, JobSpec, ModelSpec, PromptSpec, parse
+from batchinfer.jobspec import SCRIPTED, EmbedSpec, JobSpec, ModelSpec, PromptSpec, parse
 from batchinfer.jobspec.cron import Tick
 from batchinfer.jobspec.schedule import current_time, resolve
 from batchinfer.jobspec.templates import is_template
@@ -37,6 +38,14 @@ _FREE_KEYS = ("name", "resources", "limits", "schedule", "storage", "labels")
 """Keys that may change between the runs of one output: they shape no result."""
 
 _SHAPING_ENGINE_KEYS = ("max_model_len", "kv_cache_dtype", "tokenizer", "load_format", "seed", "scripted")
+
+
+_LATER_KEYS: dict[str, tuple[str, ...]] = {
+    "": ("embed",),
+    "prompt": ("query",),
+    "output": ("multi_label", "confidence", "abstain_below", "embedding_type"),
+}
+"""Keys by their section that runs of earlier versions lack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +163,7 @@ def check(
     layout = Layout(spec.output.uri, spec.storage)
     require_own(layout, thorough=fresh or trial)
     require_room_for_choices(spec, facts.folder)
+    require_engine_arguments(spec)
     # Compiles the spec's own template.
     chat_template(facts.folder, spec.prompt)
     if spec.model.source != SCRIPTED:
@@ -241,7 +251,13 @@ def shaping(spec: JobSpec) -> dict[str, Any]:
     for key, default in (("too_long", "error"), ("allow_special_tokens", False)):
         if values["prompt"][key] == default:
             values["prompt"].pop(key)
-    values["engine"] = {key: values["engine"][key] for key in _SHAPING_ENGINE_KEYS}
+    # Nor do they have these keys, which change nothing unless they are set.
+    for section, keys in _LATER_KEYS.items():
+        for key in keys:
+            place = values[section] if section else values
+            if not place[key] or place[key] == EmbedSpec().model_dump():
+                place.pop(key)
+    values["engine"] = {key: values["engine"][key] for key in _SHAPING_ENGINE_KEYS} | values["engine"]["extra"]
     return values
 
 
@@ -342,6 +358,7 @@ def require_model(spec: JobSpec, access: bool = True) -> ModelFacts:
     """
     facts = model_facts(spec.model, spec.storage)
     _require_engine_support(facts)
+    _require_head(spec, facts)
     _require_known_tokens(spec, facts)
     if facts.shape is not None:
         require_consistent(spec, facts.shape, source_of(spec, facts.name, facts.entry, facts.quantization))
@@ -369,6 +386,42 @@ def _require_engine_support(facts: ModelFacts) -> None:
         f"{facts.name} cannot run: vLLM dropped {architecture} after {support.until}",
         f"use {instead}, which takes its place",
     )
+
+
+def _require_head(spec: JobSpec, facts: ModelFacts) -> None:
+    """Refuse a task that the model has no head for, and dimensions that it was not trained for."""
+    if not facts.config and facts.shape is None:
+        return
+    named = next(iter(facts.config.get("architectures") or []), facts.shape.architecture if facts.shape else "")
+    overrides = spec.engine.extra.get("hf_overrides") or {}
+    config = {**facts.config, **(overrides if isinstance(overrides, dict) else {})}
+    if spec.task in ("classify", "score"):
+        names = next(iter(config.get("architectures") or []), named)
+        if not names.endswith(("ForSequenceClassification", "RewardModel", "ClassificationModel")):
+            raise ModelError(
+                f"{facts.name} is a {named}, which has no head for task {spec.task}",
+                "take a checkpoint whose architecture ends with ForSequenceClassification",
+            )
+        outputs = len(config.get("id2label") or ()) or config.get("num_labels", 2)
+        if (outputs == 1) != (spec.task == "score"):
+            other = "score" if spec.task == "classify" else "classify"
+            raise ModelError(
+                f"{facts.name} has {outputs} output{'s' if outputs > 1 else ''}, which task {spec.task} cannot use",
+                f"set task: {other}, or take another model",
+            )
+    wanted, size = spec.embed.dimensions, config.get("hidden_size")
+    if wanted is not None:
+        allowed = config.get("matryoshka_dimensions")
+        if not allowed and not config.get("is_matryoshka"):
+            raise ModelError(
+                f"{facts.name} does not say that its vectors may be cut, so embed.dimensions cannot be used",
+                "leave it out; if the model's card says so: engine.extra: {hf_overrides: {is_matryoshka: true}}",
+            )
+        if (allowed and wanted not in allowed) or (isinstance(size, int) and wanted > size):
+            raise ModelError(
+                f"{facts.name} has no vectors of {wanted} dimensions",
+                f"embed.dimensions may be {', '.join(map(str, allowed)) if allowed else f'1 to {size}'}",
+            )
 
 
 def _require_known_tokens(spec: JobSpec, facts: ModelFacts) -> None:

@@ -27,9 +27,10 @@ from batchinfer.execution.result_rows import counts, evaluate, result_table
 from batchinfer.execution.shard_block import Envelope, seal, unseal
 from batchinfer.jobspec import JobSpec
 from batchinfer.model.download import is_remote, local_model
+from batchinfer.model.resolve import model_facts
 from batchinfer.planner import Plan
 from batchinfer.prompting.answers import OutputCheck
-from batchinfer.prompting.prompts import PromptMaker
+from batchinfer.prompting.job_prompts import JobPrompts
 
 JOURNAL_SECONDS = 1.0
 
@@ -156,7 +157,8 @@ class Replica:
         self._events = EventFile(job.layout, job.run_id, self._journal.ran.replica_id)
         events.tell("replica started", node=self._journal.ran.node)
         self._guard = Guard(REPLICA, self._journal.ran.replica_id)
-        self._maker = PromptMaker(job.spec.prompt)
+        self._maker = JobPrompts(job.spec)
+        self._width = vector_size(job.spec)
         self._check = OutputCheck(job.spec.output, job.spec.sampling.max_tokens)
         self._engine: Supervisor | BatchinferError
         try:
@@ -195,7 +197,7 @@ class Replica:
             Completion.failed(prompt) if isinstance(prompt, RowError) else self._checked(next(answers))
             for prompt in prompts
         ]
-        results = result_table(self._job.spec, rows, envelope, completions, self._job.timed)
+        results = result_table(self._job.spec, rows, envelope, completions, self._job.timed, self._width)
         record = self._record(envelope, rows, completions, results, started_at_us, outcome)
         return seal(results, envelope.model_copy(update={"record": record}))
 
@@ -274,6 +276,13 @@ class _Note:
         position = self._places[place]
         retried = self._envelope.retried
         return self._envelope.number(position if retried is None else retried[position])
+
+
+def vector_size(spec: JobSpec) -> int:
+    """The numbers of a vector of the job, for shards in which no row has one."""
+    if spec.output.embedding_type is None:
+        return 1
+    return spec.embed.dimensions or model_facts(spec.model, spec.storage).vector_size or 1
 
 
 def with_local_model(spec: JobSpec, plan: Plan) -> tuple[JobSpec, Plan]:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchinfer.accounting.evaluation import Evaluation
 from batchinfer.accounting.ledger import replica_accounts, replicas_table, totals
 from batchinfer.accounting.records import ShardRecord
-from batchinfer.accounting.report import Accuracy, Report, make_report, overall_accuracy
+from batchinfer.accounting.report import Report, make_report, overall_accuracy
 from batchinfer.errors import Stopped, TooManyFailedRows, UserError
-from batchinfer.execution.checks import absolute, open_run
-from batchinfer.execution.result_rows import compared, part_of
+from batchinfer.execution.checks import open_run
+from batchinfer.execution.evaluate_later import accuracy_of_results, evaluate_results, evaluation
 from batchinfer.input.manifest import Manifest
-from batchinfer.jobspec import EvaluateSpec, JobSpec, parse
-from batchinfer.jobspec.printed import printed
+from batchinfer.jobspec import JobSpec
 from batchinfer.planner import Plan
 from batchinfer.rundir.commit import committed_shards, read_accounting, read_records, repair
 from batchinfer.rundir.failed_rows import noted_retry
@@ -35,10 +32,25 @@ def report(uri: str, overrides: Sequence[str] = ()) -> Report:
     layout, manifest, spec = open_run(uri)
     if overrides:
         made = report(uri)
-        groups = _accuracy_of_results(layout, spec, _evaluation(layout, spec, overrides))
+        groups = accuracy_of_results(layout, spec, evaluation(layout, spec, overrides))
         return made.model_copy(update={"accuracy": groups, "overall_accuracy": overall_accuracy(groups.values())})
     records = read_records(layout, manifest, noted_retry(layout))
     return _report(layout, spec, manifest, records, living_replicas(layout, read_journals(layout)))
+
+
+def evaluate(uri: str, overrides: Sequence[str] = ()) -> dict[str, Evaluation]:
+    """What the answers of the run at `uri` are worth, by group, `all` among them; writes nothing.
+
+    `overrides` may set `evaluate`. Raises UserError without a column to compare with.
+    """
+    layout, _, spec = open_run(uri)
+    wanted = evaluation(layout, spec, overrides) if overrides else spec.evaluate
+    if wanted is None:
+        raise UserError(f"the spec of {uri} names no column with right answers", "say --expected COLUMN")
+    found = evaluate_results(layout, spec, wanted)
+    if not found:
+        raise UserError(f"no row of {uri} has a value in {wanted.expected!r}", "name a column with right answers")
+    return found
 
 
 def require_limits(made: Report) -> None:
@@ -56,60 +68,6 @@ def require_limits(made: Report) -> None:
             "what was in flight when the budget ended was paid for; set a higher limit, or take smaller shards: "
             "shards.rows",
         )
-
-
-def _evaluation(layout: Layout, spec: JobSpec, overrides: Sequence[str]) -> EvaluateSpec:
-    """The run's `evaluate` with `overrides`, KEY=VALUE each, applied. Raises UserError if they set anything else."""
-    changed = absolute(parse(layout.storage.read(layout.spec).decode(), layout.spec, overrides))
-    if changed.model_copy(update={"evaluate": spec.evaluate}) != spec or changed.evaluate is None:
-        raise UserError(
-            "only evaluate may be set for a report: anything else would need another run",
-            "as in --set evaluate.expected=COLUMN",
-        )
-    return changed.evaluate
-
-
-def _accuracy_of_results(layout: Layout, spec: JobSpec, wanted: EvaluateSpec) -> dict[str, Accuracy]:
-    """The accuracy of the answers in the results, by group."""
-    named = [name for name in (wanted.expected, wanted.by) if name is not None]
-    found: Counter[str] = Counter()
-    right: Counter[str] = Counter()
-    for shard_id in sorted(committed_shards(layout)):
-        uri = layout.data(shard_id)
-        with layout.storage.open(uri) as file, reading(uri, "move it away and run the job again: it is made anew"):
-            have = pq.ParquetFile(file)
-            _require_passed_through(spec, named, have.schema_arrow.names)
-            column = wanted.part if spec.output.as_ == "columns" and wanted.part else spec.output.column
-            table = have.read(columns=list({*named, column, "error_code"}))
-        outcomes = zip(table.column("error_code").to_pylist(), table.column(column).to_pylist(), strict=True)
-        answers = [_to_compare(answer, spec, wanted) if code is None else None for code, answer in outcomes]
-        for group, (good, of) in compared(wanted, table, answers).items():
-            right[group] += good
-            found[group] += of
-    return {g: Accuracy(right=right[g], compared=n, accuracy=right[g] / n) for g, n in sorted(found.items())}
-
-
-def _require_passed_through(spec: JobSpec, named: Sequence[str], have: Sequence[str]) -> None:
-    missing = [name for name in named if name not in have]
-    if missing:
-        raise UserError(
-            f"the results have no column {missing[0]!r} to compare with",
-            f"name one that the job passed through (input.columns): {', '.join(spec.input.columns) or 'there is none'}",
-        )
-
-
-def _to_compare(answer: Any, spec: JobSpec, wanted: EvaluateSpec) -> str | None:
-    """What is compared of a value of the results: text, one part of JSON text, of a struct, or a column of its own."""
-    if wanted.part is None:
-        return _first_answer(answer)
-    if spec.output.as_ == "columns":
-        return None if answer is None else printed(answer)
-    whole = _first_answer(answer) if spec.output.as_ == "json" else answer
-    return part_of(json.loads(whole) if isinstance(whole, str) else whole, wanted.part)
-
-
-def _first_answer(answer: str | list[str] | None) -> str | None:
-    return (answer[0] if answer else None) if isinstance(answer, list) else answer
 
 
 def conclude(layout: Layout, spec: JobSpec, manifest: Manifest) -> Report:

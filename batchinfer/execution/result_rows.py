@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,13 +25,19 @@ SECONDS = "row_seconds"
 
 
 def result_table(
-    spec: JobSpec, rows: pa.Table, envelope: Envelope, completions: Sequence[Completion], timed: bool = False
+    spec: JobSpec,
+    rows: pa.Table,
+    envelope: Envelope,
+    completions: Sequence[Completion],
+    timed: bool = False,
+    width: int = 1,
 ) -> pa.Table:
     """The rows of the result file: id, passed-through columns, output, and the row's outcome.
 
-    With n > 1 the output, the finish reason and the logprobs are lists of n. An embedding is a list of
-    float32. A row that failed before the engine has a null output. An answer of the wrong shape is kept beside
-    its error, unless answers are typed: then it is null. `timed` adds the column SECONDS.
+    With n > 1 the output, the finish reason and the logprobs are lists of n. A list of labels is a list of texts, an
+    embedding a list of numbers. A row that failed before the engine has a null output. An answer of the wrong shape is
+    kept beside its error, unless answers are typed: then it is null. `timed` adds the column SECONDS. `width`: the
+    numbers of a vector, for a shard that has none.
     """
     columns: dict[str, pa.Array | pa.ChunkedArray] = {}
     if spec.input.id_column is None:
@@ -41,12 +50,7 @@ def result_table(
     many = spec.sampling.n > 1
     text = pa.list_(pa.string()) if many else pa.string()
     first = slice(None) if many else 0
-    if spec.task == "embed":
-        columns[spec.output.column] = pa.array([c.embedding for c in completions], pa.list_(pa.float32()))
-    elif spec.output.kind is not None:
-        columns |= _typed_columns(spec, completions)
-    else:
-        columns[spec.output.column] = pa.array([c.texts[first] if c.texts else None for c in completions], text)
+    columns |= _outputs(spec, completions, width)
     columns["finish_reason"] = pa.array(
         [c.finish_reasons[first] if c.finish_reasons else None for c in completions], text
     )
@@ -70,6 +74,66 @@ def result_table(
             thought = [c.reasoning[first] if c.reasoning else None for c in completions]
             columns[spec.reasoning.column] = pa.array(thought, text)
     return pa.table(columns)
+
+
+def _outputs(spec: JobSpec, completions: Sequence[Completion], width: int) -> dict[str, pa.Array]:
+    """The output column and its companions (`JobSpec.companions`)."""
+    output, name = spec.output, spec.output.column
+    if spec.task == "embed":
+        return _vectors(spec, [c.embedding for c in completions], width)
+    if spec.task == "score":
+        return {name: pa.array([c.score for c in completions], pa.float64())}
+    if output.kind is not None:
+        return _typed_columns(spec, completions)
+    if spec.sampling.n > 1:
+        texts = [c.texts or None for c in completions]
+        if not output.multi_label:
+            return {name: pa.array(texts, pa.list_(pa.string()))}
+        lists = [None if c.error or not c.texts else [json.loads(text) for text in c.texts] for c in completions]
+        return {name: pa.array(lists, pa.list_(pa.list_(pa.string())))}
+    answers = [c.texts[0] if c.texts else None for c in completions]
+    if output.multi_label:
+        # A cut list is no list: its text is in the row's error.
+        labels = [
+            json.loads(a) if a is not None and c.error is None else None
+            for a, c in zip(answers, completions, strict=True)
+        ]
+        return {name: pa.array(labels, pa.list_(pa.string()))}
+    made = {name: pa.array(answers, pa.string())}
+    if spec.tells_confidence:
+        found = [c.probabilities if c.error is None else None for c in completions]
+        sure = [None if p is None else p.get(a or "") for p, a in zip(found, answers, strict=True)]
+        made[f"{name}_confidence"] = pa.array(sure, pa.float64())
+        pairs = [p and list(p.items()) for p in found]
+        made[f"{name}_probabilities"] = pa.array(pairs, pa.map_(pa.string(), pa.float64()))
+        if output.abstain_below is not None:
+            made[f"{name}_guess"] = made[name]
+            made[name] = pc.if_else(pc.less(made[f"{name}_confidence"], output.abstain_below), None, made[name])
+    return made
+
+
+MOST_OF_INT8 = 127
+"""The largest number of a stored int8 vector. 128 would fit negative numbers only, and break the symmetry."""
+
+
+def _vectors(spec: JobSpec, vectors: Sequence[npt.NDArray[np.float32] | None], width: int) -> dict[str, pa.Array]:
+    """The vectors as `output.embedding_type` has them; `width`: the numbers of a vector if no row has one."""
+    name, kind = spec.output.column, spec.output.embedding_type
+    if kind is None:
+        return {name: pa.array(vectors, pa.list_(pa.float32()))}
+    size = next((len(vector) for vector in vectors if vector is not None), width)
+    if kind != "int8":
+        stored = [None if v is None else v.astype(kind) for v in vectors]
+        return {name: pa.array(stored, pa.list_(pa.type_for_alias(kind), size))}
+    scales = [None if v is None else float(np.float32(np.abs(v).max() / MOST_OF_INT8)) for v in vectors]
+    small = [
+        None if v is None else np.rint(v / scale if scale else v).astype(np.int8)
+        for v, scale in zip(vectors, scales, strict=True)
+    ]
+    return {
+        name: pa.array(small, pa.list_(pa.int8(), size)),
+        f"{name}_scale": pa.array(scales, pa.float32()),
+    }
 
 
 def _typed_columns(spec: JobSpec, completions: Sequence[Completion]) -> dict[str, pa.Array]:
@@ -101,7 +165,7 @@ def evaluate(spec: JobSpec, rows: pa.Table, completions: Sequence[Completion]) -
     if wanted is None:
         return {}
     answers = [_answer(c, wanted) if c.texts and c.error is None else None for c in completions]
-    return compared(wanted, rows, answers)
+    return compared(wanted, rows, answers, spec.output.multi_label)
 
 
 def _answer(completion: Completion, wanted: EvaluateSpec) -> str | None:
@@ -118,8 +182,13 @@ def part_of(whole: Any, part: str) -> str | None:
     return None if value is None else printed(value)
 
 
-def compared(wanted: EvaluateSpec, rows: pa.Table, answers: Sequence[str | None]) -> dict[str, tuple[int, int]]:
-    """As `evaluate`, for existing answers, None for a row without one; `rows` has the columns of `wanted`."""
+def compared(
+    wanted: EvaluateSpec, rows: pa.Table, answers: Sequence[str | None], many: bool
+) -> dict[str, tuple[int, int]]:
+    """As `evaluate`, for existing answers, None for a row without one; `rows` has the columns of `wanted`.
+
+    `many`: the answers are JSON lists of labels, whose order does not count.
+    """
     expected = column_values(rows, wanted.expected)
     groups = column_values(rows, wanted.by) if wanted.by is not None else ["all"] * rows.num_rows
     counts: dict[str, tuple[int, int]] = {}
@@ -127,8 +196,20 @@ def compared(wanted: EvaluateSpec, rows: pa.Table, answers: Sequence[str | None]
         if value is not None:
             name = str(group) if group is None else printed(group)
             right, of = counts.get(name, (0, 0))
-            counts[name] = (right + (answer == printed(value)), of + 1)
+            counts[name] = (right + (labels_of(answer, many) == labels_of(value, many)), of + 1)
     return counts
+
+
+def labels_of(value: Any, many: bool) -> frozenset[str] | None:
+    """The labels of an answer or of an expected value; None for a row without one. `many`: it is a list of labels."""
+    if value is None:
+        return None
+    if many and isinstance(value, str) and value.startswith("["):
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
+    if many and isinstance(value, list):
+        return frozenset(printed(label) for label in value)
+    return frozenset([printed(value)])
 
 
 def counts(results: pa.Table) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def try_rows(
             report=made,
             plan=plan_job(job, described, listener),
             rows_in_input=found.manifest.rows,
-            chosen="by their ids" if ids else "evenly spread over the input",
+            chosen="by their ids" if ids else "spread over the input",
             output=layout.root,
         )
 

@@ -23,10 +23,11 @@ from batchinfer.input.manifest import Manifest, Shard
 from batchinfer.input.shard_sizes import CHARACTERS_PER_TOKEN
 from batchinfer.jobspec import JobSpec, PromptSpec
 from batchinfer.planner import Interval, PromptSample, TooLong, Workload
-from batchinfer.prompting.answers import require_whole_choices
+from batchinfer.prompting.answers import label_list, require_whole_choices
 from batchinfer.prompting.chat_template import ChatTemplate
 from batchinfer.prompting.control_tokens import is_control
-from batchinfer.prompting.prompts import Prompt, PromptMaker
+from batchinfer.prompting.job_prompts import JobPrompts
+from batchinfer.prompting.prompts import Prompt
 from batchinfer.prompting.tokens import PromptTokens, Tokenized, Writer, room_of_cut
 
 SAMPLED_SHARDS = 16
@@ -172,12 +173,12 @@ def survey(
     # Counted whole, whatever the job does with prompts that are too long: the plan says what each remedy does.
     counting = counter(tokenizer_folder, spec)
     cuts = spec.prompt.too_long == "truncate"
-    room = None if longest is None or not counting.exact else longest - (0 if spec.task == "embed" else 1)
+    room = None if longest is None or not counting.exact else longest - (1 if spec.generates else 0)
     keeps = room_of_cut(spec, longest) if cuts and longest is not None and counting.exact else room
     lengths: list[int] = []
     beginnings: list[list[str]] = []
     failures: list[RowError] = []
-    maker = PromptMaker(spec.prompt)
+    maker = JobPrompts(spec)
     sampled = _sample(manifest.shards)
     source = (spec.input.uri, spec.input.format, spec.storage, spec.input.csv)
     for _, rows in read_shards(sampled, manifest.schema, manifest.partitions, *source):
@@ -238,7 +239,7 @@ def _remedies(spec: JobSpec, lengths: Sequence[int], longest: int | None, model_
     """The prompts that do not fit into `longest` tokens, and what each remedy would do; None if all fit."""
     if longest is None:
         return None
-    answer = 0 if spec.task == "embed" else spec.sampling.max_tokens
+    answer = spec.sampling.max_tokens if spec.generates else 0
     cuts = spec.prompt.too_long == "truncate"
     keeps = max(0, longest - answer)
     room = keeps if cuts else longest - min(1, answer)
@@ -269,7 +270,7 @@ def _histogram(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
 def require_room_for_choices(spec: JobSpec, tokenizer_folder: str | None) -> None:
     """Raise SpecError if `sampling.max_tokens` cuts the longest of `output.choices`: it could never be an answer."""
     counting = counter(tokenizer_folder, spec) if spec.output.choices else None
-    if counting is None or not counting.exact or spec.task == "embed":
+    if counting is None or not counting.exact or not spec.generates:
         return
     require_whole_choices(spec, counting.text_tokens)
 
@@ -288,13 +289,16 @@ def _sample(shards: Sequence[Shard]) -> list[Shard]:
 def _answers(spec: JobSpec, counting: TokenCounter, earlier: float | None) -> tuple[Interval, str]:
     """Output tokens of one answer, and where the figure comes from."""
     most = spec.sampling.max_tokens
-    if spec.task == "embed":
-        return Interval(low=0, mid=0, high=0), "a vector, no token"
+    if not spec.generates:
+        return Interval(low=0, mid=0, high=0), "numbers, no token"
     if earlier is not None:
         mean = earlier / spec.sampling.n
         return Interval(low=mean * 0.9, mid=mean, high=mean * 1.1), "as an earlier run of this job measured it"
     if spec.output.choices is not None:
         each = [min(most, counting.text_tokens(choice) + 1) for choice in spec.output.choices]
+        if spec.output.multi_label:
+            whole = min(most, counting.text_tokens(label_list(spec.output.choices)) + 1)
+            return Interval(low=min(whole, 2), mid=(2 + whole) / 2, high=whole), "between no choice and all of them"
         return Interval(low=min(each), mid=sum(each) / len(each), high=max(each)), "the length of the choices"
     least = most if spec.sampling.ignore_eos else max(spec.sampling.min_tokens, SHORTEST_ANSWER * most)
     return (

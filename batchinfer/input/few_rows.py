@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
+from random import Random
 
 from batchinfer.errors import InputError
 from batchinfer.input.column_types import same_text
@@ -19,9 +20,13 @@ _NAMED = 5
 
 
 def spread_rows(rows: int, wanted: int) -> list[int]:
-    """Positions of `wanted` of the rows, evenly spread and the same each time; all rows if there are no more."""
+    """Positions of `wanted` of the rows, spread over all of them and the same each time; all rows if there are no more.
+
+    One row is drawn from each of `wanted` equal parts. A fixed step would see one kind of row where kinds take turns.
+    """
     count = min(rows, wanted)
-    return [(2 * i + 1) * rows // (2 * count) for i in range(count)]
+    draw = Random(f"{rows} {count}")
+    return [draw.randrange(i * rows // count, (i + 1) * rows // count) for i in range(count)]
 
 
 def few_rows(manifest: Manifest, positions: Sequence[int], fingerprint: Fingerprint) -> Manifest:

@@ -3,6 +3,7 @@
 from batchinfer.jobspec.job_keys import (
     AcceleratorName,
     CsvSpec,
+    EmbedSpec,
     EngineSpec,
     EvaluateSpec,
     ExampleSpec,
@@ -30,6 +31,7 @@ __all__ = [
     "SCRIPTED",
     "AcceleratorName",
     "CsvSpec",
+    "EmbedSpec",
     "EngineSpec",
     "EvaluateSpec",
     "ExampleSpec",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 from batchinfer.jobspec.regex import compile_regex
@@ -18,7 +19,9 @@ class Shape(Protocol):
     """The keys of `output` that fix the shape of an answer."""
 
     @property
-    def choices(self) -> tuple[str, ...] | None: ...
+    def choices(self) -> Collection[str] | None: ...
+    @property
+    def multi_label(self) -> bool: ...
     @property
     def json_schema(self) -> dict[str, Any] | None: ...
     @property
@@ -94,6 +97,8 @@ def constraint(output: Shape) -> str | None:
 
 def _cut_by(stop: str, output: Shape, kept: bool) -> str | None:
     """The valid answer that a stop text would cut, None if there is none. `kept`: the stop text stays in the answer."""
+    if output.choices is not None and output.multi_label:
+        return "a list of the choices" if stop in json.dumps(list(output.choices), ensure_ascii=False) else None
     if output.choices is not None:
         return _first(output.choices, lambda choice: _before(choice, stop, kept) != choice, "the choice")
     if output.regex is not None:
@@ -122,7 +127,7 @@ def _brackets(schema: Mapping[str, Any]) -> tuple[str, ...]:
     return {"object": ("{", "}"), "array": ("[", "]"), "string": ('"',)}.get(str(schema.get("type")), ())
 
 
-def _first(choices: Sequence[str], wrong: Callable[[str], bool], name: str) -> str | None:
+def _first(choices: Collection[str], wrong: Callable[[str], bool], name: str) -> str | None:
     return next((f"{name} {choice!r:.60}" for choice in choices if wrong(choice)), None)
 
 

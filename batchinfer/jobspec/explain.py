@@ -36,6 +36,7 @@ _LIMITS = {
     "exclusiveMaximum": "below {}",
     "minLength": "at least {} character(s)",
     "minItems": "at least {} item(s)",
+    "minProperties": "at least {} key(s)",
     "pattern": "matches {}",
 }
 """By JSON Schema's keywords for limits: the text for a person."""

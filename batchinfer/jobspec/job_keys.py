@@ -280,6 +280,8 @@ class PromptSpec(Keys):
 
     The output column holds what the model wrote after it, and `output.choices`, `json_schema` and `regex` are for that
     alone. Needs a model with a chat template. End it without a blank: tokens begin with one."""
+    query: str | None = Field(default=None, min_length=1)
+    """The query, a template as `template` is; for `task: score`, which says how well the prompt answers it."""
     chat: bool | None = None
     """Whether prompts go through the model's chat template.
 
@@ -310,6 +312,11 @@ class PromptSpec(Keys):
         if template is not None:
             compile_template(template)
         return template
+
+    @field_validator("query")
+    @classmethod
+    def _parses_too(cls, query: str | None) -> str | None:
+        return cls._parses(query)
 
     @field_validator("system", "prefill")
     @classmethod
@@ -518,10 +525,27 @@ class OutputSpec(Keys):
     A job with `schedule` or `input.incremental` and without a variable here has each run in `<uri>/{{ run.time }}`."""
     column: str = Field(default="output", min_length=1)
     """The name of the column with the answer. Must differ from the other columns of the results."""
-    choices: tuple[Text, ...] | None = Field(default=None, min_length=1)
-    """The answer is one of these texts, as in `[billing, outage, other]`.
+    choices: (
+        Annotated[tuple[Text, ...], Field(min_length=1)] | Annotated[dict[Text, Text], Field(min_length=1)] | None
+    ) = None
+    """The labels, of which the answer is one: a list, as in `[billing, outage, other]`, or labels with descriptions.
 
-    Quote a text that YAML reads as another type: `"yes"`, `"1.10"`."""
+    `{billing: invoices and payments, outage: nothing works}` puts a list of the labels with their descriptions into
+    the prompt: where `prompt.template` or `prompt.system` says `{{ choices }}`, otherwise at the end of the system
+    message. Quote a text that YAML reads as another type: `"yes"`, `"1.10"`."""
+    multi_label: bool = False
+    """The answer is a list of `choices`, each at most once and in the order of the spec; the list may be empty.
+
+    The model writes it as JSON, as in `["billing", "outage"]`, and the output column is a list of texts."""
+    confidence: bool = False
+    """Whether the results have the label's probability among the `choices`.
+
+    `<column>_confidence` is the probability of the answer, `<column>_probabilities` maps each label to its own. They
+    are the model's before `sampling.temperature`, `top_p` and penalties. Needs `sampling.n: 1`."""
+    abstain_below: float | None = Field(default=None, gt=0.0, le=1.0)
+    """A label that is less probable than this is withheld: the output column is null, as in `0.8`.
+
+    `<column>_guess` keeps the label of every row. Needs `confidence`, or `task: classify`."""
     json_schema: dict[str, Any] | None = None
     """The answer is JSON that is valid against this JSON Schema; the output column holds it as text.
 
@@ -592,9 +616,25 @@ class OutputSpec(Keys):
             raise ValueError("choices holds a text without characters: write what the answer should be")
         if self.choices and len(set(self.choices)) != len(self.choices):
             raise ValueError("choices has the same choice twice")
+        for key in ("multi_label", "confidence"):
+            if getattr(self, key) and self.choices is None:
+                raise ValueError(f"{key} needs choices: the labels")
+        if self.multi_label and self.confidence:
+            raise ValueError("confidence is for one label: leave it or multi_label out")
         if self.column in RESULT_COLUMNS:
             raise ValueError(f"column {self.column!r} is the name of a result column: choose another")
         return self
+
+    embedding_type: Literal["float32", "float16", "int8"] | None = None
+    """How `task: embed` stores a vector: a list of fixed size of this type. null: a list of float32.
+
+    `int8` stores round(x / scale), and the column `<column>_scale` the scale of each vector: its largest number over
+    127."""
+
+    @property
+    def choice_texts(self) -> tuple[str, ...] | None:
+        """The labels of `choices`, without their descriptions."""
+        return None if self.choices is None else tuple(self.choices)
 
     @model_validator(mode="after")
     def _can_be_typed(self) -> Self:
@@ -623,6 +663,19 @@ class OutputSpec(Keys):
         return (self.column,)
 
 
+class EmbedSpec(Keys):
+    """The vectors of `task: embed`: their length and what is read before each text."""
+
+    dimensions: int | None = Field(default=None, ge=1)
+    """Keep only this many numbers of a vector. Needs a model that was trained for it (Matryoshka). null: all."""
+    normalize: bool = True
+    """Whether vectors are scaled to length one."""
+    instruction: str | None = Field(default=None, min_length=1)
+    """A text before each prompt, as the model's card says: `"query: "`.
+
+    The text is used as it is, with its blank or line feed at the end."""
+
+
 class ScriptedSpec(Keys):
     """The scripted engine (`model.source: scripted`): deterministic answers without a model, with scripted time and
     failures, to try a job or its recovery. A token is four characters.
@@ -645,6 +698,36 @@ class ScriptedSpec(Keys):
     """A row whose prompt contains this text makes the engine hang. null: none does."""
     reject_on: str | None = None
     """A row whose prompt contains this text fails with `engine_rejected`. null: none does."""
+
+
+_OTHERWISE = {
+    "model": "model.source",
+    "revision": "model.revision",
+    "dtype": "model.dtype",
+    "quantization": "model.quantization",
+    "trust_remote_code": "model.trust_remote_code",
+    "tensor_parallel_size": "resources.tensor_parallel",
+    "pipeline_parallel_size": "resources.pipeline_parallel",
+    "data_parallel_size": "resources.replicas",
+    "speculative_config": "model.speculative",
+    "enable_lora": "model.lora",
+    "max_loras": "model.lora",
+    "max_lora_rank": "model.lora.max_lora_rank",
+    "runner": "task",
+    "convert": "task",
+}
+"""Engine arguments of vLLM that keys outside `engine` set."""
+
+_FIXED = {
+    "distributed_executor_backend": "by the plan's layout",
+    "enable_expert_parallel": "by the plan's layout",
+    "disable_log_stats": "nobody reads them",
+    "structured_outputs_config": "by output.*",
+    "logprobs_mode": "output.confidence needs vLLM's own",
+    "skip_tokenizer_init": "prompts need the tokenizer",
+    "enable_prompt_embeds": "a prompt is a text",
+}
+"""Engine arguments of vLLM that no job may set, and why."""
 
 
 class EngineSpec(Keys):
@@ -704,8 +787,27 @@ class EngineSpec(Keys):
     """The folder or the Hugging Face repository id of the tokenizer. null: the model's own."""
     seed: int | None = None
     """The seed of the engine's own random generator. null: vLLM's default. For a seed a row see `sampling.seed`."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Any other engine argument of vLLM, by its name, as in `{attention_backend: TRITON_ATTN}`.
+
+    A name that vLLM does not have is refused, and so is one that has a key here or that the plan computes."""
     scripted: ScriptedSpec = ScriptedSpec()
     """What the scripted engine does. Has no effect unless `model.source` is `scripted`."""
+
+    @field_validator("extra")
+    @classmethod
+    def _has_no_other_key(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        for name, value in extra.items():
+            key = f"engine.{name}" if name in cls.model_fields else _OTHERWISE.get(name)
+            if key is not None:
+                raise ValueError(f"holds {name}, which has a key of its own: set {key}")
+            if name in _FIXED:
+                raise ValueError(f"holds {name}, which batchinfer sets itself: {_FIXED[name]}")
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError, RecursionError):
+                raise ValueError(f"holds {name} with a value that JSON cannot say") from None
+        return extra
 
 
 class ReplicaRange(Keys):
@@ -795,7 +897,10 @@ class LimitsSpec(Keys):
 
 
 class EvaluateSpec(Keys):
-    """Compare the output with a column of the input; the report has the accuracy. Needs `sampling.n: 1`."""
+    """Compare the output with a column of the input; the report has the accuracy. Needs `sampling.n: 1`.
+
+    A label that `output.abstain_below` withholds is compared too.
+    """
 
     expected: str
     """The column with the right answer; the output must equal it as text.
@@ -807,6 +912,9 @@ class EvaluateSpec(Keys):
     Needed with `output.as: struct` or `columns`."""
     by: str | None = None
     """A column: the report has the accuracy for each of its values. null: one accuracy, over all rows."""
+
+
+_GIVES = {"embed": "a vector", "classify": "a label of its own", "score": "a number"}
 
 
 def _require_part(evaluate: EvaluateSpec | None, output: OutputSpec) -> None:
@@ -829,17 +937,20 @@ class JobSpec(Keys):
 
     1 to 100 letters, digits, dots, dashes and underscores; the first is a letter or a digit. A job with `schedule` or
     `input.incremental` finds its earlier runs by this name."""
-    task: Literal["generate", "embed"] = "generate"
+    task: Literal["generate", "embed", "classify", "score"] = "generate"
     """What to do with each prompt.
 
-    `generate` writes an answer. `embed` writes a list of float32, of length one, computed from the prompt without a
-    chat template."""
+    `generate` writes an answer. The others read the prompt without a chat template. `embed` writes a list of float32,
+    of length one. `classify` runs a sequence classifier, and writes its label, with the columns of `output.confidence`.
+    `score` runs a cross-encoder (a reranker), and writes how well the prompt answers `prompt.query`."""
     model: ModelSpec
     """The model that runs."""
     input: InputSpec
     """The rows: where they are, and which of their columns to use."""
     prompt: PromptSpec
     """How a row becomes a prompt."""
+    embed: EmbedSpec = EmbedSpec()
+    """How `task: embed` makes vectors."""
     sampling: SamplingSpec = SamplingSpec()
     """How the model chooses tokens, and when an answer ends."""
     reasoning: ReasoningSpec | None = None
@@ -874,6 +985,27 @@ class JobSpec(Keys):
         return self.input.id_column or ROW_NUMBER
 
     @property
+    def generates(self) -> bool:
+        """Does the model write texts?"""
+        return self.task == "generate"
+
+    @property
+    def tells_confidence(self) -> bool:
+        """Do the results have the probability of each label?"""
+        return self.output.confidence or self.task == "classify"
+
+    @property
+    def _told(self) -> tuple[str, ...]:
+        of_label = ("confidence", "probabilities") if self.tells_confidence else ()
+        guess = ("guess",) if self.output.abstain_below is not None else ()
+        return (*of_label, *guess, *(("scale",) if self.output.embedding_type == "int8" else ()))
+
+    @property
+    def companions(self) -> tuple[str, ...]:
+        """The columns beside the output that have its name and an ending, as `output_confidence`."""
+        return tuple(f"{self.output.column}_{name}" for name in self._told)
+
+    @property
     def repeats(self) -> bool:
         """Does the job run repeatedly, each run in its own folder?"""
         return self.schedule is not None or self.input.incremental is not None
@@ -886,6 +1018,7 @@ class JobSpec(Keys):
             *(("logprobs",) if self.sampling.logprobs is not None else ()),
             *(("truncated_tokens",) if self.prompt.too_long == "truncate" else ()),
             *(("reasoning_tokens",) if self.reasoning is not None else ()),
+            *self.companions,
         )
         thinking = self.reasoning.column if self.reasoning is not None else None
         if thinking is not None and thinking in (*taken, *own, *self.output.columns):
@@ -938,26 +1071,55 @@ class JobSpec(Keys):
         return self
 
     @model_validator(mode="after")
-    def _embeds_plainly(self) -> Self:
-        """Refuse keys that apply only to `task: generate`."""
-        given = {
+    def _has_the_tasks_keys(self) -> Self:
+        """Refuse keys that apply to another task."""
+        prompted = {
             "sampling": self.sampling != SamplingSpec(),
             "reasoning": self.reasoning,
             "output.choices": self.output.choices,
             "output.json_schema": self.output.json_schema,
             "output.regex": self.output.regex,
-            "evaluate": self.evaluate,
             "model.speculative": self.model.speculative,
             "model.source: scripted": self.model.source == SCRIPTED,
             "prompt.prefill": self.prompt.prefill,
             "prompt.examples": self.prompt.examples,
         }
-        wrong = [key for key, value in given.items() if value]
-        if self.task == "embed" and wrong:
-            raise ValueError(f"task embed gives a vector, not a text: leave {wrong[0]} out")
-        key = self.prompt.needs_chat
-        if self.task == "embed" and key not in (None, "messages_column") and self.prompt.chat is None:
-            raise ValueError(f"task embed reads the plain text: leave prompt.{key} out, or set prompt.chat: true")
+        wrong = [key for key, value in prompted.items() if value]
+        if not self.generates and wrong:
+            raise ValueError(f"task {self.task} gives {_GIVES[self.task]}, not a text: leave {wrong[0]} out")
+        of_one = {
+            "evaluate": (self.evaluate, ("generate", "classify")),
+            "embed": (self.embed != EmbedSpec(), ("embed",)),
+            "output.embedding_type": (self.output.embedding_type, ("embed",)),
+            "prompt.query": (self.prompt.query, ("score",)),
+        }
+        for key, (value, tasks) in of_one.items():
+            if value and self.task not in tasks:
+                raise ValueError(f"{key} is for task {' and '.join(tasks)}: leave it out, or set task: {tasks[-1]}")
+        if self.task == "score" and (self.prompt.query is None or self.prompt.messages_column is not None):
+            raise ValueError("task score needs prompt.query, and the document in prompt.column or prompt.template")
+        needed = self.prompt.needs_chat
+        if not self.generates and needed not in (None, "messages_column") and self.prompt.chat is None:
+            raise ValueError(f"task {self.task} reads plain text: leave prompt.{needed} out, or set prompt.chat: true")
+        if self.embed.instruction is not None and (self.prompt.messages_column or self.prompt.too_long == "truncate"):
+            raise ValueError("embed.instruction goes before a whole text: leave messages_column and truncate out")
+        if self.task == "score" and self.prompt.too_long == "truncate":
+            raise ValueError("prompt.too_long: truncate cuts one text, and task score reads a pair: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _tells_confidence_of_one_label(self) -> Self:
+        if self.output.abstain_below is not None and not self.tells_confidence:
+            raise ValueError("output.abstain_below needs output.confidence: true, which says how sure the model is")
+        given = {
+            "sampling.n above 1": self.sampling.n > 1,
+            "sampling.logprobs": self.sampling.logprobs is not None,
+            "model.speculative": self.model.speculative is not None,
+            "reasoning": self.reasoning is not None,
+        }
+        for name, value in given.items():
+            if value and self.output.confidence:
+                raise ValueError(f"output.confidence does not go with {name}: leave one of the two out")
         return self
 
     @model_validator(mode="after")

@@ -9,7 +9,8 @@ import difflib
 import json
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from batchinfer.catalog import (
@@ -42,6 +43,14 @@ class ModelFacts:
     shape: ModelShape | None
     quantization: QuantizationName
     folder: str | None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """`config.json`; empty for a model of the catalog, which is not read for it."""
+
+    @property
+    def vector_size(self) -> int | None:
+        """The numbers of a hidden state, and so of an embedding; None if unknown."""
+        size = self.config.get("hidden_size") if self.shape is None else self.shape.hidden_size
+        return size if isinstance(size, int) else None
 
 
 def model_facts(spec: ModelSpec, stores: Stores | None = None) -> ModelFacts:
@@ -76,10 +85,12 @@ def _catalog_facts(source: str, entry: Model, revision: str | None) -> ModelFact
 
 def _config_facts(source: str, location: str, config: dict[str, Any], folder: str | None) -> ModelFacts:
     try:
-        return ModelFacts(source, location, None, shape_from_config(config), quantization_of_config(config), folder)
+        return ModelFacts(
+            source, location, None, shape_from_config(config), quantization_of_config(config), folder, config
+        )
     except ModelError:
         # The engine may know an architecture that the planner does not; if not, the engine reports it.
-        return ModelFacts(source, location, None, None, "none", folder)
+        return ModelFacts(source, location, None, None, "none", folder, config)
 
 
 def _read_config(uri: str, stores: Stores | None = None) -> dict[str, Any]:

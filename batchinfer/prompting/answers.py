@@ -6,7 +6,7 @@ import functools
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jsonschema import validators
@@ -42,13 +42,33 @@ def require_whole_choices(spec: JobSpec, tokens: Callable[[str], int]) -> None:
     """Raise SpecError for a choice that `sampling.max_tokens` cuts. `tokens` counts the tokens of a text."""
     most = spec.sampling.max_tokens
     # A token has at least one byte, so a choice of at most `most` bytes needs no count.
-    counted = [(tokens(choice), choice) for choice in spec.output.choices or () if len(choice.encode()) > most]
+    answers = spec.output.choice_texts or ()
+    name = "the longest of output.choices"
+    if spec.output.multi_label:
+        answers, name = (label_list(answers),), "the list of all output.choices"
+    counted = [(tokens(answer), answer) for answer in answers if len(answer.encode()) > most]
     count, longest = max(counted, default=(0, ""))
     if count > most:
         raise SpecError(
-            f"sampling.max_tokens {most} cuts the longest of output.choices, {longest!r:.60}: it has {count} tokens",
+            f"sampling.max_tokens {most} cuts {name}, {longest!r:.60}: it has {count} tokens",
             f"set sampling.max_tokens to {count + 1} or more",
         )
+
+
+def label_list(labels: Iterable[str]) -> str:
+    """The JSON text of a list of labels, as `label_grammar` has it."""
+    return json.dumps(list(labels), ensure_ascii=False)
+
+
+def label_grammar(labels: Sequence[str]) -> str:
+    """The grammar (EBNF of the engine) of a JSON list of labels: each at most once, in this order."""
+    rules = ['root ::= "[" any0 "]"']
+    for i, label in enumerate(labels):
+        text = json.dumps(json.dumps(label, ensure_ascii=False), ensure_ascii=False)
+        rules.append(f"any{i} ::= {text} more{i + 1} | any{i + 1}")
+        rules.append(f'more{i} ::= ", " {text} more{i + 1} | more{i + 1}')
+    end = len(labels)
+    return "\n".join([*rules, f'any{end} ::= ""', f'more{end} ::= ""'])
 
 
 class _GivenUp(Exception):
@@ -64,6 +84,7 @@ class OutputCheck:
 
     def __init__(self, output: OutputSpec, max_tokens: int | None = None) -> None:
         self._choices = set(output.choices) if output.choices is not None else None
+        self._many = output.multi_label
         self._regex = compile_regex(output.regex) if output.regex is not None else None
         self._schema = None if output.json_schema is None else _SchemaCheck(output.json_schema)
         self._typed = None if output.kind is None else converter(output.kind)
@@ -93,6 +114,8 @@ class OutputCheck:
     def problem(self, text: str) -> str | None:
         """Why `text` does not fit; None if it fits."""
         if self._choices is not None:
+            if self._many:
+                return None if self._lists_choices(text) else f"{text!r:.100} is no list of the choices"
             return None if text in self._choices else f"{text!r:.100} is none of the choices"
         if self._regex is not None:
             try:
@@ -101,6 +124,14 @@ class OutputCheck:
                 return "output.regex takes too long to check on this answer: make it simpler"
             return None if fits else f"{text!r:.100} does not match the regular expression"
         return None if self._schema is None else self._schema.check(text)[1]
+
+    def _lists_choices(self, text: str) -> bool:
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            return False
+        names = isinstance(found, list) and all(isinstance(label, str) for label in found)
+        return names and len(set(found)) == len(found) and set(found) <= (self._choices or set())
 
     def _ending(self, finish_reason: str) -> str:
         """The beginning of the message, if the finish reason explains the problem; otherwise empty."""

@@ -20,6 +20,7 @@ from batchinfer.jobspec import JobSpec, PromptSpec
 from batchinfer.jobspec.printed import Map, printed
 from batchinfer.jobspec.templates import Template, compile_template, is_template
 from batchinfer.jobspec.where import where_columns
+from batchinfer.prompting.choices import described
 from batchinfer.prompting.messages import NO_MESSAGES, Message, read_message
 
 
@@ -38,6 +39,8 @@ class Prompt(NamedTuple):
     """How the assistant's message begins; the model goes on from there."""
     row: Mapping[str, Any] | None = None
     """The values that the prompt was made of, if it may have to be made again: see `PromptMaker.carries_rows`."""
+    query: str | None = None
+    """What `text` is scored against, for `task: score`."""
 
     def as_messages(self) -> list[Message]:
         """The prompt as a chat."""
@@ -58,8 +61,10 @@ def needed_columns(spec: JobSpec) -> dict[str, str]:
         needed[spec.input.id_column] = "input.id_column"
     for name in spec.input.columns:
         needed.setdefault(name, "input.columns")
-    for name, key in _prompt_columns(spec.prompt):
+    for name, key in _prompt_columns(described(spec)):
         needed.setdefault(name, key)
+    for name in compile_template(spec.prompt.query or "").columns:
+        needed.setdefault(name, "prompt.query")
     if spec.input.group_by is not None:
         needed.setdefault(spec.input.group_by, "input.group_by")
     if spec.evaluate is not None:

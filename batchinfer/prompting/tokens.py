@@ -45,6 +45,8 @@ class Tokenized(NamedTuple):
     ids: Sequence[int]
     truncated: int
     """By how many tokens it is shorter than it was."""
+    second: int | None = None
+    """Where the second text of a pair begins; None for one text, or if the model does not tell them apart."""
 
 
 class Writer:

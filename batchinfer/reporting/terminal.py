@@ -71,7 +71,7 @@ def _lines(report: Report) -> list[tuple[str, str]]:
 
 
 def _share(seen: Accuracy) -> str:
-    return f"{seen.accuracy:.1%} of {seen.compared:,}"
+    return f"{seen.accuracy:.1%} of {seen.compared:,} ({seen.low:.1%} to {seen.high:.1%})"
 
 
 def _part(part: ReportPart) -> str:

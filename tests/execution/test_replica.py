@@ -79,6 +79,6 @@ def test_a_journal_that_the_store_did_not_take_is_written_later_with_all_seconds
         down.clear()
         journal.begin(8)
     journal.close()
-    record = ReplicaRecord.model_validate_json(layout.storage.read(layout.journal(journal.replica_id)))
+    record = ReplicaRecord.model_validate_json(layout.storage.read(layout.journal(journal.ran.replica_id)))
     assert record.finished_at_us == record.meter.at_us
     assert record.shards_in_flight == (7, 8)

@@ -66,3 +66,17 @@ def test_a_column_that_is_not_in_the_results_is_refused(ended):
 def test_nothing_else_may_be_set_for_a_report(ended):
     with pytest.raises(UserError, match="only evaluate"):
         reports.report(ended, ["sampling.max_tokens=9"])
+
+
+def test_an_evaluation_has_the_rows_of_the_accuracy_and_those_of_each_group(ended):
+    made = reports.evaluate(ended, ["evaluate.expected=area", "evaluate.by=team"])
+    assert list(made) == ["all", "x", "y"]
+    assert (made["all"].right, made["all"].compared) == (3, 6)
+    assert made["all"].confusion == {"a": {"(none)": 1, "a": 3}, "b": {"a": 2}}
+    assert made["all"].calibration_error is None
+
+
+def test_an_evaluation_needs_a_column(ended):
+    with pytest.raises(UserError, match="no column with right answers") as caught:
+        reports.evaluate(ended)
+    assert "--expected" in caught.value.remedy

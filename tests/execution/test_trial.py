@@ -99,7 +99,7 @@ def shown(tmp_path):
     plan = plan_job(check(spec, "r"), host_cluster())
     row = TriedRow(7, "<|user|>Hello\x1b[2J " + "x" * 5000, "billing", "stop", 1234, 0, 2, 5, 0.5, None, None)
     bad = dataclasses.replace(row, id=8, prompt=None, answer=None, error_code="prompt_empty", error_message="no text")
-    return Trial((row, bad), make_report_value(), plan, 1000, "evenly spread over the input", "/out/_try")
+    return Trial((row, bad), make_report_value(), plan, 1000, "spread over the input", "/out/_try")
 
 
 @pytest.mark.parametrize("width", [20, 60, 100, 200])

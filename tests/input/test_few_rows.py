@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 
 import pyarrow as pa
@@ -41,14 +40,19 @@ def manifest_and_spec(request, tmp_path):
 
 
 @given(rows=st.integers(1, 10**9), wanted=st.integers(1, 200))
-def test_rows_are_spread_evenly_over_the_input(rows, wanted):
+def test_one_row_is_drawn_from_each_part_of_the_input(rows, wanted):
     found = spread_rows(rows, wanted)
     assert len(found) == len(set(found)) == min(rows, wanted)
     assert all(0 <= position < rows for position in found)
     assert found == sorted(found)
-    gaps = [b - a for a, b in itertools.pairwise(found)]
-    assert not gaps or max(gaps) - min(gaps) <= 1
-    assert found[0] <= rows / (2 * len(found))
+    assert all(place * rows // len(found) <= position for place, position in enumerate(found))
+    assert all(position < (place + 1) * rows // len(found) for place, position in enumerate(found))
+    assert found == spread_rows(rows, wanted)
+
+
+@pytest.mark.parametrize("kinds", [2, 4, 5, 10])
+def test_kinds_of_rows_that_take_turns_are_all_among_those_that_are_tried(kinds):
+    assert {position % kinds for position in spread_rows(10_000, 40)} == set(range(kinds))
 
 
 @pytest.mark.parametrize("positions", [[0], [ROWS - 1], [5, 6, 7, 299, 300, 301, 650], spread_rows(ROWS, 20),

@@ -126,13 +126,17 @@ def test_comparing_needs_one_output_a_row():
     [
         ({"sampling": {"max_tokens": 5}}, "sampling"),
         ({"output": {"uri": "/out", "choices": ["a"]}}, "output.choices"),
-        ({"evaluate": {"expected": "topic"}}, "evaluate"),
         ({"model": {"source": "scripted"}}, "scripted"),
     ],
 )
 def test_what_makes_sense_of_a_text_only_is_refused_beside_embed(sections, key):
     with pytest.raises(SpecError, match=rf"a vector, not a text: leave .*{key} out"):
         make_spec(**({"model": {"source": "/m"}, "task": "embed"} | sections))
+
+
+def test_a_vector_is_compared_with_nothing():
+    with pytest.raises(SpecError, match="evaluate is for task generate and classify: leave it out"):
+        make_spec(model={"source": "/m"}, task="embed", evaluate={"expected": "topic"})
 
 
 def test_answers_that_repeat_themselves_are_ended_unless_the_spec_says_null():

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from batchinfer.accounting.ledger import replica_accounts, totals
-from batchinfer.accounting.report import Report, make_report
+from batchinfer.accounting.report import Accuracy, Report, make_report
 from batchinfer.reporting import render
 from batchinfer.reporting.terminal import money
 from tests.support.builders import make_journal, make_plan, make_reading, make_record
@@ -76,7 +76,8 @@ def test_the_numbers_follow_from_the_accounts():
     assert made.cost_per_million_tokens == pytest.approx(0.11 / 1.6)
     assert made.cost_per_thousand_rows == pytest.approx(0.11 / 4)
     assert (made.replicas, made.replicas_killed) == (2, 1)
-    assert made.accuracy["held-out"].model_dump() == {"right": 90, "compared": 100, "accuracy": 0.9}
+    assert made.accuracy["held-out"] == Accuracy.of(90, 100)
+    assert made.accuracy["held-out"].accuracy == 0.9
     assert list(made.accuracy) == ["held-out"]
 
 

@@ -1,0 +1,35 @@
+"""Makes everything that the engine needs of a row: its prompt, and the query of `task: score`."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from batchinfer.errors import RowError
+from batchinfer.jobspec import JobSpec, PromptSpec
+from batchinfer.prompting.choices import described
+from batchinfer.prompting.prompts import Prompt, PromptMaker
+
+
+class JobPrompts:
+    """Makes the prompts of the rows of a shard, as `PromptMaker` does, with what other keys of the job add."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self._maker = PromptMaker(described(spec))
+        self._instruction = spec.embed.instruction or ""
+        query = spec.prompt.query
+        self._queries = None if query is None else PromptMaker(PromptSpec(template=query))
+
+    def prompts(self, rows: pa.Table) -> list[Prompt | RowError]:
+        """For each row its prompt, or the error of that row."""
+        made = self._maker.prompts(rows)
+        if self._instruction:
+            made = [p if isinstance(p, RowError) else p._replace(text=self._instruction + p.text) for p in made]
+        if self._queries is None:
+            return made
+        return [_with_query(*both) for both in zip(made, self._queries.prompts(rows), strict=True)]
+
+
+def _with_query(prompt: Prompt | RowError, query: Prompt | RowError) -> Prompt | RowError:
+    if isinstance(prompt, RowError):
+        return prompt
+    return query if isinstance(query, RowError) else prompt._replace(query=query.text)
