@@ -39,7 +39,7 @@ def free_port() -> int:
 def cluster_environment() -> dict[str, str]:
     """Token authentication with the token in the home folder, as `ray get-auth-token --generate` leaves it.
 
-    A process of tests that has a cluster of its own has that one's token, which Ray reads once: then the head has it, too.
+    A process of tests with a cluster of its own has that one's token, which Ray reads once: then the head has it, too.
     """
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k == "RAY_AUTH_TOKEN"}
     return kept | {
