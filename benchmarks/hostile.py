@@ -220,7 +220,7 @@ def try_schema(random: Random) -> str:
         check = OutputCheck(OutputSpec(uri="/out", json_schema=schema(random)), 8)
     except ValueError:
         return "refused"
-    text, problem = check.check(answer(random), random.choice(["stop", "length", "error"]))
+    text, problem, _ = check.check(answer(random), random.choice(["stop", "length", "error"]))
     (problem or "").encode()
     return "does not fit" if problem else f"fits {json.loads(text) is not text}"[:4]
 
