@@ -301,7 +301,7 @@ class VllmEngine:
         return made if self._thinking is None else self._without_thinking(made, self._thinking, result, outputs)
 
     def _without_thinking(
-        self, made: Completion, thinking: vllm_private.Thinking, result: Any, outputs: Sequence[Any]
+        self, made: Completion, thinking: vllm_private.ThinkingParser, result: Any, outputs: Sequence[Any]
     ) -> Completion:
         """The completion with the thinking taken out of its texts."""
         split: list[tuple[str | None, str | None, int]]
@@ -376,10 +376,10 @@ def _tokenizer_folder(spec: JobSpec, plan: Plan) -> str | None:
     return source if os.path.isdir(source) else model_facts(spec.model, spec.storage).folder
 
 
-def _thinking(spec: JobSpec, name: str, engine: Any) -> vllm_private.Thinking:
+def _thinking(spec: JobSpec, name: str, engine: Any) -> vllm_private.ThinkingParser:
     """vLLM's parser. Raises SpecError if it is not made for this model."""
     try:
-        found = vllm_private.Thinking(name, engine.get_tokenizer())
+        found = vllm_private.ThinkingParser(name, engine.get_tokenizer())
     except ValueError as error:
         raise SpecError(
             f"reasoning.parser {name} is not made for {spec.model.source}: {error}",

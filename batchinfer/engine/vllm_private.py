@@ -215,7 +215,7 @@ def has_four_bit_kernel() -> bool:
     return hasattr(torch.ops._C, "cpu_gemm_wna16")
 
 
-class Thinking:
+class ThinkingParser:
     """vLLM's reasoning parser for one model. Serves any number of threads, one at a time.
 
     Raises ValueError if the model's tokenizer lacks the marks of the parser.

@@ -38,7 +38,7 @@ class Kind:
 
 def answer_kind(schema: Mapping[str, Any]) -> Kind:
     """The kind of the answers that fit the schema. Raises ValueError beyond MAX_PARTS."""
-    return _Reader(schema).kind(schema, ("#",))
+    return _SchemaReader(schema).kind(schema, ("#",))
 
 
 def json_parts(kind: Kind, path: str = "") -> Iterator[tuple[str, str]]:
@@ -55,7 +55,7 @@ def _json(why: str) -> Kind:
     return Kind("json", why=why)
 
 
-class _Reader:
+class _SchemaReader:
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self._resolver = Registry().with_resource("", DRAFT202012.create_resource(dict(schema))).resolver()
         self._parts = 0

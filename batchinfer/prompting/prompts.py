@@ -102,8 +102,8 @@ class PromptMaker:
         self._columns = list(dict.fromkeys(name for name, _ in _prompt_columns(prompt)))
         self._chat = prompt.messages_column is not None
         self._template = None if prompt.template is None else compile_template(prompt.template)
-        self._system = _Part(prompt.system)
-        self._prefill = _Part(prompt.prefill)
+        self._system = _TurnText(prompt.system)
+        self._prefill = _TurnText(prompt.prefill)
         self._examples = tuple(
             {"role": role, "content": text}
             for example in prompt.examples or ()
@@ -180,7 +180,7 @@ class PromptMaker:
         return Prompt(system=system if first else None, messages=(*first, *messages), prefill=prefill)
 
 
-class _Part:
+class _TurnText:
     """The system message or the assistant's beginning: a text of all rows, or a template over each."""
 
     def __init__(self, text: str | None) -> None:

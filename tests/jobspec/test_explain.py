@@ -77,7 +77,7 @@ def test_the_tree_has_every_path_of_the_schema():
 @pytest.mark.parametrize(
     ("path", "facts"),
     [
-        ("output.choices", ("list of string | mapping to string", "null", "at least 1 item(s), at least 1 key(s)", ())),
+        ("output.choices", ("list of string | mapping to string", "null", "at least 1 item(s); at least 1 key(s)", ())),
         ("sampling.max_tokens", ("integer", "256", "at least 1", ())),
         ("sampling.top_p", ("number", "1.0", "above 0.0, at most 1.0", ())),
         ("sampling.stop", ("string | list of string", "null", "", ())),
