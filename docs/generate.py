@@ -28,7 +28,7 @@ from batchinfer.cli import app
 from batchinfer.events import EVENTS
 from batchinfer.execution import metrics
 from batchinfer.jobspec import JobSpec
-from batchinfer.jobspec.job_keys import RESULT_COLUMNS
+from batchinfer.jobspec.output_keys import RESULT_COLUMNS
 
 DOCS = Path(__file__).parent
 PACKAGE = Path(batchinfer.__file__).parent

@@ -24,7 +24,7 @@ from batchinfer.execution.sample_prompts import counter
 from batchinfer.input import read_shards
 from batchinfer.input.manifest import Manifest
 from batchinfer.jobspec import JobSpec
-from batchinfer.jobspec.job_keys import RESULT_COLUMNS
+from batchinfer.jobspec.output_keys import RESULT_COLUMNS
 from batchinfer.jobspec.printed import printed
 from batchinfer.planner import Plan
 from batchinfer.prompting.prompts import Prompt, PromptMaker

@@ -1,29 +1,15 @@
 """The job spec: parses YAML into a validated `JobSpec`, with its templates, variables and ticks."""
 
-from batchinfer.jobspec.job_keys import (
-    AcceleratorName,
-    CsvSpec,
-    EmbedSpec,
-    EngineSpec,
-    EvaluateSpec,
-    ExampleSpec,
-    InputSpec,
-    JobSpec,
-    LimitsSpec,
-    OutputSpec,
-    PromptSpec,
-    RepetitionSpec,
-    ReplicaRange,
-    ResourcesSpec,
-    SampleSpec,
-    SamplingSpec,
-    ScriptedSpec,
-    ShardsSpec,
-    TruncateSpec,
-)
+from batchinfer.jobspec.engine_keys import EngineSpec, ScriptedSpec
+from batchinfer.jobspec.input_keys import CsvSpec, InputSpec, SampleSpec
+from batchinfer.jobspec.job_keys import EvaluateSpec, JobSpec
 from batchinfer.jobspec.load import key_values, load, parse, to_yaml
 from batchinfer.jobspec.model_keys import SCRIPTED, LoraSpec, ModelSpec, SpeculativeSpec
+from batchinfer.jobspec.output_keys import EmbedSpec, OutputSpec
+from batchinfer.jobspec.prompt_keys import ExampleSpec, PromptSpec, TruncateSpec
 from batchinfer.jobspec.reasoning_keys import ReasoningSpec
+from batchinfer.jobspec.run_keys import AcceleratorName, LimitsSpec, ReplicaRange, ResourcesSpec, ShardsSpec
+from batchinfer.jobspec.sampling_keys import RepetitionSpec, SamplingSpec
 from batchinfer.jobspec.schedule_keys import IncrementalSpec, ScheduleSpec
 from batchinfer.jobspec.store_keys import StoreSpec
 

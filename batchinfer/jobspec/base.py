@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 
@@ -55,3 +56,22 @@ class Keys(BaseModel):
             if isinstance(one, bool) and "bool" not in kind:
                 raise ValueError(f"{one!r} is read by YAML as true or false: write a number, or quote a text")
         return value
+
+
+def _text_only(value: Any) -> Any:
+    """Refuse values that are no text: YAML reads `no`, `1.10` and `2026-01-01` as other types."""
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is read by YAML as {type(value).__name__}, not as text: put it in quotes")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_text_only)]
+"""A text, and nothing that YAML takes for another type."""
+
+
+def is_json(value: Any) -> bool:
+    """Whether JSON can say the value: no dates, no keys that are numbers."""
+    try:
+        return bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError, RecursionError):
+        return False

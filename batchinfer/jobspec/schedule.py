@@ -13,7 +13,9 @@ from pydantic import ValidationError
 
 from batchinfer.errors import SpecError, UserError
 from batchinfer.jobspec.cron import Tick, latest_tick, latest_ticks, tick_name, ticks_after, ticks_between
-from batchinfer.jobspec.job_keys import InputSpec, JobSpec, OutputSpec
+from batchinfer.jobspec.input_keys import InputSpec
+from batchinfer.jobspec.job_keys import JobSpec
+from batchinfer.jobspec.output_keys import OutputSpec
 from batchinfer.jobspec.schedule_keys import ScheduleSpec
 from batchinfer.jobspec.variables import Moment, fixed_folder, has_variables, render
 

@@ -2,7 +2,7 @@ import pytest
 from pydantic import ValidationError
 
 from batchinfer.errors import SpecError
-from batchinfer.jobspec.job_keys import RESULT_COLUMNS
+from batchinfer.jobspec.output_keys import RESULT_COLUMNS
 from tests.support.builders import make_spec
 
 

@@ -1,0 +1,180 @@
+"""The keys of `input`: where the rows are, how their files are written, and which rows run."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from batchinfer.jobspec.base import Keys
+from batchinfer.jobspec.schedule_keys import IncrementalSpec, PlaceWithVariables
+from batchinfer.jobspec.where import where_columns
+
+
+class CsvSpec(Keys):
+    """How the files of `format: csv` are written. Every column is text, as it stands in the file: `007` stays `007`.
+    `input.cast` gives a column another type.
+    """
+
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    """The character between two fields. Example: `";"`, or `"\\t"` for a tab."""
+    quote: str | None = Field(default='"', min_length=1, max_length=1)
+    """The character around a field that holds delimiters or ends of lines; in the field it stands twice.
+
+    null: no field is quoted, and every end of a line ends a row."""
+    escape: str | None = Field(default=None, min_length=1, max_length=1)
+    """The character that takes the meaning from the next one: `"\\\\"` for files of Spark and MySQL. null: none."""
+    header: bool = True
+    """Whether the first line of each file has the names of the columns. Without it, `columns` names them."""
+    columns: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """The names of the columns of files without a header, in order."""
+    nulls: tuple[str, ...] = ("",)
+    """Unquoted fields that mean null, as in `["", "NULL"]`. A quoted field is never null: `""` is an empty text."""
+    encoding: str = "utf-8"
+    """The encoding of the files, by Python's name, as `cp1252`, `latin-1` or `utf-16`."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, name: str) -> str:
+        try:
+            # The codecs that Python counts as encodings of text; `base64` and `rot13` are codecs as well.
+            "".encode(name)
+        except (LookupError, ValueError):
+            raise ValueError(f"there is no encoding {name!r}: write utf-8, cp1252, latin-1, utf-16, ...") from None
+        return name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.header and self.columns is not None:
+            raise ValueError("columns names what the header names: set header: false, or leave columns out")
+        if not self.header and self.columns is None:
+            raise ValueError("header: false needs the names of the columns: set columns")
+        if self.columns is not None and len(set(self.columns)) != len(self.columns):
+            raise ValueError("columns names a column twice")
+        marks = [mark for mark in (self.delimiter, self.quote, self.escape) if mark is not None]
+        if len(set(marks)) < len(marks):
+            raise ValueError("delimiter, quote and escape must be three different characters")
+        for mark in marks:
+            if mark in "\r\n" or not mark.isascii():
+                raise ValueError(f"{mark!r} cannot be a delimiter, quote or escape: write one ASCII character")
+        return self
+
+
+class SampleSpec(Keys):
+    """A random part of the rows that `input.where` selects."""
+
+    rows: int = Field(ge=1)
+    """How many rows to run; all of them if there are fewer. A sample of more rows holds that of fewer."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Another seed is another sample; the same seed over the same files is the same one."""
+
+
+class InputSpec(Keys):
+    """Where the rows come from, and which of their columns stay with the results."""
+
+    uri: PlaceWithVariables
+    """The rows: a folder, a file or a glob, local or on `s3://`.
+
+    Files are read in the natural order of their paths; see `ignore` for those that are left out. Folders named
+    `key=value` become columns, unless the files have a column of that name. Links to folders are refused, and so are
+    folders of Delta, Iceberg and Hudi tables. Relative paths start where the command runs. May hold the
+    variables of `output.uri`, as in `s3://tickets/{{ run.date - 1 }}`."""
+    format: Literal["parquet", "jsonl", "csv"] = "parquet"
+    """The format of the files.
+
+    In a folder, `parquet` reads `.parquet`, `.parq` and `.pq`; `jsonl` reads `.jsonl`, `.ndjson` and `.json`, one
+    object a line; `csv` reads `.csv` and `.tsv`. The last two also read these packed with gzip (`.gz`) or zstd
+    (`.zst`). A pattern in `uri` reads whatever it matches."""
+    csv: CsvSpec = CsvSpec()
+    """How CSV files are written: delimiter, quotes, header, nulls, encoding."""
+    where: str | None = None
+    """Run only the rows for which this is true: an expression of SQL (DuckDB's) over the columns of the input.
+
+    Example: `"lang = 'de' AND length(body) > 20"`. Its columns are read even if the job uses them for nothing else, and
+    have the types of `cast`. A row for which it is null is not selected. The rows are selected once, when the input is
+    cut into shards. It reaches no file and no network; subqueries, and functions of the clock or of chance, are
+    refused. null: all rows."""
+    limit: int | None = Field(default=None, ge=1)
+    """Run only so many rows: the first ones, in input order, that `where` selects. null: no limit.
+
+    In an incremental job each run has the limit, and later runs do not come back to the rows beyond it."""
+    sample: SampleSpec | None = None
+    """Run only a random sample of the rows that `where` selects, in input order, as in `{rows: 200, seed: 7}`.
+
+    Instead of `limit`. null: no sample."""
+    id_column: str | None = None
+    """The column that identifies a row; its values must be unique, and it is the first column of the results.
+
+    It holds texts, numbers, dates, times or UUIDs: true and false, lists and objects tell no rows apart.
+
+    null: the results have the column `row_number` instead, the row's position in the input, from 0."""
+    columns: tuple[str, ...] = ()
+    """Columns to copy into the results as they are, as in `[customer, received]`.
+
+    None of them may have the name of a result column, such as `finish_reason`."""
+    group_by: str | None = None
+    """A column: neighbouring rows with the same value stay in one shard as far as they fit.
+
+    Such rows can then share a prefix in the KV cache. The column holds texts or numbers. Nothing is sorted: `validate`
+    and `plan` say if sorting the input by this column would bring more rows together. null: rows are not grouped."""
+    ignore: tuple[str, ...] = ()
+    """Files in the folder of `uri` that are no input: patterns of names, as in `["*.gzip", "README.md"]`.
+
+    A pattern is compared with the path below `uri` and with each name on it. What every tool ignores is left out
+    anyway: names that begin with `_` or `.`, `*.crc` and markers of folders. Any other file that the format does not
+    read stops the job, so that no row is missing silently."""
+    on_bad_file: Literal["fail", "skip"] = "fail"
+    """What becomes of a file that cannot be read.
+
+    `fail`: the job is refused, with the file's name. `skip`: the others are run, and the report lists the file with
+    the reason; an incremental job tries it again in its next run."""
+    on_bad_row: Literal["fail", "set_aside"] = "fail"
+    """What becomes of a line of `jsonl` that cannot be read.
+
+    Such a line is no JSON object, or holds a value that the job cannot read: no text, above 64 bits, not of `cast`.
+    `fail`: the file is bad, see `on_bad_file`. `set_aside`: the row fails with
+    `input_invalid`; its other values are kept, and its id is null if that cannot be read. In Parquet files a value
+    that is no text always fails its row alone."""
+    cast: dict[str, Literal["string", "int64", "double", "boolean", "date", "timestamp", "binary"]] = Field(
+        default_factory=dict
+    )
+    """The type of columns that differ between files or lines, as in `{amount: string}`.
+
+    Without it, types that fit together without loss become one, and others are refused. `timestamp` is microseconds
+    in UTC; a time without a zone is taken as UTC. A value that does not fit the type is refused."""
+    incremental: IncrementalSpec | None = None
+    """Read only the files, or the partitions, that no earlier run of this job has read. null: all, every time."""
+
+    @field_validator("columns")
+    @classmethod
+    def _distinct(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(columns)) != len(columns):
+            raise ValueError("names a column twice")
+        return columns
+
+    @field_validator("where")
+    @classmethod
+    def _expression(cls, where: str | None) -> str | None:
+        if where is not None:
+            where_columns(where)
+        return where
+
+    @model_validator(mode="after")
+    def _rows_chosen_once(self) -> Self:
+        if self.limit is not None and self.sample is not None:
+            raise ValueError("limit and sample both say how many rows to run: leave one of the two out")
+        if self.format != "csv" and self.csv != CsvSpec():
+            raise ValueError(f"csv says how CSV files are written, and format is {self.format}: set format: csv")
+        if self.format == "csv" and self.on_bad_row == "set_aside":
+            raise ValueError("on_bad_row: set_aside is for jsonl; a CSV file with such a row is bad: set on_bad_file")
+        return self
+
+    @property
+    def sets_aside(self) -> bool:
+        """Is a line that cannot be read a failed row of its own?"""
+        return self.on_bad_row == "set_aside"
+
+    @property
+    def selects(self) -> bool:
+        """May rows of the input be left out?"""
+        return self.where is not None or self.limit is not None or self.sample is not None
