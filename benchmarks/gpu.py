@@ -53,7 +53,7 @@ from gpu_cases import CPU_CASES, CPU_MODELS, GPU_CASES, GPU_MODELS, Case, cases_
 
 from batchinfer.accounting.report import Report
 from batchinfer.catalog import list_price, models, shape_from_config
-from batchinfer.engine.vllm import engine_arguments, sampling_arguments
+from batchinfer.engine.vllm_arguments import engine_arguments, sampling_arguments
 from batchinfer.errors import BatchinferError
 from batchinfer.jobspec import JobSpec
 from batchinfer.jobspec.load import parse

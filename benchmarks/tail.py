@@ -22,7 +22,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from batchinfer.input.manifest import InputFile, RowGroup, Segment, Shard, cut, read_together
+from batchinfer.input.cutting import cut
+from batchinfer.input.manifest import InputFile, RowGroup, Segment, Shard, read_together
 from batchinfer.input.shard_sizes import in_order, readers, rows_per_shard, shard_sizes, shards_held
 from batchinfer.planner import shards_in_flight
 from batchinfer.storage import Entry

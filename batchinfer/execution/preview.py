@@ -10,7 +10,8 @@ import psutil
 
 from batchinfer.errors import UserError
 from batchinfer.execution import ray_pipeline
-from batchinfer.execution.checks import Checked, check_at, require_model
+from batchinfer.execution.checks import Checked, check_at
+from batchinfer.execution.model_checks import require_model
 from batchinfer.execution.plan_job import plan_job, plan_of
 from batchinfer.execution.progress import Listener
 from batchinfer.execution.sample_prompts import survey

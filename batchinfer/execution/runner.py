@@ -23,7 +23,6 @@ from batchinfer.execution import ray_pipeline
 from batchinfer.execution.checks import (
     Checked,
     absolute,
-    changes_of_spec,
     check,
     check_at,
     find_manifest,
@@ -31,19 +30,18 @@ from batchinfer.execution.checks import (
     open_run,
     refusals_are_the_users,
     require_apart,
-    require_model,
-    require_same_input,
     resolved,
-    shaping,
 )
 from batchinfer.execution.job import Job
 from batchinfer.execution.metrics import Metrics, labels_of
+from batchinfer.execution.model_checks import require_model
 from batchinfer.execution.plan_job import plan_job
 from batchinfer.execution.progress import Listener
 from batchinfer.execution.ray_pipeline import Work
 from batchinfer.execution.replica_events import ReplicaEvents
 from batchinfer.execution.reports import account_for, conclude, read_plan
 from batchinfer.execution.retried_rows import advice_before_retry
+from batchinfer.execution.same_job import changes_of_spec, require_same_input, shaping
 from batchinfer.execution.stop_and_budget import Stopper, Tally, Watch
 from batchinfer.execution.trial import Trial, require_rows, trial_layout, tried_rows
 from batchinfer.input.few_rows import few_rows, positions_of, spread_rows

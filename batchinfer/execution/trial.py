@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 
 from batchinfer.accounting.report import Report
 from batchinfer.errors import BatchinferError, OutputError, RowError, StorageError, UserError
-from batchinfer.execution.checks import Checked, find_manifest, flat, shaping
+from batchinfer.execution.checks import Checked, find_manifest
 from batchinfer.execution.progress import Listener
 from batchinfer.execution.result_rows import SECONDS
+from batchinfer.execution.same_job import flat, shaping
 from batchinfer.execution.sample_prompts import counter
 from batchinfer.input import read_shards
 from batchinfer.input.manifest import Manifest

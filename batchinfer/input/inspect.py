@@ -14,12 +14,14 @@ from batchinfer.errors import InputError
 from batchinfer.input.bad_rows import BAD_ROW
 from batchinfer.input.column_types import CASTS, JSON, PARSED, Misfit, common, may_lose
 from batchinfer.input.csv import inspect_csv
+from batchinfer.input.cutting import cut
 from batchinfer.input.files import find_input, partition_schema, partition_values
 from batchinfer.input.formats import Inspected, first_line, fit
 from batchinfer.input.groups import Groups, find_groups
 from batchinfer.input.ids import require_id_kind, require_unique
-from batchinfer.input.jsonl import inspect_jsonl, require_exact, whole_numbers
-from batchinfer.input.manifest import Fingerprint, InputFile, Manifest, Shard, cut
+from batchinfer.input.json_types import require_exact, whole_numbers
+from batchinfer.input.jsonl import inspect_jsonl
+from batchinfer.input.manifest import Fingerprint, InputFile, Manifest, Shard
 from batchinfer.input.parquet import inspect_parquet, parquet_column, require_arrow_reads, require_exact_times
 from batchinfer.input.row_bits import RowBits
 from batchinfer.input.scan import Scan

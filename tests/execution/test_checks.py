@@ -9,7 +9,7 @@ import pytest
 
 from batchinfer.errors import ModelError, SpecError, UserError
 from batchinfer.execution import preview, ray_pipeline, runner
-from batchinfer.execution.checks import changes_of_spec, shaping
+from batchinfer.execution.same_job import changes_of_spec, shaping
 from batchinfer.input import build_manifest
 from batchinfer.input.manifest import Fingerprint, Manifest
 from batchinfer.jobspec import JobSpec

@@ -19,8 +19,9 @@ from rich.console import Console
 
 from batchinfer.errors import InputError, OutputError
 from batchinfer.execution import runner
-from batchinfer.execution.checks import absolute, check, shaping
+from batchinfer.execution.checks import absolute, check
 from batchinfer.execution.plan_job import plan_job
+from batchinfer.execution.same_job import shaping
 from batchinfer.execution.this_machine import host_cluster
 from batchinfer.execution.trial import Trial, TriedRow, trial_layout, trial_layouts
 from batchinfer.input.manifest import Fingerprint, to_parquet

@@ -7,16 +7,8 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchinfer.input.manifest import (
-    InputFile,
-    Manifest,
-    RowGroup,
-    Segment,
-    cut,
-    from_parquet,
-    read_together,
-    to_parquet,
-)
+from batchinfer.input.cutting import cut
+from batchinfer.input.manifest import InputFile, Manifest, RowGroup, Segment, from_parquet, read_together, to_parquet
 from batchinfer.storage import Entry
 from tests.support.builders import make_fingerprint
 from tests.support.manifests import all_rows, input_files, positions

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchinfer.errors import InputError, OutputError
-from batchinfer.execution.checks import require_same_spec, shaping
+from batchinfer.execution.same_job import require_same_spec, shaping
 from batchinfer.input import build_manifest
-from batchinfer.input.manifest import Manifest, claimed_files, cut, from_parquet, to_parquet
+from batchinfer.input.cutting import cut
+from batchinfer.input.manifest import Manifest, claimed_files, from_parquet, to_parquet
 from batchinfer.input.row_bits import BitsWriter, RowBits, limited, sampled
 from batchinfer.prompting.prompts import needed_columns
 from batchinfer.rundir.paths import Layout

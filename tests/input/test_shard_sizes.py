@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchinfer.input.manifest import InputFile, RowGroup, Segment, Shard, cut, read_together
+from batchinfer.input.cutting import cut
+from batchinfer.input.manifest import InputFile, RowGroup, Segment, Shard, read_together
 from batchinfer.input.shard_sizes import (
     ASSUMED_REPLICAS,
     LEAST_ROWS,

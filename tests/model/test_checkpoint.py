@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from batchinfer.engine.vllm import engine_arguments
+from batchinfer.engine.vllm_arguments import engine_arguments
 from batchinfer.errors import ModelError
-from batchinfer.execution.checks import require_model
+from batchinfer.execution.model_checks import require_model
 from batchinfer.jobspec import LoraSpec, ModelSpec, SpeculativeSpec
 from batchinfer.model.checkpoint import local_adapter, require_adapter, require_draft, require_weights
 from batchinfer.model.resolve import model_facts

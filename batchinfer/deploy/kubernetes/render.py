@@ -15,7 +15,8 @@ from batchinfer.deploy.kubernetes.manifests import manifests, require_gpus_named
 from batchinfer.deploy.kubernetes.options import Options
 from batchinfer.deploy.kubernetes.pods import CPU_WORKER_GIB
 from batchinfer.errors import SpecError
-from batchinfer.execution.checks import check, require_model
+from batchinfer.execution.checks import check
+from batchinfer.execution.model_checks import require_model
 from batchinfer.execution.plan_job import plan_job, plan_of
 from batchinfer.jobspec import JobSpec
 from batchinfer.planner import Plan, assumed_cluster

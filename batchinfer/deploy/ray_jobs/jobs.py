@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from batchinfer.errors import Stopped, TooManyFailedRows, UserError
-from batchinfer.execution.checks import shaping
+from batchinfer.execution.same_job import shaping
 from batchinfer.jobspec import SCRIPTED, JobSpec
 
 ENDED = ("succeeded", "failed", "stopped")
