@@ -8,22 +8,15 @@ from typing import Any
 from batchinfer.errors import InputError, OutputError
 from batchinfer.input import input_entries
 from batchinfer.input.manifest import Manifest
-from batchinfer.jobspec import EmbedSpec, JobSpec
+from batchinfer.jobspec import JobSpec
 from batchinfer.rundir.paths import Layout
 
 _FREE_KEYS = ("name", "resources", "limits", "schedule", "storage", "labels")
 """Keys that may change between the runs of one output: they shape no result."""
 
 
-_SHAPING_ENGINE_KEYS = ("max_model_len", "kv_cache_dtype", "tokenizer", "load_format", "seed", "scripted")
-
-
-_LATER_KEYS: dict[str, tuple[str, ...]] = {
-    "": ("embed",),
-    "prompt": ("query",),
-    "output": ("multi_label", "confidence", "abstain_below", "embedding_type"),
-}
-"""Keys by their section that runs of earlier versions lack."""
+_SHAPING_ENGINE_KEYS = ("max_model_len", "kv_cache_dtype", "tokenizer", "load_format", "seed", "scripted", "extra")
+"""Keys of `engine` that shape results. The others say how fast an engine runs, and on how much memory."""
 
 
 def shaping(spec: JobSpec) -> dict[str, Any]:
@@ -36,21 +29,7 @@ def shaping(spec: JobSpec) -> dict[str, Any]:
         values["input"].pop(key)
     # The schema of the class is there, and says what the answers are.
     values["output"].pop("model")
-    # A key that is not set, and one that a run of an earlier version did not have, are the same.
-    given = spec.input.model_dump(mode="json", exclude_defaults=True)
-    for key in ("cast", "csv", "where", "limit", "sample"):
-        if key not in given:
-            values["input"].pop(key)
-    for key, default in (("too_long", "error"), ("allow_special_tokens", False)):
-        if values["prompt"][key] == default:
-            values["prompt"].pop(key)
-    # Nor do they have these keys, which change nothing unless they are set.
-    for section, keys in _LATER_KEYS.items():
-        for key in keys:
-            place = values[section] if section else values
-            if not place[key] or place[key] == EmbedSpec().model_dump():
-                place.pop(key)
-    values["engine"] = {key: values["engine"][key] for key in _SHAPING_ENGINE_KEYS} | values["engine"]["extra"]
+    values["engine"] = {key: values["engine"][key] for key in _SHAPING_ENGINE_KEYS}
     return values
 
 
@@ -66,22 +45,29 @@ def require_same_spec(manifest: Manifest, spec: JobSpec, layout: Layout) -> None
 
 def changes_of_spec(manifest: Manifest, spec: JobSpec) -> list[str]:
     """One line for each key that shapes results and differs from the spec that the run began with."""
-    before, now = flat(manifest.fingerprint.spec), flat(shaping(spec))
-    written = flat(spec.model_dump(mode="json", exclude_unset=True))
-    changed = [
-        key
+    changed = changed_keys(manifest, spec).items()
+    return [f"{key}: {before!r:.80} then, {now!r:.80} now" for key, (before, now) in changed]
+
+
+def changed_keys(manifest: Manifest, spec: JobSpec) -> dict[str, tuple[Any, Any]]:
+    """The keys that shape results and differ from the spec that the run began with, each with both values.
+
+    A run of an earlier version lacks the keys that came later: such a key has changed if it has no longer its default.
+    """
+    before, now = _flat(manifest.fingerprint.spec), _flat(shaping(spec))
+    set_now = _flat(spec.model_dump(mode="json", exclude_defaults=True))
+    return {
+        key: (before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and (_has(before, key) or _has(written, key))
-    ]
-    return [f"{key}: {before.get(key)!r:.80} then, {now.get(key)!r:.80} now" for key in changed]
+        if before.get(key) != now.get(key) and (_has(before, key) or _has(set_now, key))
+    }
 
 
 def _has(flat: Mapping[str, Any], key: str) -> bool:
-    """Whether the key, one of its parents or one of its parts is there. A run of an earlier version lacks the keys that
-    came later, and a default does not keep such a run from being resumed."""
+    """Whether the key, one of its parents or one of its parts is there."""
     parts = key.split(".")
     above = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
-    return any(flat.get(one, {}) != {} for one in above) or any(one.startswith(f"{key}.") for one in flat)
+    return any(one in flat for one in above) or any(one.startswith(f"{key}.") for one in flat)
 
 
 def require_same_input(manifest: Manifest, spec: JobSpec) -> None:
@@ -103,12 +89,12 @@ def require_same_input(manifest: Manifest, spec: JobSpec) -> None:
         )
 
 
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of a spec by their keys, as in `prompt.template`."""
-    if isinstance(value, Mapping) and value:
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a spec by their keys, as in `prompt.template`; none for an empty mapping."""
+    if isinstance(value, Mapping):
         return {
             k: v
             for key, inner in value.items()
-            for k, v in flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
+            for k, v in _flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
         }
     return {prefix: value}

@@ -20,7 +20,7 @@ from batchinfer.errors import BatchinferError, OutputError, RowError, StorageErr
 from batchinfer.execution.checks import Checked, find_manifest
 from batchinfer.execution.progress import Listener
 from batchinfer.execution.result_rows import SECONDS
-from batchinfer.execution.same_job import flat, shaping
+from batchinfer.execution.same_job import changed_keys
 from batchinfer.execution.sample_prompts import counter
 from batchinfer.input import read_shards
 from batchinfer.input.manifest import Manifest
@@ -130,9 +130,7 @@ def trial_report(spec: JobSpec, reports: Sequence[tuple[Layout, Report]], listen
 
 def _change(manifest: Manifest, spec: JobSpec) -> str | None:
     """The first key that shapes results and differs from the trial's; a trial has another output."""
-    before, now = flat(manifest.fingerprint.spec), flat(shaping(spec))
-    keys = sorted((before.keys() | now.keys()) - {"output.uri"})
-    changed = next((key for key in keys if before.get(key) != now.get(key)), None)
+    changed = next((key for key in changed_keys(manifest, spec) if key != "output.uri"), None)
     return None if changed is None else f"{changed} has changed since the trial"
 
 

@@ -1,4 +1,4 @@
-"""The rows of each shard, as `cutting` cuts them once, before anything runs: the values, and the file that keeps them. Pure.
+"""The rows of each shard, as `cutting` cuts them once, before anything runs, and the file that keeps them. Pure.
 
 A shard is a range of rows in input order, made of segments of files, with a limit on rows and on bytes. The number of
 a shard never changes, because it names the output file.

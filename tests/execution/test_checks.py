@@ -149,6 +149,19 @@ def test_a_key_that_came_later_does_not_keep_a_run_from_being_resumed(base, tmp_
     ]
 
 
+def test_an_engine_argument_that_is_added_is_a_change(base):
+    before = make_spec(**base)
+    manifest = build_manifest(before, needed_columns(before), Fingerprint(run_id="r", spec=shaping(before)))
+    added = make_spec(**base, engine={"extra": {"attention_backend": "TRITON_ATTN"}})
+    assert changes_of_spec(manifest, added) == ["engine.extra.attention_backend: None then, 'TRITON_ATTN' now"]
+
+
+def test_a_default_that_is_written_out_is_no_change(base, tmp_path):
+    manifest = of_an_earlier_version(make_spec(**base), tmp_path)
+    default = {"max_pattern_size": 16, "min_pattern_size": 1, "min_count": 20}
+    assert changes_of_spec(manifest, make_spec(**base, sampling={"repetition_detection": default})) == []
+
+
 def test_a_key_that_was_null_and_has_its_default_now_is_a_change(base):
     before = make_spec(**base, sampling={"repetition_detection": None})
     manifest = build_manifest(before, needed_columns(before), Fingerprint(run_id="r", spec=shaping(before)))

@@ -161,7 +161,19 @@ def test_a_changed_selection_is_another_spec(folder):
         require_same_spec(manifest, spec(where="lang = 'de'", limit=6), Layout("/out"))
     with pytest.raises(OutputError, match=r"input.where: .*de.* then, .*fr.* now"):
         require_same_spec(manifest, spec(where="lang = 'fr'", limit=5), Layout("/out"))
-    assert not {"where", "limit", "sample", "csv"} & shaping(spec())["input"].keys()
+
+
+def test_a_run_of_a_version_without_these_keys_goes_on_unless_one_is_set(folder):
+    def spec(**keys: Any) -> Any:
+        return make_spec(input={"uri": str(folder), **keys}, prompt={"column": "body"})
+
+    values = shaping(spec())
+    for name in ("where", "limit", "sample", "csv", "cast"):
+        values["input"].pop(name)
+    manifest = build_manifest(spec(), needed_columns(spec()), make_fingerprint(spec=values))
+    require_same_spec(manifest, spec(limit=None), Layout("/out"))
+    with pytest.raises(OutputError, match=r"input.limit: None then, 6 now"):
+        require_same_spec(manifest, spec(limit=6), Layout("/out"))
 
 
 @given(
