@@ -93,8 +93,7 @@ class VllmEngine:
         self._special = [token for token in self._tokenizer.all_special_tokens if spec.sampling.skip_special_tokens]
         self._context: int = vllm_private.context_length(engine)
         has_template = bool(spec.prompt.chat_template or getattr(self._tokenizer, "chat_template", None))
-        # An embedding is of the text itself, unless the spec says otherwise.
-        chat = has_template and not self._pools if spec.prompt.chat is None else spec.prompt.chat
+        chat = spec.wants_chat and (has_template or spec.prompt.chat is True)
         if (chat or spec.prompt.needs_chat) and not has_template:
             raise EngineError(
                 f"{spec.model.source} has no chat template", "set prompt.chat: false, or take a chat model"

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 from batchinfer.accounting.evaluation import Compared, Evaluation, evaluate
 from batchinfer.accounting.report import Accuracy
 from batchinfer.errors import UserError
-from batchinfer.execution.checks import absolute
+from batchinfer.execution.checks import open_run
 from batchinfer.execution.result_rows import compared, labels_of, part_of
-from batchinfer.jobspec import EvaluateSpec, JobSpec, parse
+from batchinfer.jobspec import EvaluateSpec, JobSpec
 from batchinfer.jobspec.printed import printed
 from batchinfer.prompting.answers import label_list
 from batchinfer.prompting.prompts import column_values
@@ -23,9 +23,9 @@ from batchinfer.rundir.commit import committed_shards
 from batchinfer.rundir.paths import Layout, reading
 
 
-def evaluation(layout: Layout, spec: JobSpec, overrides: Sequence[str]) -> EvaluateSpec:
-    """The run's `evaluate` with `overrides`, KEY=VALUE each, applied. Raises UserError if they set anything else."""
-    changed = absolute(parse(layout.storage.read(layout.spec).decode(), layout.spec, overrides))
+def evaluation(uri: str, spec: JobSpec, overrides: Sequence[str]) -> EvaluateSpec:
+    """The `evaluate` of the run at `uri` with `overrides`, KEY=VALUE each, which may set nothing else (UserError)."""
+    _, _, changed = open_run(uri, overrides)
     if changed.model_copy(update={"evaluate": spec.evaluate}) != spec or changed.evaluate is None:
         raise UserError(
             "only evaluate may be set for a report: anything else would need another run",

@@ -22,7 +22,7 @@ def require_model(spec: JobSpec, access: bool = True) -> ModelFacts:
     """
     facts = model_facts(spec.model, spec.storage)
     _require_engine_support(facts)
-    _require_head(spec, facts)
+    require_head(spec, facts)
     _require_known_tokens(spec, facts)
     if facts.shape is not None:
         require_consistent(spec, facts.shape, source_of(spec, facts.name, facts.entry, facts.quantization))
@@ -52,7 +52,7 @@ def _require_engine_support(facts: ModelFacts) -> None:
     )
 
 
-def _require_head(spec: JobSpec, facts: ModelFacts) -> None:
+def require_head(spec: JobSpec, facts: ModelFacts) -> None:
     """Refuse a task that the model has no head for, and dimensions that it was not trained for."""
     if not facts.config and facts.shape is None:
         return

@@ -32,7 +32,7 @@ def report(uri: str, overrides: Sequence[str] = ()) -> Report:
     layout, manifest, spec = open_run(uri)
     if overrides:
         made = report(uri)
-        groups = accuracy_of_results(layout, spec, evaluation(layout, spec, overrides))
+        groups = accuracy_of_results(layout, spec, evaluation(uri, spec, overrides))
         return made.model_copy(update={"accuracy": groups, "overall_accuracy": overall_accuracy(groups.values())})
     records = read_records(layout, manifest, noted_retry(layout))
     return _report(layout, spec, manifest, records, living_replicas(layout, read_journals(layout)))
@@ -44,7 +44,7 @@ def evaluate(uri: str, overrides: Sequence[str] = ()) -> dict[str, Evaluation]:
     `overrides` may set `evaluate`. Raises UserError without a column to compare with.
     """
     layout, _, spec = open_run(uri)
-    wanted = evaluation(layout, spec, overrides) if overrides else spec.evaluate
+    wanted = evaluation(uri, spec, overrides) if overrides else spec.evaluate
     if wanted is None:
         raise UserError(f"the spec of {uri} names no column with right answers", "say --expected COLUMN")
     found = evaluate_results(layout, spec, wanted)

@@ -45,7 +45,7 @@ from batchinfer.execution.same_job import changes_of_spec, require_same_input, s
 from batchinfer.execution.stop_and_budget import Stopper, Tally, Watch
 from batchinfer.execution.trial import Trial, require_rows, trial_layout, tried_rows
 from batchinfer.input.few_rows import few_rows, positions_of, spread_rows
-from batchinfer.input.manifest import Fingerprint, Manifest, to_parquet
+from batchinfer.input.manifest import Fingerprint, Manifest, Shard, to_parquet
 from batchinfer.jobspec import JobSpec, key_values, to_yaml
 from batchinfer.planner import Plan, shards_in_flight
 from batchinfer.planner.plan import DEFAULT_SLOTS
@@ -95,21 +95,29 @@ def run(
         return conclude(layout, checked.spec, manifest)
     with ray_pipeline.announced(cluster, listener):
         plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
-        with layout.storage.lock(layout.lock) as require_held:
-            _begin(checked, plan)
-            listener.event(
-                "resumed" if checked.resumed else "started",
-                run_id=manifest.fingerprint.run_id,
-                output=layout.root,
-                rows=manifest.rows,
-                shards=len(manifest.shards),
-                committed=len(checked.committed),
-                accelerator=plan.accelerator,
-                replicas=plan.max_replicas,
-            )
-            job = _job(checked.spec, plan, layout, manifest)
-            _execute(job, manifest, Work(pending), listener, require_held)
-            return conclude(layout, checked.spec, manifest)
+        return _carry_out(checked, plan, pending, listener)
+
+
+def _carry_out(
+    checked: Checked, plan: Plan, pending: Sequence[Shard], listener: Listener, timed: bool = False
+) -> Report:
+    """Write the files of the run, run the `pending` shards, and report. `timed`: see `Job`."""
+    layout, manifest = checked.layout, checked.manifest
+    with layout.storage.lock(layout.lock) as require_held:
+        _begin(checked, plan)
+        listener.event(
+            "resumed" if checked.resumed else "started",
+            run_id=manifest.fingerprint.run_id,
+            output=layout.root,
+            rows=manifest.rows,
+            shards=len(manifest.shards),
+            committed=len(checked.committed),
+            accelerator=plan.accelerator,
+            replicas=plan.max_replicas,
+        )
+        job = replace(_job(checked.spec, plan, layout, manifest), timed=timed)
+        _execute(job, manifest, Work(pending), listener, require_held)
+        return conclude(layout, checked.spec, manifest)
 
 
 def try_rows(
@@ -143,21 +151,7 @@ def try_rows(
         plan = plan_job(job, described).model_copy(
             update={"min_replicas": 1, "max_replicas": 1, "estimate": None, "first_estimate": None}
         )
-        with layout.storage.lock(layout.lock) as require_held:
-            _begin(few, plan)
-            listener.event(
-                "started",
-                run_id=fingerprint.run_id,
-                output=layout.root,
-                rows=few.manifest.rows,
-                shards=len(few.manifest.shards),
-                committed=0,
-                accelerator=plan.accelerator,
-                replicas=plan.max_replicas,
-            )
-            timed = replace(_job(few.spec, plan, layout, few.manifest), timed=True)
-            _execute(timed, few.manifest, Work(few.manifest.shards), listener, require_held)
-            made = conclude(layout, few.spec, few.manifest)
+        made = _carry_out(few, plan, few.manifest.shards, listener, timed=True)
         return Trial(
             rows=tried_rows(few, plan),
             report=made,

@@ -7,12 +7,10 @@ Planning needs lengths before an engine runs. Importing `transformers` needs sec
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jinja2
 
@@ -22,9 +20,11 @@ from batchinfer.input import read_shards
 from batchinfer.input.manifest import Manifest, Shard
 from batchinfer.input.shard_sizes import CHARACTERS_PER_TOKEN
 from batchinfer.jobspec import JobSpec, PromptSpec
+from batchinfer.model.tokenizer_files import chat_template_text, tokenizer_config
 from batchinfer.planner import Interval, PromptSample, TooLong, Workload
 from batchinfer.prompting.answers import label_list, require_whole_choices
 from batchinfer.prompting.chat_template import ChatTemplate
+from batchinfer.prompting.choices import described
 from batchinfer.prompting.control_tokens import is_control
 from batchinfer.prompting.job_prompts import JobPrompts
 from batchinfer.prompting.prompts import Prompt
@@ -59,11 +59,9 @@ def counter(folder: str | None, spec: JobSpec, context: int | None = None) -> To
     `context`: the longest sequence in tokens; prompts are cut to it if the spec says so. Raises SpecError for a chat
     template that is none.
     """
-    prompt = spec.prompt
-    # The engine embeds the plain text, without a chat template.
-    wanted = prompt.chat if prompt.chat is not None else spec.task != "embed"
+    prompt = described(spec)
     path = os.path.join(folder, "tokenizer.json") if folder else ""
-    template = chat_template(folder, prompt) if wanted else None
+    template = chat_template(folder, prompt) if spec.wants_chat else None
     if not os.path.isfile(path):
         return TokenCounter(
             lambda prompts: [Tokenized(p.as_text(), range(_by_characters(p.as_text())), 0) for p in prompts],
@@ -118,16 +116,9 @@ def _by_characters(text: str) -> int:
 def chat_template(folder: str | None, prompt: PromptSpec) -> ChatTemplate | None:
     """The spec's chat template or the model's own, None without one. Raises SpecError for a template of the spec that
     is none."""
-    config: dict[str, Any] = {}
-    if folder and os.path.isfile(os.path.join(folder, "tokenizer_config.json")):
-        with open(os.path.join(folder, "tokenizer_config.json"), encoding="utf-8") as file:
-            config = json.load(file)
-    text = config.get("chat_template")
-    if folder and os.path.isfile(os.path.join(folder, "chat_template.jinja")):
-        with open(os.path.join(folder, "chat_template.jinja"), encoding="utf-8") as file:
-            text = file.read()
-    text = prompt.chat_template or text
-    if not isinstance(text, str):
+    config = tokenizer_config(folder)
+    text = prompt.chat_template or chat_template_text(folder)
+    if text is None:
         return None
     # A special token is a text, or an object with a `content`.
     special = {

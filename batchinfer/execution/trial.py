@@ -26,9 +26,10 @@ from batchinfer.input import read_shards
 from batchinfer.input.manifest import Manifest
 from batchinfer.jobspec import JobSpec
 from batchinfer.jobspec.output_keys import RESULT_COLUMNS
-from batchinfer.jobspec.printed import printed
+from batchinfer.jobspec.printed import as_json, printed
 from batchinfer.planner import Plan
-from batchinfer.prompting.prompts import Prompt, PromptMaker
+from batchinfer.prompting.job_prompts import JobPrompts
+from batchinfer.prompting.prompts import Prompt
 from batchinfer.rundir.commit import committed_shards
 from batchinfer.rundir.paths import Layout
 from batchinfer.storage import join
@@ -39,7 +40,7 @@ FOLDER = "_try"
 
 @dataclass(frozen=True, slots=True)
 class TriedRow:
-    """One row of a trial. `answer` is a text, a list of `sampling.n` texts, or a vector."""
+    """One row of a trial. `answer` is a text, a list of `sampling.n` texts, a typed value, or a vector."""
 
     id: Any
     prompt: str | None
@@ -71,8 +72,10 @@ class Trial:
     def document(self) -> dict[str, Any]:
         """As JSON."""
         return {
-            # An id may be of a type that JSON does not have.
-            "rows": [{**dataclasses.asdict(row), "id": _json_id(row.id)} for row in self.rows],
+            # Ids and typed answers may be of types that JSON does not have.
+            "rows": [
+                {**dataclasses.asdict(row), "id": _json_id(row.id), "answer": as_json(row.answer)} for row in self.rows
+            ],
             "rows_in_input": self.rows_in_input,
             "chosen": self.chosen,
             "output": self.output,
@@ -139,7 +142,7 @@ def tried_rows(checked: Checked, plan: Plan) -> tuple[TriedRow, ...]:
     spec, manifest = checked.spec, checked.manifest
     source = (spec.input.uri, spec.input.format, spec.storage, spec.input.csv)
     tables = read_shards(manifest.shards, manifest.schema, manifest.partitions, *source)
-    maker = PromptMaker(spec.prompt)
+    maker = JobPrompts(spec)
     prompts = [prompt for _, rows in tables for prompt in maker.prompts(rows)]
     shown = _shown(checked, plan, prompts)
     results = _results(checked.layout)
@@ -147,13 +150,20 @@ def tried_rows(checked: Checked, plan: Plan) -> tuple[TriedRow, ...]:
         TriedRow(
             id=row[spec.id_column],
             prompt=shown[place],
-            answer=row[spec.output.column],
+            answer=answer_of(spec, row),
             seconds=row[SECONDS],
             truncated_tokens=row.get("truncated_tokens", 0),
             **{name: row[name] for name in RESULT_COLUMNS},
         )
         for place, row in enumerate(results.to_pylist())
     )
+
+
+def answer_of(spec: JobSpec, row: dict[str, Any]) -> Any:
+    """The answer of a row of the results; with `output.as: columns` an object of its columns, None for a failed row."""
+    if spec.output.as_ != "columns":
+        return row[spec.output.column]
+    return None if row["error_code"] is not None else {name: row[name] for name in spec.output.columns}
 
 
 def _results(layout: Layout) -> pa.Table:

@@ -187,13 +187,7 @@ class _Text:
             read_options=pa_csv.ReadOptions(
                 column_names=list(names), use_threads=False, block_size=max(len(data), 1) + 1
             ),
-            parse_options=pa_csv.ParseOptions(
-                delimiter=csv.delimiter,
-                quote_char=csv.quote or False,
-                escape_char=csv.escape or False,
-                newlines_in_values=True,
-                invalid_row_handler=note,
-            ),
+            parse_options=_fields(csv, note),
             convert_options=pa_csv.ConvertOptions(
                 check_utf8=False,
                 include_columns=read,
@@ -217,15 +211,8 @@ class _Text:
         return ()
 
     def _names(self, row: bytes) -> tuple[str, ...]:
-        csv = self._csv
-        options = pa_csv.ParseOptions(
-            delimiter=csv.delimiter,
-            quote_char=csv.quote or False,
-            escape_char=csv.escape or False,
-            newlines_in_values=True,
-        )
         try:
-            read = pa_csv.read_csv(pa.BufferReader(row), parse_options=options)
+            read = pa_csv.read_csv(pa.BufferReader(row), parse_options=_fields(self._csv))
         except pa.ArrowInvalid as error:
             raise InputError(
                 f"{self.uri}: its header cannot be read: {first_line(error)}",
@@ -381,6 +368,17 @@ class _Text:
             return given
 
         return source
+
+
+def _fields(csv: CsvSpec, on_bad_row: Callable[[pa_csv.InvalidRow], str] | None = None) -> pa_csv.ParseOptions:
+    """How Arrow tells the fields of a row apart."""
+    return pa_csv.ParseOptions(
+        delimiter=csv.delimiter,
+        quote_char=csv.quote or False,
+        escape_char=csv.escape or False,
+        newlines_in_values=True,
+        invalid_row_handler=on_bad_row,
+    )
 
 
 def _read_fully(file: BinaryIO, size: int) -> bytes:

@@ -123,6 +123,11 @@ class JobSpec(Keys):
         return self.task == "generate"
 
     @property
+    def wants_chat(self) -> bool:
+        """Do prompts go through the chat template of a model that has one?"""
+        return self.generates if self.prompt.chat is None else self.prompt.chat
+
+    @property
     def tells_confidence(self) -> bool:
         """Do the results have the probability of each label?"""
         return self.output.confidence or self.task == "classify"

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-
 from batchinfer.catalog import find_model
 from batchinfer.errors import SpecError
 from batchinfer.jobspec import SCRIPTED, JobSpec
-
-_LARGEST_TEMPLATE = 2**24
-"""Bytes of a file with a chat template: those of real models have some kilobytes."""
+from batchinfer.model.tokenizer_files import chat_template_text
 
 
 def reasoning_parser(spec: JobSpec, folder: str | None) -> str | None:
@@ -22,6 +17,8 @@ def reasoning_parser(spec: JobSpec, folder: str | None) -> str | None:
         return None
     if reasoning.parser != "auto":
         return reasoning.parser
+    if spec.prompt.chat_template is not None:
+        return parser_of_template(spec.prompt.chat_template)
     entry = find_model(spec.model.source)
     if entry is not None:
         return entry.thinking.parser if entry.thinking is not None else None
@@ -33,7 +30,7 @@ def reasoning_parser(spec: JobSpec, folder: str | None) -> str | None:
             "its chat template is not at hand",
             "name vLLM's parser for the model, such as qwen3 or deepseek_r1, or say none",
         )
-    return parser_of_template(chat_template(folder) or "")
+    return parser_of_template(chat_template_text(folder) or "")
 
 
 def parser_of_template(template: str) -> str | None:
@@ -47,19 +44,6 @@ def parser_of_template(template: str) -> str | None:
     # Many templates only strip the thinking of earlier turns. One that opens it after the last lets the model think.
     opened = template.rfind("add_generation_prompt")
     return "deepseek_r1" if opened >= 0 and "<think>" in template[opened:] else None
-
-
-def chat_template(folder: str) -> str | None:
-    """The text of the chat template in a model's folder."""
-    for name in ("chat_template.jinja", "tokenizer_config.json"):
-        path = os.path.join(folder, name)
-        if os.path.isfile(path) and os.path.getsize(path) <= _LARGEST_TEMPLATE:
-            with open(path, encoding="utf-8") as file:
-                text = file.read()
-            found = text if name.endswith(".jinja") else json.loads(text).get("chat_template")
-            if isinstance(found, str):
-                return found
-    return None
 
 
 def thinking_line(spec: JobSpec, folder: str | None) -> str | None:

@@ -156,6 +156,7 @@ class _SchemaCheck:
             "additionalProperties": _additional_properties}.items() if name in keywords
         }  # fmt: skip
         counted = {name: self._counted(check) for name, check in keywords.items()}
+        # `jsonschema` has no types for the validators that it makes.
         self._validator = validators.extend(base, counted)(schema)  # type: ignore[no-untyped-call]
 
     def check(self, text: str) -> tuple[str, str | None, Any]:

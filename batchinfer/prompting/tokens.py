@@ -49,6 +49,10 @@ class Tokenized(NamedTuple):
     """Where the second text of a pair begins; None for one text, or if the model does not tell them apart."""
 
 
+class _Refused(Exception):
+    """The chat template raised an error; says which."""
+
+
 class Writer:
     """Writes prompts as one text each, in pieces. One serves any number of threads.
 
@@ -77,10 +81,8 @@ class Writer:
             if self._controls is None or not any(map(self._controls.stand_in, self._of_row(prompt))):
                 return (self._written(prompt),)
             return self._in_pieces(prompt, self._controls)
-        except Exception as error:
-            # A chat template is a program: it refuses conversations that the model was not trained on, such as two
-            # turns of the user, and whatever else it raises is this row's error too.
-            told = f"the model's chat template refused the messages: {error or type(error).__name__}"
+        except _Refused as error:
+            told = f"the model's chat template refused the messages: {error}"
             return RowError("prompt_invalid", told.encode(errors="backslashreplace").decode()[:500])
 
     def remade(self, prompt: Prompt, column: str, text: str) -> Prompt | RowError:
@@ -90,7 +92,13 @@ class Writer:
     def _written(self, prompt: Prompt) -> str:
         if self._conversation is None:
             return prompt.as_text()
-        return self._conversation(prompt.as_messages()) + (prompt.prefill or "")
+        try:
+            written = self._conversation(prompt.as_messages())
+        except Exception as error:
+            # A chat template is a program: it refuses conversations that the model was not trained on, such as two
+            # turns of the user, and whatever else it raises is this row's error too.
+            raise _Refused(str(error) or type(error).__name__) from error
+        return written + (prompt.prefill or "")
 
     def _of_row(self, prompt: Prompt) -> list[str]:
         """The texts that values of the row stand in."""
@@ -240,7 +248,7 @@ class PromptTokens:
 
 def room_of_cut(spec: JobSpec, context: int) -> int:
     """The most tokens of a prompt that is cut to fit. Raises SpecError if none are left."""
-    room = context - (0 if spec.task == "embed" else spec.sampling.max_tokens)
+    room = context - (spec.sampling.max_tokens if spec.generates else 0)
     if room < 1:
         raise SpecError(
             f"sampling.max_tokens {spec.sampling.max_tokens} leaves no room for a prompt in a context of {context:,}, "

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from batchinfer.execution.trial import Trial, TriedRow
+from batchinfer.jobspec.printed import printed
 from batchinfer.planner import Interval
 from batchinfer.reporting.terminal import money
 
@@ -66,7 +67,7 @@ def _answer(row: TriedRow) -> Text:
 
 def _text(value: object) -> Text:
     """A value, shortened in its middle."""
-    text = "(none)" if value is None else str(value)
+    text = "(none)" if value is None else printed(value)
     if len(text) > SHOWN:
         left = len(text) - SHOWN
         text = f"{text[: SHOWN * 2 // 3]} [... {left:,} characters ...] {text[-SHOWN // 3 :]}"
@@ -80,7 +81,7 @@ def summary_lines(trial: Trial) -> list[str]:
     failed = f"{report.rows_failed:,} failed" if report.rows_failed else "none failed"
     lines = [
         f"tried {len(trial.rows):,} of {trial.rows_in_input:,} rows, {trial.chosen}: {failed}; "
-        f"{report.cost_usd:.2g} dollars, kept in {trial.output}"
+        f"{money(report.cost_usd)}, kept in {trial.output}"
     ]
     if plan.workload is not None:
         work, rows = plan.workload, plan.workload.rows

@@ -45,6 +45,21 @@ def test_a_chat_template_counts(tmp_path):
     assert surveyed(tmp_path, ["Open a socket."], MODEL).input_tokens > plain.input_tokens
 
 
+@pytest.mark.parametrize("task", ["embed", "classify"])
+def test_a_model_that_does_not_write_reads_plain_text(tmp_path, task):
+    of_model = {"model": {"source": str(MODEL)}}
+    plain = surveyed(tmp_path, ["Open a socket."], MODEL, chat=False, **of_model)
+    assert surveyed(tmp_path, ["Open a socket."], MODEL, task=task, **of_model).input_tokens == plain.input_tokens
+
+
+def test_the_descriptions_of_labels_count(tmp_path):
+    bare = surveyed(tmp_path, ["Open a socket."], MODEL, output={"uri": "/out", "choices": ["net", "gui"]})
+    told = surveyed(
+        tmp_path, ["Open a socket."], MODEL, output={"uri": "/out", "choices": {"net": "sockets", "gui": "windows"}}
+    )
+    assert told.input_tokens > bare.input_tokens
+
+
 def test_the_count_is_the_one_that_the_engine_makes(tmp_path):
     # Eight: what transformers 5.19 makes of it, through apply_chat_template.
     assert surveyed(tmp_path, ["Open a socket."], MODEL).input_tokens == 8

@@ -23,7 +23,7 @@ from batchinfer.execution.checks import absolute, check
 from batchinfer.execution.plan_job import plan_job
 from batchinfer.execution.same_job import shaping
 from batchinfer.execution.this_machine import host_cluster
-from batchinfer.execution.trial import Trial, TriedRow, trial_layout, trial_layouts
+from batchinfer.execution.trial import Trial, TriedRow, answer_of, trial_layout, trial_layouts
 from batchinfer.input.manifest import Fingerprint, to_parquet
 from batchinfer.reporting.tried import render_trial
 from tests.support import ROOT
@@ -122,6 +122,18 @@ def test_a_trials_document_is_json(shown):
     document = json.loads(json.dumps(made.document()))
     assert document["rows"][0]["id"] == "2026-01-02"
     assert document["rows_in_input"] == 1000
+
+
+def test_the_answer_of_typed_columns_is_an_object_and_that_of_a_failed_row_is_none(shown):
+    spec = scripted_spec(Path("/in"), Path("/out"), output={
+        "uri": "/out", "as": "columns", "json_schema": {"type": "object", "additionalProperties": False,
+        "properties": {"day": {"type": "string", "format": "date"}, "n": {"type": "integer"}}},
+    })  # fmt: skip
+    row = {"day": date(2026, 1, 2), "n": 7, "error_code": None, "other": 1}
+    assert answer_of(spec, row) == {"day": date(2026, 1, 2), "n": 7}
+    assert answer_of(spec, row | {"error_code": "output_invalid"}) is None
+    made = dataclasses.replace(shown, rows=(dataclasses.replace(shown.rows[0], answer=answer_of(spec, row)),))
+    assert json.loads(json.dumps(made.document()))["rows"][0]["answer"] == {"day": "2026-01-02", "n": 7}
 
 
 def test_an_id_that_no_row_has_ends_the_command_before_anything_starts(tmp_path):

@@ -16,7 +16,7 @@ from batchinfer.errors import RowError, SpecError
 from batchinfer.execution.sample_prompts import TokenCounter, chat_template, counter
 from batchinfer.jobspec import JobSpec
 from batchinfer.prompting.prompts import PromptMaker
-from batchinfer.prompting.tokens import Tokenized
+from batchinfer.prompting.tokens import Tokenized, room_of_cut
 from tests.support.builders import make_spec
 from tests.support.chat_tokenizers import FAMILIES, make_tokenizer
 
@@ -229,6 +229,20 @@ def test_what_does_not_fit_without_the_column_is_this_rows_error(folders):
     assert isinstance(made, RowError)
     assert made.code == "prompt_too_long"
     assert "without any text of 'text'" in made.message
+
+
+@pytest.mark.parametrize(("task", "room"), [("generate", CONTEXT - ANSWER), ("embed", CONTEXT), ("classify", CONTEXT)])
+def test_only_an_answer_needs_room_beside_the_prompt(task, room):
+    sampling = {"max_tokens": ANSWER} if task == "generate" else {}
+    assert room_of_cut(make_spec(model={"source": "/m"}, task=task, sampling=sampling), CONTEXT) == room
+
+
+def test_an_error_of_our_own_is_not_taken_for_one_of_the_template(folders, monkeypatch):
+    spec = spec_of({"column": "text"})
+    counting = counter(str(folders["chatml"]), spec, CONTEXT)
+    monkeypatch.setattr("batchinfer.prompting.tokens.Writer._of_row", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        made_of(counting, spec, text="a")
 
 
 def test_a_context_without_room_for_a_prompt_is_the_jobs_mistake(folders):

@@ -8,7 +8,7 @@ import pytest
 
 from batchinfer.engine.installed import engine_argument_names, require_engine_arguments
 from batchinfer.errors import ModelError, SpecError
-from batchinfer.execution.checks import _require_head
+from batchinfer.execution.model_checks import require_head
 from batchinfer.jobspec import JobSpec
 from batchinfer.model.resolve import ModelFacts
 
@@ -23,7 +23,7 @@ def spec(**keys: Any) -> JobSpec:
 
 
 def check(config: dict[str, Any], **keys: Any) -> None:
-    _require_head(spec(**keys), ModelFacts("m", "m", None, None, "none", None, config))
+    require_head(spec(**keys), ModelFacts("m", "m", None, None, "none", None, config))
 
 
 SCORE = {"task": "score", "prompt": {"column": "text", "query": "{{ q }}"}}
