@@ -81,7 +81,7 @@ def measure(folder: str, file_format: str, keys: str) -> None:
     written = len(to_parquet(manifest))
     start, rows = time.monotonic(), 0
     for group in read_together(manifest.shards):
-        for _, table in read_shards(group, manifest.schema, (), folder, file_format, {}, spec.input.csv):
+        for _, table in read_shards(group, manifest.schema, (), spec.input):
             rows += table.num_rows
     read = time.monotonic() - start
     # Of this program alone: `ru_maxrss` begins with what the process was before.

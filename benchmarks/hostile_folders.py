@@ -278,7 +278,7 @@ def try_lines(random: Random, folder: Path, spec: JobSpec, whole: Path, own: dic
 def _read(job: JobSpec) -> None:
     manifest = build_manifest(job, needed_columns(job), Fingerprint(run_id="run", spec={}))
     maker, rows = PromptMaker(job.prompt), 0
-    for _, table in read_shards(manifest.shards, manifest.schema, manifest.partitions, job.input.uri, "jsonl"):
+    for _, table in read_shards(manifest.shards, manifest.schema, manifest.partitions, job.input):
         rows += table.num_rows
         for made in maker.prompts(table):
             (made.message if isinstance(made, RowError) else made.text).encode()

@@ -135,8 +135,9 @@ def run_here(spec: JobSpec) -> Report:
     job = _job(checked.spec, plan, checked.layout, checked.manifest)
     _write_run_files(job.layout, checked, plan)
     replica = Replica(job, Counter(), lambda: 0)
-    source = (job.spec.input.uri, job.spec.input.format, job.spec.storage)
-    shards = read_shards(checked.manifest.shards, checked.manifest.schema, checked.manifest.partitions, *source)
+    shards = read_shards(
+        checked.manifest.shards, checked.manifest.schema, checked.manifest.partitions, job.spec.input, job.spec.storage
+    )
     with ThreadPoolExecutor(job.shards_in_flight) as pool:
         blocks = (
             seal(rows, Envelope(shard_id=shard.shard_id, generation=0, first_row=shard.first_row))

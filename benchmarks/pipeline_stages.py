@@ -73,7 +73,7 @@ def measure(folder: Path, rows_per_shard: int, shards: int) -> dict[str, list[fl
         }
     )
     manifest = build_manifest(spec, needed_columns(spec), Fingerprint(run_id="stages", spec={}))
-    source = read_shards(manifest.shards, manifest.schema, (), spec.input.uri, "parquet")
+    source = read_shards(manifest.shards, manifest.schema, (), spec.input)
     maker, engine, stages = PromptMaker(spec.prompt), ScriptedEngine(spec), Stages(rows_per_shard)
     layout = Layout(spec.output.uri)
     # As in a replica.

@@ -116,8 +116,7 @@ class _Read:
         generations = {s.shard_id: (self._work.generations or {}).get(s.shard_id, 0) for s in shards}
 
         def read() -> Iterator[pa.Table]:
-            read_from = (source.uri, source.format, stores, source.csv)
-            for shard, rows in read_shards(shards, schema, partitions, *read_from):
+            for shard, rows in read_shards(shards, schema, partitions, source, stores):
                 if _stopping(layout):
                     return
                 kept = positions[shard.shard_id]

@@ -171,8 +171,7 @@ def survey(
     failures: list[RowError] = []
     maker = JobPrompts(spec)
     sampled = _sample(manifest.shards)
-    source = (spec.input.uri, spec.input.format, spec.storage, spec.input.csv)
-    for _, rows in read_shards(sampled, manifest.schema, manifest.partitions, *source):
+    for _, rows in read_shards(sampled, manifest.schema, manifest.partitions, spec.input, spec.storage):
         made = maker.prompts(rows)
         failures += [prompt for prompt in made if isinstance(prompt, RowError)]
         prompts = [prompt for prompt in made if not isinstance(prompt, RowError)]

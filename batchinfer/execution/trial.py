@@ -140,8 +140,7 @@ def _change(manifest: Manifest, spec: JobSpec) -> str | None:
 def tried_rows(checked: Checked, plan: Plan) -> tuple[TriedRow, ...]:
     """The rows of a trial that ended, in the order of the input."""
     spec, manifest = checked.spec, checked.manifest
-    source = (spec.input.uri, spec.input.format, spec.storage, spec.input.csv)
-    tables = read_shards(manifest.shards, manifest.schema, manifest.partitions, *source)
+    tables = read_shards(manifest.shards, manifest.schema, manifest.partitions, spec.input, spec.storage)
     maker = JobPrompts(spec)
     prompts = [prompt for _, rows in tables for prompt in maker.prompts(rows)]
     shown = _shown(checked, plan, prompts)

@@ -77,8 +77,7 @@ def positions_of(spec: JobSpec, manifest: Manifest, ids: Collection[str]) -> lis
     else:
         wanted = set(ids)
         only = manifest.schema.empty_table().select([column]).schema
-        source = (spec.input.uri, spec.input.format, spec.storage, spec.input.csv)
-        for shard, rows in read_shards(manifest.shards, only, (), *source):
+        for shard, rows in read_shards(manifest.shards, only, (), spec.input, spec.storage):
             texts = same_text(rows.column(column)).to_pylist()
             found |= {text: shard.first_row + place for place, text in enumerate(texts) if text in wanted}
             if len(found) == len(wanted):

@@ -12,7 +12,7 @@ from batchinfer.input.formats import Rows, fit
 from batchinfer.input.jsonl import JsonlRows
 from batchinfer.input.manifest import Segment, Shard
 from batchinfer.input.parquet import ParquetRows
-from batchinfer.jobspec import CsvSpec
+from batchinfer.jobspec import InputSpec
 from batchinfer.storage import Entry, Stores, input_changed, storage_for
 
 
@@ -20,17 +20,15 @@ def read_shards(
     shards: Sequence[Shard],
     schema: pa.Schema,
     partitions: Sequence[str],
-    uri: str,
-    file_format: str,
+    given: InputSpec,
     stores: Stores | None = None,
-    csv: CsvSpec | None = None,
 ) -> Iterator[tuple[Shard, pa.Table]]:
-    """Each shard with its rows, in order. `shards` must be in input order (see `manifest.read_together`). `csv`: how
-    files of the format `csv` are written.
+    """Each shard with its rows, in order. `shards` must be in input order (see `manifest.read_together`), and cut from
+    the input `given`.
 
     Raises InputError if a file has changed since the manifest was cut, or cannot be read.
     """
-    reader = _Reader(schema, partitions, uri, file_format, stores or {}, csv or CsvSpec())
+    reader = _Reader(schema, partitions, given, stores or {})
     try:
         for shard in shards:
             yield shard, pa.concat_tables([reader.rows(segment) for segment in shard.segments])
@@ -41,22 +39,12 @@ def read_shards(
 class _Reader:
     """Keeps the last file open, because the next segment usually lies in the same file."""
 
-    def __init__(
-        self,
-        schema: pa.Schema,
-        partitions: Sequence[str],
-        uri: str,
-        file_format: str,
-        stores: Stores,
-        csv: CsvSpec,
-    ) -> None:
+    def __init__(self, schema: pa.Schema, partitions: Sequence[str], given: InputSpec, stores: Stores) -> None:
         self._schema = schema
         self._stored = pa.schema([field for field in schema if field.name not in partitions])
         self._partitions = tuple(partitions)
-        self._uri = uri
-        self._format = file_format
+        self._given = given
         self._stores = stores
-        self._csv = csv
         self._open: tuple[Entry, Rows] | None = None
 
     def rows(self, segment: Segment) -> pa.Table:
@@ -68,7 +56,7 @@ class _Reader:
         finally:
             # A file that was overwritten during the read may have produced wrong rows or the error.
             self._require_unchanged(segment.entry)
-        values = partition_values(self._uri, segment.entry.uri) if self._partitions else {}
+        values = partition_values(self._given.uri, segment.entry.uri) if self._partitions else {}
         columns = []
         for field in self._schema:
             if field.name in stored.column_names:
@@ -84,11 +72,11 @@ class _Reader:
     def _open_file(self, entry: Entry) -> Rows:
         # A missing or replaced file is reported as changed, not as an error of the format. `rows` checks again.
         self._require_unchanged(entry)
-        if self._format == "parquet":
+        if self._given.format == "parquet":
             # Reads partition columns too: a file's column overrides its folder's name.
             return ParquetRows(entry, self._schema.names, self._stores)
-        if self._format == "csv":
-            return CsvRows(entry, self._schema.names, self._csv, self._stores)
+        if self._given.format == "csv":
+            return CsvRows(entry, self._schema.names, self._given.csv, self._stores)
         return JsonlRows(entry, self._stored, self._stores)
 
     def _require_unchanged(self, entry: Entry) -> None:

@@ -17,6 +17,7 @@ from batchinfer.engine import Completion
 from batchinfer.execution.result_rows import result_table
 from batchinfer.execution.shard_block import seal, unseal
 from batchinfer.input import read_shards
+from batchinfer.jobspec import InputSpec
 from batchinfer.prompting.prompts import PromptMaker
 from batchinfer.rundir.commit import commit
 from batchinfer.rundir.paths import Layout
@@ -102,7 +103,9 @@ def test_reading_and_committing_a_shard_take_so_many_requests(tmp_path: Path, mo
     asked: collections.Counter[str] = collections.Counter()
     for name in ("stat", "open", "read", "create", "put", "list"):
         monkeypatch.setattr(LocalStorage, name, counted(name, getattr(LocalStorage, name), asked))
-    shards = list(read_shards(manifest.shards, manifest.schema, (), str(tmp_path / "in"), "parquet"))
+    shards = list(
+        read_shards(manifest.shards, manifest.schema, (), InputSpec(uri=str(tmp_path / "in"), format="parquet"))
+    )
     # A file is opened once, and looked at before and after each shard that is read from it.
     assert (len(shards), asked["open"]) == (4, 2)
     assert asked["stat"] <= 2 + len(shards)

@@ -42,7 +42,7 @@ def read(spec: JobSpec) -> tuple[list[dict[str, Any]], list[Prompt | RowError]]:
     """The rows of all shards and their prompts."""
     manifest = manifest_of(spec)
     rows, made = [], []
-    for _, table in read_shards(manifest.shards, manifest.schema, manifest.partitions, spec.input.uri, "jsonl"):
+    for _, table in read_shards(manifest.shards, manifest.schema, manifest.partitions, spec.input):
         rows += table.to_pylist()
         made += PromptMaker(spec.prompt).prompts(table)
     assert manifest.rows == len(rows)

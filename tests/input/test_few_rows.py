@@ -62,7 +62,7 @@ def test_the_rows_that_are_read_are_those_that_were_meant(positions, manifest_an
     few = few_rows(manifest, positions, make_fingerprint())
     # As a resume reads it.
     few = from_parquet(to_parquet(few))
-    tables = read_shards(few.shards, few.schema, few.partitions, spec.input.uri, spec.input.format)
+    tables = read_shards(few.shards, few.schema, few.partitions, spec.input)
     assert [text for _, rows in tables for text in rows.column("text").to_pylist()] == [f"text {i}" for i in positions]
     assert few.rows == len(positions)
 
@@ -92,7 +92,7 @@ def test_rows_of_a_selection_are_tried_and_keep_their_numbers(tmp_path):
     manifest = build_manifest(spec, needed_columns(spec), make_fingerprint())
     few = from_parquet(to_parquet(few_rows(manifest, spread_rows(manifest.rows, 5), make_fingerprint())))
     numbers = [int(number) for shard in few.shards for number in shard.numbers]
-    tables = read_shards(few.shards, few.schema, few.partitions, spec.input.uri, spec.input.format)
+    tables = read_shards(few.shards, few.schema, few.partitions, spec.input)
     assert [text for _, rows in tables for text in rows.column("text").to_pylist()] == [f"text {n}" for n in numbers]
     assert len(numbers) == 5
     assert all(number % 10 == 7 for number in numbers)

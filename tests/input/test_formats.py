@@ -11,6 +11,7 @@ import pytest
 from batchinfer.errors import InputError
 from batchinfer.input import build_manifest, jsonl, read_shards
 from batchinfer.input.manifest import from_parquet, to_parquet
+from batchinfer.jobspec import InputSpec
 from tests.support.builders import make_fingerprint, make_spec, manifest_of, rows_of, write_lines, write_parquet
 from tests.support.through import through
 
@@ -216,7 +217,7 @@ def test_packed_lines_are_read_whatever_the_file_is_called(tmp_path, name, pack)
     assert rows_of(manifest, tmp_path, "jsonl") == rows
     # A retry reads some of the shards, and in any order.
     for shard in (manifest.shards[5], manifest.shards[2]):
-        ((_, table),) = read_shards([shard], manifest.schema, (), str(tmp_path), "jsonl")
+        ((_, table),) = read_shards([shard], manifest.schema, (), InputSpec(uri=str(tmp_path), format="jsonl"))
         assert table.to_pylist() == rows[shard.first_row : shard.first_row + shard.rows]
 
 

@@ -23,6 +23,7 @@ from batchinfer.errors import BatchinferError, InputError
 from batchinfer.input import build_manifest, read_shards
 from batchinfer.input.parquet import inspect_parquet
 from batchinfer.input.parquet_footer import plain
+from batchinfer.jobspec import InputSpec
 from batchinfer.prompting.prompts import needed_columns
 from batchinfer.storage import storage_for
 from tests.support.builders import (
@@ -248,7 +249,9 @@ def test_a_file_that_changes_while_it_is_read_gives_no_rows(tmp_path, file_forma
 
     write(path, "a")
     manifest = manifest_of(tmp_path / "in", ["x"], file_format, rows=100)
-    shards = read_shards(manifest.shards, manifest.schema, manifest.partitions, str(tmp_path / "in"), file_format)
+    shards = read_shards(
+        manifest.shards, manifest.schema, manifest.partitions, InputSpec(uri=str(tmp_path / "in"), format=file_format)
+    )
     seen = [next(shards)[1].column("x").to_pylist()]
     # The same size, and what was open stays open.
     write(tmp_path / "other", "b")
@@ -332,7 +335,9 @@ def read_or_refused(folder: Path, columns: list[str]) -> str | None:
     """None if all rows were read, else the message of the BatchinferError."""
     try:
         manifest = manifest_of(folder, columns, id_column="id", rows=7)
-        shards = read_shards(manifest.shards, manifest.schema, manifest.partitions, str(folder), "parquet")
+        shards = read_shards(
+            manifest.shards, manifest.schema, manifest.partitions, InputSpec(uri=str(folder), format="parquet")
+        )
         assert sum(table.num_rows for _, table in shards) == 50
     except BatchinferError as error:
         return str(error)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from batchinfer.errors import InputError
 from batchinfer.input import read_shards
 from batchinfer.input.manifest import from_parquet, read_together, to_parquet
+from batchinfer.jobspec import InputSpec
 from tests.support.builders import manifest_of, rows_of, write_lines, write_parquet
 
 files = st.lists(
@@ -51,7 +52,9 @@ def test_shards_read_in_any_company_hold_the_rows_of_the_input(files, shard, max
         assert rows_of(manifest, folder, file_format) == rows
 
         def read(shards):
-            return read_shards(shards, manifest.schema, manifest.partitions, str(folder), file_format)
+            return read_shards(
+                shards, manifest.schema, manifest.partitions, InputSpec(uri=str(folder), format=file_format)
+            )
 
         together = [one for group in read_together(manifest.shards) for one in read(group)]
         assert [row for _, table in together for row in table.to_pylist()] == rows
@@ -138,7 +141,9 @@ def test_a_file_that_is_not_the_one_that_was_cut_is_refused(tmp_path, file_forma
         path.unlink()
     else:
         make_input(tmp_path, [(3, 3), (4, 3)], file_format)
-    shards = read_shards(manifest.shards, manifest.schema, manifest.partitions, str(tmp_path), file_format)
+    shards = read_shards(
+        manifest.shards, manifest.schema, manifest.partitions, InputSpec(uri=str(tmp_path), format=file_format)
+    )
     with pytest.raises(InputError) as caught:
         list(shards)
     assert (
@@ -160,5 +165,7 @@ def test_a_file_that_nobody_reads_may_go(tmp_path):
     make_input(tmp_path, [(3, 3), (3, 3)], "parquet")
     manifest = manifest_of(tmp_path, ["n"], rows=3)
     (tmp_path / "1.parquet").unlink()
-    shards = read_shards(manifest.shards[:1], manifest.schema, manifest.partitions, str(tmp_path), "parquet")
+    shards = read_shards(
+        manifest.shards[:1], manifest.schema, manifest.partitions, InputSpec(uri=str(tmp_path), format="parquet")
+    )
     assert [table.column("n").to_pylist() for _, table in shards] == [[0, 1, 2]]

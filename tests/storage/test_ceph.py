@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import boto3
@@ -13,6 +12,7 @@ from ceph_gateway import CephGateway, missing_programs
 from batchinfer.events import heard_by
 from batchinfer.jobspec import StoreSpec
 from batchinfer.storage import join, storage_for
+from tests.support import store_checks
 
 pytestmark = [
     pytest.mark.soak,
@@ -36,27 +36,16 @@ def storage(ceph):
 
 @pytest.mark.parametrize("folder", ["s3://runs", "s3://runs/a folder/é"])
 def test_it_proves_to_be_a_store_that_keeps_writers_apart(storage, folder):
-    storage.require_writable(folder)
-    assert [name for name in storage.names(folder) if name.startswith(".")] == []
+    store_checks.keeps_writers_apart(storage, folder)
 
 
 def test_of_many_creators_of_large_objects_exactly_one_is_first(storage):
-    size = 33 * 2**20
     for number in range(3):
-        uri = f"s3://runs/race/{number}"
-        with ThreadPoolExecutor(4) as pool:
-            won = list(pool.map(lambda i, uri=uri: storage.create(uri, bytes([i]) * size), range(4)))
-        assert won.count(True) == 1
-        data = storage.read(uri)
-        assert len(data) == size
-        assert set(data) == {won.index(True)}
+        store_checks.has_one_first_creator(storage, f"s3://runs/race/{number}")
 
 
 def test_a_lock_is_renewed_given_back_and_taken_again(storage):
-    for _ in range(2):
-        with storage.lock("s3://runs/lock") as require_held:
-            time.sleep(4)
-            require_held()
+    store_checks.renews_its_lock(storage, "s3://runs/lock")
 
 
 def test_an_outage_longer_than_the_lease_loses_no_write_and_no_lock(ceph, storage):

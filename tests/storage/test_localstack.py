@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from concurrent.futures import ThreadPoolExecutor
-
 import boto3
 import pytest
 from localstack_store import PYTHON, LocalStack
@@ -12,6 +9,7 @@ from localstack_store import PYTHON, LocalStack
 from batchinfer.execution import runner
 from batchinfer.jobspec import StoreSpec
 from batchinfer.storage import join, storage_for
+from tests.support import store_checks
 from tests.support.s3_runs import assert_whole, spec_on
 from tests.support.scripted_jobs import KeepingListener
 
@@ -36,24 +34,15 @@ def storage(localstack):
 
 @pytest.mark.parametrize("folder", ["s3://runs", "s3://runs/a folder/é#%20"])
 def test_it_proves_to_be_a_store_that_keeps_writers_apart(storage, folder):
-    storage.require_writable(folder)
-    assert [name for name in storage.names(folder) if name.startswith(".")] == []
+    store_checks.keeps_writers_apart(storage, folder)
 
 
 def test_of_many_creators_of_large_objects_exactly_one_is_first(storage):
-    size = 33 * 2**20
-    uri = "s3://runs/race"
-    with ThreadPoolExecutor(4) as pool:
-        won = list(pool.map(lambda i: storage.create(uri, bytes([i]) * size), range(4)))
-    assert won.count(True) == 1
-    assert set(storage.read(uri)) == {won.index(True)}
+    store_checks.has_one_first_creator(storage, "s3://runs/race")
 
 
 def test_a_lock_is_renewed_given_back_and_taken_again(storage):
-    for _ in range(2):
-        with storage.lock("s3://runs/lock") as require_held:
-            time.sleep(4)
-            require_held()
+    store_checks.renews_its_lock(storage, "s3://runs/lock")
 
 
 def test_keys_with_every_character_are_listed_and_read(storage):

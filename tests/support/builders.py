@@ -15,7 +15,7 @@ from batchinfer.accounting.report import Report, make_report
 from batchinfer.execution.shard_block import Envelope
 from batchinfer.input import build_manifest, read_shards
 from batchinfer.input.manifest import Fingerprint, Manifest
-from batchinfer.jobspec import CsvSpec, JobSpec, parse
+from batchinfer.jobspec import CsvSpec, InputSpec, JobSpec, parse
 from batchinfer.planner import Plan
 
 SPEC = """\
@@ -178,5 +178,6 @@ def rows_of(
     manifest: Manifest, uri: Path | str, file_format: str = "parquet", csv: CsvSpec | None = None
 ) -> list[dict[str, Any]]:
     """All rows of the manifest's shards, one reader for all of them."""
-    shards = read_shards(manifest.shards, manifest.schema, manifest.partitions, str(uri), file_format, csv=csv)
+    given = InputSpec.model_validate({"uri": str(uri), "format": file_format, "csv": csv or CsvSpec()})
+    shards = read_shards(manifest.shards, manifest.schema, manifest.partitions, given)
     return [row for _, table in shards for row in table.to_pylist()]

@@ -37,7 +37,7 @@ def through(
     manifest = from_parquet(to_parquet(build_manifest(spec, needed_columns(spec), make_fingerprint())))
     maker, layout = PromptMaker(spec.prompt), Layout(str(output))
     for group in read_together(manifest.shards):
-        for shard, table in read_shards(group, manifest.schema, manifest.partitions, str(folder), file_format):
+        for shard, table in read_shards(group, manifest.schema, manifest.partitions, spec.input):
             table, envelope = unseal(seal(table, make_envelope(shard_id=shard.shard_id, first_row=shard.first_row)))
             prompts = maker.prompts(table)
             for one in prompts:
