@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import boto3
 import pytest
-from ceph_gateway import CephGateway, missing_programs
 
 from batchinfer.events import heard_by
 from batchinfer.jobspec import StoreSpec
 from batchinfer.storage import join, storage_for
 from tests.support import store_checks
+from tests.support.ceph_gateway import CephGateway, missing_programs
 
 pytestmark = [
     pytest.mark.soak,

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import boto3
 import pytest
-from ceph_gateway import CephGateway, missing_programs
 
 from batchinfer.jobspec import StoreSpec, to_yaml
 from batchinfer.storage import Storage, join, storage_for
 from tests.support import ROOT
+from tests.support.ceph_gateway import CephGateway, missing_programs
 from tests.support.s3_runs import assert_whole, spec_on, table
 
 pytestmark = [

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import boto3
 import pytest
-from localstack_store import PYTHON, LocalStack
 
 from batchinfer.execution import runner
 from batchinfer.jobspec import StoreSpec
 from batchinfer.storage import join, storage_for
 from tests.support import store_checks
+from tests.support.localstack_store import PYTHON, LocalStack
 from tests.support.s3_runs import assert_whole, spec_on
 from tests.support.scripted_jobs import KeepingListener
 

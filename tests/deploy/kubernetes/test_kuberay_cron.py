@@ -8,10 +8,10 @@ from itertools import takewhile
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from robfig_cron import NoCronError, parse
 
 from batchinfer.deploy.kubernetes.kuberay_cron import Firing, firings
 from batchinfer.jobspec.cron import require_cron, ticks_after
+from tests.support.robfig_cron import NoCronError, parse
 
 BERLIN = "Europe/Berlin"
 BEGIN = date(2026, 11, 27)

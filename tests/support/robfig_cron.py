@@ -15,7 +15,8 @@ _MONTH_NAMES = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "
 _WEEKDAY_NAMES = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _MONTHS = {name: n for n, name in enumerate(_MONTH_NAMES, 1)}
 _WEEKDAYS = {name: n for n, name in enumerate(_WEEKDAY_NAMES)}
-_BOUNDS = ((0, 59, {}), (0, 23, {}), (1, 31, {}), (1, 12, _MONTHS), (0, 6, _WEEKDAYS))
+_NO_NAMES: dict[str, int] = {}
+_BOUNDS = ((0, 59, _NO_NAMES), (0, 23, _NO_NAMES), (1, 31, _NO_NAMES), (1, 12, _MONTHS), (0, 6, _WEEKDAYS))
 
 
 class NoCronError(ValueError):
@@ -91,8 +92,9 @@ def parse(expression: str, timezone: str) -> Schedule:
     if len(fields) != 5:
         raise NoCronError(f"expected exactly 5 fields, found {len(fields)}")
     parsed = [_field(field, *bounds) for field, bounds in zip(fields, _BOUNDS, strict=True)]
-    values = [found for found, _ in parsed]
-    return Schedule(*values, star=parsed[2][1] or parsed[4][1], zone=ZoneInfo(timezone))
+    minutes, hours, days, months, weekdays = (found for found, _ in parsed)
+    star = parsed[2][1] or parsed[4][1]
+    return Schedule(minutes, hours, days, months, weekdays, star, ZoneInfo(timezone))
 
 
 def _field(text: str, low: int, high: int, names: dict[str, int]) -> tuple[set[int], bool]:
