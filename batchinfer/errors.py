@@ -131,6 +131,7 @@ ROW_ERROR_CODES = {
     "template_error": "the template met a missing or unusable value in this row",
     "output_invalid": "the output does not fit output.choices, output.json_schema or output.regex",
     "reasoning_unfinished": "the model ended, or sampling.max_tokens cut it, while it was thinking: it has no answer",
+    "step_failed": "a step of the row failed, or one whose answer this step uses: see <step>_error_code",
     "engine_rejected": "the engine refused the request",
     "engine_killed": "the engine died each time it ran this row alone",
 }

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from batchinfer.accounting.records import TIMESTAMP, MeterReading, Ran, ReplicaRecord, ShardRecord
+from batchinfer.accounting.records import TIMESTAMP, MeterReading, Ran, ReplicaRecord, ShardRecord, StepCount
 from batchinfer.catalog.accelerators import device_cost
 
 
@@ -50,6 +50,31 @@ class ReplicaAccount(Ran):
         return device_cost(self.gpu_seconds, self.price_per_gpu_hour)
 
 
+class StepTotals(BaseModel):
+    """What one of the job's `steps` did. Rows and failures count each row once, by its latest retry; the rest includes
+    retries.
+    """
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    rows: int
+    """Rows without those that skipped the step."""
+    rows_failed: int
+    """Rows in which the step failed, or had no earlier answer to use."""
+    errors: dict[str, int]
+    """Those rows by `error_code`."""
+    input_tokens: int
+    """Tokens of the prompts that the engine ran."""
+    cached_tokens: int
+    """Tokens of the prompts that the KV cache already held."""
+    output_tokens: int
+    """Tokens of the answers."""
+    work_seconds: float
+    """Device-seconds of the step, by how long the engine had its requests. All steps add up to the work of the run."""
+    cost_usd: float
+    """Dollars for the device-seconds."""
+
+
 class Totals(BaseModel):
     """A run's accounts. Rows and failures count each row once, by its latest retry. Tokens and `rows_ran` (rows that
     the engine ran) include retries; money includes retries and lost attempts."""
@@ -76,6 +101,7 @@ class Totals(BaseModel):
     up_seconds: float
     cost_usd: float
     shards: int
+    steps: dict[str, StepTotals] = {}
 
 
 class Ledger:
@@ -184,6 +210,30 @@ def totals(shards: Sequence[ShardRecord], replicas: Sequence[ReplicaAccount]) ->
         up_seconds=_covered([(r.started_at_us, r.finished_at_us) for r in replicas]),
         cost_usd=sum(r.cost_usd for r in replicas),
         shards=len(first),
+        steps=_steps(shards, newest.values()),
+    )
+
+
+def _steps(shards: Sequence[ShardRecord], newest: Iterable[ShardRecord]) -> dict[str, StepTotals]:
+    newest = list(newest)
+    names = dict.fromkeys(name for shard in shards for name in shard.steps)
+    return {name: _step(name, shards, [shard.steps[name] for shard in newest if name in shard.steps]) for name in names}
+
+
+def _step(name: str, shards: Sequence[ShardRecord], newest: Sequence[StepCount]) -> StepTotals:
+    mine = [(shard, shard.steps[name]) for shard in shards if name in shard.steps]
+    errors: Counter[str] = Counter()
+    for step in newest:
+        errors.update(step.errors)
+    return StepTotals(
+        rows=sum(step.rows for shard, step in mine if shard.generation == 0),
+        rows_failed=errors.total(),
+        errors=dict(errors.most_common()),
+        input_tokens=sum(step.input_tokens for _, step in mine),
+        cached_tokens=sum(step.cached_tokens for _, step in mine),
+        output_tokens=sum(step.output_tokens for _, step in mine),
+        work_seconds=sum(step.gpu_seconds for _, step in mine),
+        cost_usd=sum(device_cost(step.gpu_seconds, shard.price_per_gpu_hour) for shard, step in mine),
     )
 
 

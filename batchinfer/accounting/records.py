@@ -85,6 +85,22 @@ class MeterReading(_Record):
         return self.load_seconds + self.busy_seconds + self.idle_seconds
 
 
+class StepCount(_Record):
+    """What one step of a job with `steps` did in a shard, over the rows that asked the engine or failed before."""
+
+    rows: NonNegativeInt
+    """Rows without those that skipped the step."""
+    rows_failed: NonNegativeInt
+    input_tokens: NonNegativeInt
+    cached_tokens: NonNegativeInt
+    output_tokens: NonNegativeInt
+    reasoning_tokens: NonNegativeInt
+    rejected_tokens: NonNegativeInt
+    errors: dict[str, int]
+    gpu_seconds: NonNegativeFloat
+    """Its part of the record's device-seconds, by how long the engine had its requests."""
+
+
 class ShardRecord(Ran):
     """The accounting of one committed attempt at a shard. `gpu_seconds` are device-seconds.
 
@@ -116,6 +132,8 @@ class ShardRecord(Ran):
     rejected_tokens: NonNegativeInt
     reasoning_tokens: NonNegativeInt = 0
     """Tokens of the thinking, a part of `output_tokens`."""
+    steps: dict[str, StepCount] = {}
+    """By the name of the step; empty for a job with one prompt. Tokens and seconds add up to the record's own."""
 
     @property
     def rows_rejected(self) -> int:
@@ -193,10 +211,11 @@ ACCOUNTING_SCHEMA = pa.schema(
         ("rejected_tokens", pa.int64()),
         ("dtype", pa.string()),
         ("reasoning_tokens", pa.int64()),
+        ("steps", pa.string()),
     ]
 )
 
-_JSON_COLUMNS = ("errors", "finish_reasons", "evaluation", "meter", "labels")
+_JSON_COLUMNS = ("errors", "finish_reasons", "evaluation", "meter", "labels", "steps")
 
 
 def shard_table(records: Sequence[ShardRecord]) -> pa.Table:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from batchinfer.accounting.evaluation import wilson
-from batchinfer.accounting.ledger import ReplicaAccount, Totals
+from batchinfer.accounting.ledger import ReplicaAccount, StepTotals, Totals
 from batchinfer.accounting.records import Setup
 from batchinfer.planner import Estimate, Plan
 
@@ -149,6 +149,8 @@ class Report(BaseModel):
     parts: tuple[ReportPart, ...] = ()
     """The replicas by device, weights, layout and price: more than one part if a later command changed these. The
     parts' costs add up to `cost_usd`."""
+    steps: dict[str, StepTotals] = {}
+    """The parts of the work, by the names of the spec's `steps`. Empty for a job with one prompt."""
     seconds: Seconds
     """Device-seconds by what they were spent on."""
     shards: int
@@ -240,6 +242,7 @@ def make_report(
         dtype=most.dtype if most else dtype,
         task=task,
         parts=parts,
+        steps=totals.steps,
         seconds=Seconds(
             load=totals.load_seconds,
             work=totals.work_seconds,

@@ -49,6 +49,11 @@ class Completion:
         """A row that the engine did not run."""
         return cls([], [], input_tokens, 0, 0, error)
 
+    @classmethod
+    def skipped(cls) -> Completion:
+        """A row without this step, or one whose answer is there already."""
+        return cls([], [], 0, 0, 0)
+
 
 def set_apart(
     made: Completion, thoughts: Sequence[str | None], answers: Sequence[str | None], tokens: int

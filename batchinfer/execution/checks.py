@@ -57,9 +57,16 @@ def absolute(spec: JobSpec) -> JobSpec:
             "model": _absolute_model(spec.model),
             "input": spec.input.model_copy(update={"uri": normal_uri(spec.input.uri)}),
             "output": spec.output.model_copy(update={"uri": normal_uri(spec.output.uri)}),
-            "prompt": _with_chat_template(spec.prompt),
+            **_with_chat_templates(spec),
         }
     )
+
+
+def _with_chat_templates(spec: JobSpec) -> dict[str, Any]:
+    if spec.steps is None:
+        return {"prompt": _with_chat_template(spec.prompt)}
+    steps = [step.model_copy(update={"prompt": _with_chat_template(step.prompt)}) for step in spec.steps]
+    return {"steps": tuple(steps)}
 
 
 def _with_chat_template(prompt: PromptSpec) -> PromptSpec:
@@ -148,15 +155,17 @@ def check(
     require_lasting(spec)
     layout = Layout(spec.output.uri, spec.storage)
     require_own(layout, thorough=fresh or trial)
-    require_room_for_choices(spec, facts.folder)
+    for job in spec.step_jobs:
+        require_room_for_choices(job, facts.folder)
     require_engine_arguments(spec)
     # Compiles the spec's own template.
-    chat_template(facts.folder, spec.prompt)
-    if spec.model.source != SCRIPTED:
-        require_grammar(spec.output, facts.folder)
-        if not is_remote(facts.location):
-            # A model in a store has its chat template there: the replica looks, once it has the model.
-            reasoning_parser(spec, facts.folder)
+    for job in spec.step_jobs:
+        chat_template(facts.folder, job.prompt)
+        if spec.model.source != SCRIPTED:
+            require_grammar(job.output, facts.folder)
+    if spec.model.source != SCRIPTED and not is_remote(facts.location):
+        # A model in a store has its chat template there: the replica looks, once it has the model.
+        reasoning_parser(spec.step_jobs[0], facts.folder)
     columns = needed_columns(spec)
     old = None if trial else find_manifest(layout)
     committed = set() if trial else committed_shards(layout)

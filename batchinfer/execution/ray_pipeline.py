@@ -78,7 +78,7 @@ class ShardSource(Datasource):  # type: ignore[misc] # Ray ships no types
     def __init__(self, job: Job, manifest: Manifest, work: Work) -> None:
         super().__init__()
         if job.spec.limits.max_cost_usd is None:
-            self._groups = in_order(work.shards, job.spec.sampling.max_tokens, work.positions)
+            self._groups = in_order(work.shards, job.spec.answer_tokens, work.positions)
         else:
             # With a budget, keep the input's order: its first shards are small and show what a shard costs.
             self._groups = list(read_together(work.shards))

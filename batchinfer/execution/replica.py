@@ -10,27 +10,29 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from batchinfer import events
 from batchinfer.accounting.meter import Meter
-from batchinfer.accounting.records import Ran, ReplicaRecord, ShardRecord
+from batchinfer.accounting.records import MeterReading, Ran, ReplicaRecord, ShardRecord
 from batchinfer.engine import Completion, host_processes, start_engine
-from batchinfer.engine.supervisor import Outcome, Supervisor
-from batchinfer.errors import BatchinferError, RowError, StorageError
+from batchinfer.engine.supervisor import Supervisor
+from batchinfer.errors import BatchinferError, StorageError
 from batchinfer.execution.job import Job
 from batchinfer.execution.process_guard import REPLICA, Guard, kill_marked
 from batchinfer.execution.replica_events import EventFile
-from batchinfer.execution.result_rows import counts, evaluate, result_table
+from batchinfer.execution.result_rows import counts, evaluate, of_steps, result_table, step_counts
+from batchinfer.execution.row_steps import RowSteps, kept_answers
 from batchinfer.execution.shard_block import Envelope, seal, unseal
 from batchinfer.jobspec import JobSpec
 from batchinfer.model.download import is_remote, local_model
 from batchinfer.model.resolve import model_facts
 from batchinfer.planner import Plan
-from batchinfer.prompting.answers import OutputCheck
-from batchinfer.prompting.job_prompts import JobPrompts
+from batchinfer.prompting.prompts import NO_ANSWERS, Answers, Prompt
 
 JOURNAL_SECONDS = 1.0
 
@@ -41,6 +43,10 @@ collector scans repeatedly: at 700 for half of the time in which such rows are b
 
 NAMED_ROWS = 20
 """Rows that one event names: enough to find the fault. With many more, an event no longer fits on a line."""
+
+GROUPS = 16
+"""Groups of a shard's rows, each with a thread, that go through `steps` without waiting for one another. With 1, a
+shard's slowest answer delays all its next steps; with many more, each call brings the engine a handful of rows."""
 
 
 class Clock:
@@ -157,9 +163,9 @@ class Replica:
         self._events = EventFile(job.layout, job.run_id, self._journal.ran.replica_id)
         events.tell("replica started", node=self._journal.ran.node)
         self._guard = Guard(REPLICA, self._journal.ran.replica_id)
-        self._maker = JobPrompts(job.spec)
+        self._steps = RowSteps(job.spec)
+        self._several = job.spec.steps is not None
         self._width = vector_size(job.spec)
-        self._check = OutputCheck(job.spec.output, job.spec.sampling.max_tokens)
         self._engine: Supervisor | BatchinferError
         try:
             self._engine = self._supervisor()
@@ -186,20 +192,36 @@ class Replica:
             raise self._engine
         self._journal.begin(shard_id)
         started_at_us = self._clock()
-        prompts = self._maker.prompts(rows)
-        places = [place for place, prompt in enumerate(prompts) if not isinstance(prompt, RowError)]
-        outcome = self._engine.run(
-            [prompt for prompt in prompts if not isinstance(prompt, RowError)], _Note(envelope, places)
-        )
+        earlier = self._earlier(envelope) if self._several else None
+        kept = NO_ANSWERS if earlier is None else kept_answers(self._steps.jobs, earlier)
+        asked = Asked(self._engine, envelope, [job.output.column for job in self._steps.jobs if self._several])
+        answers = self._in_groups(rows, asked, kept) if self._several else self._steps.run(rows, asked)
         self._journal.end(shard_id)
-        answers = iter(outcome.completed())
-        completions = [
-            Completion.failed(prompt) if isinstance(prompt, RowError) else self._checked(next(answers))
-            for prompt in prompts
-        ]
-        results = result_table(self._job.spec, rows, envelope, completions, self._job.timed, self._width)
-        record = self._record(envelope, rows, completions, results, started_at_us, outcome)
+        spec = self._job.spec
+        results = result_table(spec, rows, envelope, answers, self._job.timed, self._width, earlier)
+        record = self._record(envelope, rows, answers, results, started_at_us, asked)
         return seal(results, envelope.model_copy(update={"record": record}))
+
+    def _earlier(self, envelope: Envelope) -> pa.Table | None:
+        """The results of the retried rows before; None for rows that were not tried."""
+        if envelope.retried is None:
+            return None
+        layout = self._job.layout
+        with layout.storage.open(layout.data(envelope.shard_id)) as file:
+            return pq.read_table(file).take(pa.array(envelope.retried))
+
+    def _in_groups(self, rows: pa.Table, asked: Asked, kept: Answers) -> list[list[Completion]]:
+        """The answers of all steps. Groups of rows go on to their next steps without waiting for one another."""
+        size = max(1, -(-rows.num_rows // GROUPS))
+        starts = range(0, rows.num_rows, size)
+
+        def run(start: int) -> list[list[Completion]]:
+            mine = {name: values[start : start + size] for name, values in kept.items()}
+            return self._steps.run(rows.slice(start, size), asked.group(start), mine)
+
+        with ThreadPoolExecutor(max(1, len(starts)), thread_name_prefix="steps") as pool:
+            groups = list(pool.map(run, starts)) or [self._steps.run(rows, asked)]
+        return [[c for group in groups for c in group[step]] for step in range(len(self._steps.jobs))]
 
     def _supervisor(self) -> Supervisor:
         job, limits = self._job, self._job.spec.limits
@@ -213,40 +235,31 @@ class Replica:
             last_words=self._events.write,
         )
 
-    def _checked(self, completion: Completion) -> Completion:
-        if completion.error is None and not self._check.trivial:
-            answers = list(map(self._check.check, completion.texts, completion.finish_reasons))
-            completion.texts = [answer.text for answer in answers]
-            problem = next((answer.problem for answer in answers if answer.problem is not None), None)
-            if problem is not None:
-                completion.error = RowError("output_invalid", problem)
-            elif self._job.spec.output.kind is not None:
-                completion.values = [answer.value for answer in answers]
-        return completion
-
     def _record(
         self,
         envelope: Envelope,
         rows: pa.Table,
-        completions: Sequence[Completion],
+        answers: Sequence[Sequence[Completion]],
         results: pa.Table,
         started_at_us: int,
-        outcome: Outcome,
+        asked: Asked,
     ) -> ShardRecord:
         spec = self._job.spec
+        steps = step_counts(self._steps.jobs, answers, asked.step_seconds) if self._several else {}
         return ShardRecord(
             **self._journal.ran.ran(),
             shard_id=envelope.shard_id,
-            attempt=1 + envelope.generation + self._lost[envelope.shard_id] + self._attempts() + outcome.deaths,
+            attempt=1 + envelope.generation + self._lost[envelope.shard_id] + self._attempts() + asked.deaths,
             generation=envelope.generation,
             revision=spec.model.revision,
             rows=rows.num_rows,
             started_at_us=started_at_us,
-            finished_at_us=outcome.reading.at_us,
-            gpu_seconds=outcome.gpu_seconds,
-            **counts(results),
-            evaluation=evaluate(spec, rows, completions),
-            meter=outcome.reading,
+            finished_at_us=asked.reading.at_us,
+            gpu_seconds=asked.gpu_seconds,
+            **{**counts(results), **(of_steps(steps) if steps else {})},
+            evaluation={} if self._several else evaluate(spec, rows, answers[0]),
+            meter=asked.reading,
+            steps=steps,
         )
 
     def _leave(self) -> None:
@@ -256,6 +269,55 @@ class Replica:
         self._guard.end()
         self._events.close()
         self._journal.close()
+
+
+class Asked:
+    """Runs the requests of one shard, and adds up what they cost. Safe to use from several threads.
+
+    `steps`: the names of the job's steps, if it has some. `gpu_seconds`: device-seconds of the answers. `deaths`:
+    engines that died meanwhile. `reading`: the meter's reading when the last call ended.
+    """
+
+    def __init__(self, engine: Supervisor, envelope: Envelope, steps: Sequence[str]) -> None:
+        self._engine = engine
+        self._envelope = envelope
+        self._steps = steps
+        self._lock = threading.Lock()
+        self._readings: list[MeterReading] = []
+        self.gpu_seconds = 0.0
+        self.deaths = 0
+        self.step_seconds: dict[str, float] = {}
+
+    @property
+    def reading(self) -> MeterReading:
+        return max(self._readings, key=lambda reading: reading.at_us)
+
+    def __call__(self, prompts: Sequence[Prompt], places: Sequence[int]) -> list[Completion]:
+        """The completions of prompts of the rows at `places` of the shard. Raises EngineError."""
+        outcome = self._engine.run(prompts, _Note(self._envelope, places))
+        completions = outcome.completed()
+        with self._lock:
+            self._readings.append(outcome.reading)
+            self.gpu_seconds += outcome.gpu_seconds
+            self.deaths += outcome.deaths
+            if prompts and self._steps:
+                self._share(prompts, completions, outcome.gpu_seconds)
+        return completions
+
+    def group(self, start: int) -> Callable[[Sequence[Prompt], Sequence[int]], list[Completion]]:
+        """The same for places that are counted from `start`."""
+        return lambda prompts, places: self(prompts, [start + place for place in places])
+
+    def _share(self, prompts: Sequence[Prompt], completions: Sequence[Completion], gpu_seconds: float) -> None:
+        """Share out device-seconds among steps, by how long the engine had their requests."""
+        weights: dict[int, float] = {}
+        for prompt, completion in zip(prompts, completions, strict=True):
+            weights[prompt.step] = weights.get(prompt.step, 0.0) + completion.seconds
+        whole = sum(weights.values())
+        for step, weight in weights.items():
+            part = weight / whole if whole else 1 / len(weights)
+            name = self._steps[step]
+            self.step_seconds[name] = self.step_seconds.get(name, 0.0) + gpu_seconds * part
 
 
 class _Note:

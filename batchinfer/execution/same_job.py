@@ -28,7 +28,8 @@ def shaping(spec: JobSpec) -> dict[str, Any]:
     for key in ("incremental", "ignore", "on_bad_file", "on_bad_row"):
         values["input"].pop(key)
     # The schema of the class is there, and says what the answers are.
-    values["output"].pop("model")
+    for answer in (values["output"], *(step["output"] for step in values["steps"] or ())):
+        answer.pop("model")
     values["engine"] = {key: values["engine"][key] for key in _SHAPING_ENGINE_KEYS}
     return values
 

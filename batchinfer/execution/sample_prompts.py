@@ -11,8 +11,11 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
 
 import jinja2
+import pyarrow as pa
 
 from batchinfer.engine.prefix_order import scattered
 from batchinfer.errors import InputError, RowError, SpecError
@@ -20,14 +23,16 @@ from batchinfer.input import read_shards
 from batchinfer.input.manifest import Manifest, Shard
 from batchinfer.input.shard_sizes import CHARACTERS_PER_TOKEN
 from batchinfer.jobspec import JobSpec, PromptSpec
+from batchinfer.jobspec.templates import Template
 from batchinfer.model.tokenizer_files import chat_template_text, tokenizer_config
 from batchinfer.planner import Interval, PromptSample, TooLong, Workload
 from batchinfer.prompting.answers import label_list, require_whole_choices
 from batchinfer.prompting.chat_template import ChatTemplate
 from batchinfer.prompting.choices import described
+from batchinfer.prompting.conditions import holds
 from batchinfer.prompting.control_tokens import is_control
 from batchinfer.prompting.job_prompts import JobPrompts
-from batchinfer.prompting.prompts import Prompt
+from batchinfer.prompting.prompts import NO_ANSWERS, Answers, Prompt
 from batchinfer.prompting.tokens import PromptTokens, Tokenized, Writer, room_of_cut
 
 SAMPLED_SHARDS = 16
@@ -159,6 +164,114 @@ def survey(
     `context`: the model's longest sequence, in tokens; None if it is not known.
     Raises InputError if the input cannot be read.
     """
+    sampled = _sample(manifest.shards)
+    read = read_shards(sampled, manifest.schema, manifest.partitions, spec.input, spec.storage)
+    tables = [rows for _, rows in read]
+    jobs = spec.step_jobs
+    if spec.steps is None:
+        return _survey_step(spec, 0, tables, manifest, tokenizer_folder, earlier_output_tokens, context, [])
+    answers: dict[str, Any] = {}
+    found = []
+    for place, (step, job) in enumerate(zip(spec.steps, jobs, strict=True)):
+        # What earlier answers will be is not known here, so a condition on them counts as true.
+        condition = step.condition()
+        if condition is not None and answers.keys() & set(condition.columns):
+            condition = None
+        mine = [rows if condition is None else _that_hold(condition, rows) for rows in tables]
+        given = [{name: [value] * rows.num_rows for name, value in answers.items()} for rows in mine]
+        of_step = _survey_step(job, place, mine, manifest, tokenizer_folder, None, context, given)
+        share = sum(rows.num_rows for rows in mine) / max(1, sum(rows.num_rows for rows in tables))
+        found.append((step.name, of_step, share))
+        answers[step.name] = stand_in(job)
+    return _together(found, manifest, earlier_output_tokens)
+
+
+def _that_hold(condition: Template, rows: pa.Table) -> pa.Table:
+    return rows.filter(pa.array([held is not False for held in holds(condition, rows)], pa.bool_()))
+
+
+def _together(
+    found: Sequence[tuple[str, Survey, float]], manifest: Manifest, earlier_output_tokens: float | None
+) -> Survey:
+    """The survey of all steps; with each its name and the share of the rows that have it."""
+    samples = [survey.sample for _, survey, _ in found]
+    works = [(survey.workload, share) for _, survey, share in found]
+    output = [work.output_tokens.scaled(share) for work, share in works]
+    answer = Interval(low=sum(o.low for o in output), mid=sum(o.mid for o in output), high=sum(o.high for o in output))
+    if earlier_output_tokens is not None:
+        mean = earlier_output_tokens
+        answer = Interval(low=mean * 0.9, mid=mean, high=mean * 1.1)
+    lines = [
+        f"{name} {survey.workload.input_tokens:,.0f} + {survey.workload.output_tokens.mid:,.0f}"
+        + (f" for {share:.0%} of the rows" if share < 1 else "")
+        for name, survey, share in found
+    ]
+    lengths: Counter[int] = Counter()
+    failed: Counter[str] = Counter()
+    for sample in samples:
+        lengths.update(dict(sample.lengths))
+        failed.update(sample.failed)
+    first = samples[0]
+    return Survey(
+        first.model_copy(
+            update={
+                "failed": dict(failed.most_common()),
+                "messages": {code: text for sample in reversed(samples) for code, text in sample.messages.items()},
+                "lengths": tuple(sorted(lengths.items())),
+                "too_long": next((sample.too_long for sample in samples if sample.too_long is not None), None),
+            }
+        ),
+        works[0][0].model_copy(
+            update={
+                "rows": max(work.rows for work, _ in works),
+                "input_tokens": sum(work.input_tokens * share for work, share in works),
+                "longest_input_tokens": max(work.longest_input_tokens for work, _ in works),
+                "output_tokens": answer,
+                "source": f"{works[0][0].source}; tokens of each step, in + out: {', '.join(lines)}"
+                + ("" if earlier_output_tokens is None else "; all answers as an earlier run measured them"),
+            }
+        ),
+    )
+
+
+def stand_in(job: JobSpec) -> Any:
+    """A value of an answer's shape, to count the prompts of later steps before there is an answer."""
+    output = job.output
+    if output.choices is not None:
+        labels = sorted(output.choices, key=len)
+        value: Any = list(labels) if output.multi_label else labels[-1]
+    elif output.json_schema is not None:
+        value = _example(output.json_schema)
+    else:
+        value = "x" * round(CHARACTERS_PER_TOKEN * job.sampling.max_tokens * (1 + SHORTEST_ANSWER) / 2)
+    return [value] * job.sampling.n if job.sampling.n > 1 else value
+
+
+def _example(schema: dict[str, Any]) -> Any:
+    """A value of a JSON Schema's kind; not of all its rules."""
+    if "enum" in schema:
+        return schema["enum"][0]
+    if schema.get("type") == "object" or "properties" in schema:
+        return {
+            name: _example(inner) for name, inner in schema.get("properties", {}).items() if isinstance(inner, dict)
+        }
+    if schema.get("type") == "array":
+        items = schema.get("items")
+        return [_example(items)] if isinstance(items, dict) else []
+    return {"integer": 1, "number": 1.5, "boolean": True}.get(str(schema.get("type")), "x" * 20)
+
+
+def _survey_step(
+    spec: JobSpec,
+    step: int,
+    tables: Sequence[pa.Table],
+    manifest: Manifest,
+    tokenizer_folder: str | None,
+    earlier_output_tokens: float | None,
+    context: int | None,
+    answers: Sequence[Answers],
+) -> Survey:
+    """`survey` of one of `JobSpec.step_jobs`; `answers`: those to earlier steps, for each of `tables`."""
     limits = [limit for limit in (spec.engine.max_model_len, context) if limit is not None]
     longest = min(limits) if limits else None
     # Counted whole, whatever the job does with prompts that are too long: the plan says what each remedy does.
@@ -169,10 +282,9 @@ def survey(
     lengths: list[int] = []
     beginnings: list[list[str]] = []
     failures: list[RowError] = []
-    maker = JobPrompts(spec)
-    sampled = _sample(manifest.shards)
-    for _, rows in read_shards(sampled, manifest.schema, manifest.partitions, spec.input, spec.storage):
-        made = maker.prompts(rows)
+    maker = JobPrompts(spec, step)
+    for rows, given in zip_longest(tables, answers, fillvalue=NO_ANSWERS):
+        made = maker.prompts(rows, given)
         failures += [prompt for prompt in made if isinstance(prompt, RowError)]
         prompts = [prompt for prompt in made if not isinstance(prompt, RowError)]
         counted = counting.tokens(prompts) if prompts else []

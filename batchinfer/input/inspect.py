@@ -308,7 +308,7 @@ def _cut(
     there = sum(file.rows for file in files)
     rows = there if selected is None else sum(bits.count for bits in selected)
     size = sum(group.size for file in files for group in file.groups) * rows // max(1, there)
-    sizes = shard_sizes(rows, size, spec.shards.rows, spec.sampling.max_tokens, spec.resources.replicas)
+    sizes = shard_sizes(rows, size, spec.shards.rows, spec.answer_tokens, spec.resources.replicas)
     if spec.limits.max_cost_usd is not None and spec.shards.rows == "auto":
         sizes = small_at_first(sizes)
     settle = None if groups is None else at_groups(groups.begins, rows)

@@ -7,26 +7,34 @@ person. `schemas/job-spec.schema.json` is generated from these models.
 from __future__ import annotations
 
 import difflib
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from batchinfer.jobspec.base import Keys, Text
 from batchinfer.jobspec.constraints import require_reachable
 from batchinfer.jobspec.engine_keys import EngineSpec
 from batchinfer.jobspec.input_keys import InputSpec
 from batchinfer.jobspec.model_keys import SCRIPTED, ModelSpec
-from batchinfer.jobspec.output_keys import RESULT_COLUMNS, EmbedSpec, OutputSpec
+from batchinfer.jobspec.output_keys import RESULT_COLUMNS, AnswerSpec, EmbedSpec, OutputSpec
 from batchinfer.jobspec.prompt_keys import PromptSpec
 from batchinfer.jobspec.reasoning_keys import ReasoningSpec
 from batchinfer.jobspec.run_keys import LimitsSpec, ResourcesSpec, ShardsSpec
 from batchinfer.jobspec.sampling_keys import SamplingSpec
 from batchinfer.jobspec.schedule_keys import ScheduleSpec
+from batchinfer.jobspec.step_keys import StepSpec
 from batchinfer.jobspec.store_keys import StoresSpec
 from batchinfer.jobspec.variables import has_variables
 
 ROW_NUMBER = "row_number"
 """The id column of a job without `input.id_column`: the row's position in the input, from 0."""
+
+
+MOST_STEPS = 64
+"""Each step has some eight columns in every result file: far more make files that no tool shows well."""
+
+NO_PROMPT = PromptSpec()
+"""The `prompt` of a job with `steps`, where each step has its own."""
 
 
 class EvaluateSpec(Keys):
@@ -80,8 +88,14 @@ class JobSpec(Keys):
     """The model that runs."""
     input: InputSpec
     """The rows: where they are, and which of their columns to use."""
-    prompt: PromptSpec
-    """How a row becomes a prompt."""
+    prompt: PromptSpec = NO_PROMPT
+    """How a row becomes a prompt. A job has either this or `steps`."""
+    steps: tuple[StepSpec, ...] | None = Field(default=None, min_length=1, max_length=MOST_STEPS)
+    """Several prompts for each row, with one load of the model. Later ones may use the answers to earlier ones.
+
+    Each step has the column of its name, and the columns of a job with one prompt with that name in front, as in
+    `<name>_error_code`. The columns without a name in front tell of the whole row: the sum of its tokens, and
+    `step_failed` if a step failed and another has an answer. `retry` runs the failed steps alone."""
     embed: EmbedSpec = EmbedSpec()
     """How `task: embed` makes vectors."""
     sampling: SamplingSpec = SamplingSpec()
@@ -111,6 +125,29 @@ class JobSpec(Keys):
     """Any names and values, as in `{team: search}`, for the accounting and the report.
 
     `batchinfer submit --label KEY=VALUE` adds one. Quote a value that YAML reads as another type."""
+
+    @property
+    def step_jobs(self) -> tuple[JobSpec, ...]:
+        """Each step as a job of one prompt, whose `output.column` is the step's name. A job without steps is its own
+        only step.
+        """
+        if self.steps is None:
+            return (self,)
+        return tuple(self.model_copy(update=self._of_step(step)) for step in self.steps)
+
+    def _of_step(self, step: StepSpec) -> dict[str, Any]:
+        answer = {name: getattr(step.output, name) for name in AnswerSpec.model_fields}
+        return {
+            "steps": None,
+            "prompt": step.prompt,
+            "sampling": step.sampling or self.sampling,
+            "output": self.output.model_copy(update={**answer, "column": step.name}),
+        }
+
+    @property
+    def answer_tokens(self) -> int:
+        """The most tokens that the answers of one row may have, over all steps."""
+        return sum(job.sampling.max_tokens for job in self.step_jobs)
 
     @property
     def id_column(self) -> str:
@@ -149,15 +186,66 @@ class JobSpec(Keys):
         return self.schedule is not None or self.input.incremental is not None
 
     @model_validator(mode="after")
-    def _columns_distinct(self) -> Self:
-        taken = [self.id_column, *(c for c in self.input.columns if c != self.input.id_column)]
-        own = (
+    def _steps_or_a_prompt(self) -> Self:
+        if self.steps is None:
+            if self.prompt == NO_PROMPT:
+                given = "needs exactly one of template, column, messages_column; given: none"
+                missing = "this key is missing (or steps, for several prompts a row)"
+                raise ValueError(f"prompt: {given if 'prompt' in self.model_fields_set else missing}")
+            return self
+        if self.prompt != NO_PROMPT:
+            raise ValueError("prompt does not go with steps: each step has its own")
+        if not self.generates:
+            raise ValueError(f"task {self.task} gives {_GIVES[self.task]} for one prompt: leave steps out")
+        if self.evaluate is not None:
+            raise ValueError("evaluate compares the answer to one prompt: it does not go with steps")
+        shape = [
+            key for key in AnswerSpec.model_fields if getattr(self.output, key) != AnswerSpec.model_fields[key].default
+        ]
+        if shape or self.output.column != "output":
+            key = (shape or ["column"])[0].rstrip("_")
+            raise ValueError(f"output.{key} does not go with steps: put it into the output of a step")
+        if len({step.output.compact_json for step in self.steps if step.output.json_schema is not None}) > 1:
+            raise ValueError("output.compact_json is for the whole engine: set the same in all steps")
+        names = [step.name for step in self.steps]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"steps: two have the name {twice!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _each_step_is_a_job(self) -> Self:
+        later = [step.name for step in self.steps or ()]
+        for step in self.steps or ():
+            for name, key in step.reads:
+                if name in later:
+                    which = "its own answer" if name == step.name else f"the answer of {name}, which comes later"
+                    raise ValueError(f"step {step.name}: {key} uses {which}: a step knows the answers before it")
+            later.remove(step.name)
+            try:
+                JobSpec.model_validate({**{n: getattr(self, n) for n in JobSpec.model_fields}, **self._of_step(step)})
+            except ValidationError as error:
+                raise ValueError(
+                    f"step {step.name}: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
+                ) from None
+        return self
+
+    def row_columns(self) -> tuple[str, ...]:
+        """The columns of the results that tell of a row, besides its id, what is passed through, and the answer."""
+        return (
             *RESULT_COLUMNS,
             *(("logprobs",) if self.sampling.logprobs is not None else ()),
             *(("truncated_tokens",) if self.prompt.too_long == "truncate" else ()),
             *(("reasoning_tokens",) if self.reasoning is not None else ()),
-            *self.companions,
         )
+
+    @model_validator(mode="after")
+    def _columns_distinct(self) -> Self:
+        if self.steps is not None:
+            self._require_distinct_steps(self.steps)
+            return self
+        taken = [self.id_column, *(c for c in self.input.columns if c != self.input.id_column)]
+        own = (*self.row_columns(), *self.companions)
         thinking = self.reasoning.column if self.reasoning is not None else None
         if thinking is not None and thinking in (*taken, *own, *self.output.columns):
             raise ValueError(f"reasoning.column {thinking!r} is the name of another column of the results")
@@ -176,6 +264,23 @@ class JobSpec(Keys):
         if self.input.id_column is None and ROW_NUMBER in self.input.columns:
             raise ValueError(f"input.columns holds {ROW_NUMBER!r}, the name of the generated id: set input.id_column")
         return self
+
+    def _require_distinct_steps(self, steps: tuple[StepSpec, ...]) -> None:
+        taken = {self.id_column, *self.input.columns, *RESULT_COLUMNS, "reasoning_tokens"}
+        if self.input.id_column is None and ROW_NUMBER in self.input.columns:
+            raise ValueError(f"input.columns holds {ROW_NUMBER!r}, the name of the generated id: set input.id_column")
+        for step, job in zip(steps, self.step_jobs, strict=True):
+            for name in job.step_columns:
+                if name in taken:
+                    raise ValueError(f"step {step.name} makes the column {name!r}, which is there already: rename it")
+                taken.add(name)
+
+    @property
+    def step_columns(self) -> tuple[str, ...]:
+        """The columns of the results that a step makes; for the jobs of `step_jobs`."""
+        name = self.output.column
+        thinking = (f"{name}_{self.reasoning.column}",) if self.reasoning is not None and self.reasoning.column else ()
+        return (name, *self.companions, *(f"{name}_{column}" for column in self.row_columns()), *thinking)
 
     @model_validator(mode="after")
     def _thinks_within_its_tokens(self) -> Self:

@@ -162,7 +162,7 @@ def _needed_tokens(spec: JobSpec, known: Known) -> int:
     if asked is not None:
         return asked
     prompt = UNKNOWN_PROMPT_TOKENS if known.workload is None else known.workload.longest_input_tokens
-    return min(context, prompt + (spec.sampling.max_tokens if spec.generates else 0))
+    return min(context, prompt + (max(job.sampling.max_tokens for job in spec.step_jobs) if spec.generates else 0))
 
 
 def engine_settings(engine: EngineSpec, facts: Accelerator | None = None) -> EngineSettings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jinja2
@@ -22,6 +23,11 @@ from batchinfer.jobspec.templates import Template, compile_template, is_template
 from batchinfer.jobspec.where import where_columns
 from batchinfer.prompting.choices import described
 from batchinfer.prompting.messages import NO_MESSAGES, Message, read_message
+
+Answers = Mapping[str, list[Any]]
+"""The answers of steps by name, one for each row: a value as templates use it, None, or a RowError."""
+
+NO_ANSWERS: Answers = MappingProxyType({})
 
 
 class Prompt(NamedTuple):
@@ -41,6 +47,8 @@ class Prompt(NamedTuple):
     """The values that the prompt was made of, if it may have to be made again: see `PromptMaker.carries_rows`."""
     query: str | None = None
     """What `text` is scored against, for `task: score`."""
+    step: int = 0
+    """Which of `JobSpec.step_jobs` the prompt belongs to."""
 
     def as_messages(self) -> list[Message]:
         """The prompt as a chat."""
@@ -61,10 +69,8 @@ def needed_columns(spec: JobSpec) -> dict[str, str]:
         needed[spec.input.id_column] = "input.id_column"
     for name in spec.input.columns:
         needed.setdefault(name, "input.columns")
-    for name, key in _prompt_columns(described(spec)):
+    for name, key in _prompt_columns(spec):
         needed.setdefault(name, key)
-    for name in compile_template(spec.prompt.query or "").columns:
-        needed.setdefault(name, "prompt.query")
     if spec.input.group_by is not None:
         needed.setdefault(spec.input.group_by, "input.group_by")
     if spec.evaluate is not None:
@@ -77,21 +83,26 @@ def needed_columns(spec: JobSpec) -> dict[str, str]:
     return needed
 
 
-def _prompt_columns(prompt: PromptSpec) -> list[tuple[str, str]]:
-    """The columns that make prompts, each with the spec key that names it."""
-    if prompt.column is not None:
-        found = [(prompt.column, "prompt.column")]
-    elif prompt.messages_column is not None:
-        found = [(prompt.messages_column, "prompt.messages_column")]
-    else:
-        names = compile_template(prompt.template or "").columns
-        if not names:
+def _prompt_columns(spec: JobSpec) -> list[tuple[str, str]]:
+    """The columns of the input that make prompts, each with the spec key that names it."""
+    if spec.steps is None:
+        found = [(name, f"prompt.{key}") for name, key in described(spec).reads]
+        if not found:
             raise SpecError("prompt.template names no column of the input", "write a column in it, as {{ text }}")
-        found = [(name, "prompt.template") for name in names]
-    for key, text in (("prompt.system", prompt.system), ("prompt.prefill", prompt.prefill)):
-        if is_template(text):
-            found += [(name, key) for name in compile_template(text).columns]
-    return found
+        return [*found, *((name, "prompt.query") for name in compile_template(spec.prompt.query or "").columns)]
+    answers = {step.name for step in spec.steps}
+    named: list[tuple[str, str]] = []
+    for step, job in zip(spec.steps, spec.step_jobs, strict=True):
+        read = [*((name, f"prompt.{key}") for name, key in described(job).reads), *step.reads]
+        if not read:
+            raise SpecError(
+                f"step {step.name}: its prompt names no column and no earlier answer",
+                "write one in it, as {{ text }}",
+            )
+        named += [(name, f"the {key} of step {step.name}") for name, key in read if name not in answers]
+    if not named:
+        raise SpecError("steps names no column of the input", "write a column in a step's prompt, as {{ text }}")
+    return named
 
 
 class PromptMaker:
@@ -99,7 +110,7 @@ class PromptMaker:
 
     def __init__(self, prompt: PromptSpec) -> None:
         self._source = prompt.column or prompt.messages_column
-        self._columns = list(dict.fromkeys(name for name, _ in _prompt_columns(prompt)))
+        self._columns = list(dict.fromkeys(name for name, _ in prompt.reads))
         self._chat = prompt.messages_column is not None
         self._template = None if prompt.template is None else compile_template(prompt.template)
         self._system = _TurnText(prompt.system)
@@ -115,9 +126,9 @@ class PromptMaker:
         """Whether prompts hold their row: where a value may be cut, and where the templates' own text may hold a
         control token, which must be told from one that stands in a value."""
 
-    def prompts(self, rows: pa.Table) -> list[Prompt | RowError]:
-        """One prompt, or the reason why there is none, for each of the rows."""
-        columns = {name: column_values(rows, name) for name in self._columns}
+    def prompts(self, rows: pa.Table, answers: Answers = NO_ANSWERS) -> list[Prompt | RowError]:
+        """One prompt, or the reason why there is none, for each of the rows. `answers`: of earlier steps, by name."""
+        columns = {name: answers[name] if name in answers else column_values(rows, name) for name in self._columns}
         made = self._made(columns, rows.num_rows)
         if BAD_ROW in rows.column_names:
             for place, problem in enumerate(rows.column(BAD_ROW).to_pylist()):
@@ -204,17 +215,25 @@ def _filled(template: Template, columns: Mapping[str, list[Any]], count: int) ->
             made.append(text)
             continue
         bad = next((value for value in row if isinstance(value, RowError)), None)
-        made.append(bad or _rendered(render, dict(zip(columns, row, strict=True))))
+        made.append(bad or _printed(render, dict(zip(columns, row, strict=True))))
     return made
 
 
-def _rendered(render: Callable[[Mapping[str, Any]], str], row: dict[str, Any]) -> str | RowError:
+def _printed(render: Callable[[Mapping[str, Any]], str], row: dict[str, Any]) -> str | RowError:
     try:
-        return render(row)
+        return rendered(render, row)
     except jinja2.UndefinedError as error:
         nulls = [name for name, value in row.items() if value is None]
         why = f"null in this row: {', '.join(nulls)}" if nulls else str(error)
         return RowError("template_error", _told(f"the template met a missing value: {why}"))
+
+
+def rendered(render: Callable[[Mapping[str, Any]], str], row: dict[str, Any]) -> str | RowError:
+    """The template over a row, or the row's error. Raises jinja2.UndefinedError for a missing value."""
+    try:
+        return render(row)
+    except jinja2.UndefinedError:
+        raise
     except SecurityError as error:
         return RowError("template_error", _told(f"the template did what the sandbox forbids: {error}"))
     except Exception as error:

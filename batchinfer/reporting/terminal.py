@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from batchinfer.accounting.ledger import StepTotals
 from batchinfer.accounting.report import Accuracy, Report, ReportPart
 
 
@@ -52,6 +53,7 @@ def _lines(report: Report) -> list[tuple[str, str]]:
     rejected = f"; {report.rejected_tokens:,} in prompts that never ran" if report.rejected_tokens else ""
     thought = f" ({report.reasoning_tokens:,} of thinking)" if report.reasoning_tokens else ""
     lines.append(("tokens", f"{report.input_tokens:,} in{cached}, {report.output_tokens:,} out{thought}{rejected}"))
+    lines += [(f"step {name}", _step(step)) for name, step in report.steps.items()]
     lines.append(("speed", f"{report.tokens_per_second:,.0f} tokens/s, {report.rows_per_second:,.1f} rows/s"))
     lines.append(("device time", _seconds(report)))
     lines.append(("cost", _cost(report)))
@@ -68,6 +70,15 @@ def _lines(report: Report) -> list[tuple[str, str]]:
         lines.append(("skipped", reason if uri in reason else f"{uri}: {reason}"))
     lines.append(("results", f"{report.output}/data"))
     return lines
+
+
+def _step(step: StepTotals) -> str:
+    cached = f" ({step.cached_tokens:,} cached)" if step.cached_tokens else ""
+    failed = ", ".join(f"{code} {count:,}" for code, count in step.errors.items())
+    return (
+        f"{step.rows:,} rows, {step.input_tokens:,} tokens in{cached}, {step.output_tokens:,} out, "
+        f"{step.work_seconds:,.1f} s, {money(step.cost_usd)}" + (f"; failed: {failed}" if failed else "")
+    )
 
 
 def _share(seen: Accuracy) -> str:
