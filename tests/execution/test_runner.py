@@ -89,6 +89,20 @@ def test_the_files_of_a_run_hold_what_the_report_says(ran: Ran) -> None:
         assert (output / "_run" / name).exists()
 
 
+def test_a_local_cluster_listens_on_loopback_alone(ran: Ran) -> None:
+    processes = psutil.Process().children(recursive=True)
+    listening: dict[str, set[str]] = {}
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for socket in process.net_connections("inet"):
+                if socket.status == psutil.CONN_LISTEN:
+                    listening.setdefault(process.name(), set()).add(socket.laddr.ip.removeprefix("::ffff:"))
+    # The store, the node and the agent of Ray; its workers may have ended.
+    assert {"gcs_server", "raylet"} <= listening.keys()
+    assert len(listening) > 2
+    assert set().union(*listening.values()) <= {"127.0.0.1", "::1"}, listening
+
+
 def test_running_again_does_nothing_and_says_so(ran: Ran, listener: KeepingListener) -> None:
     before = {p: p.stat().st_mtime_ns for p in (ran.output / "data").iterdir()}
     assert runner.run(ran.spec, listener) == ran.report
