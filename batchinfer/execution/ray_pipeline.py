@@ -293,13 +293,14 @@ def _start_local(folder: str) -> None:
     for _ in range(_STARTS):
         try:
             # Otherwise Ray joins any cluster that runs on this machine, even another user's.
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                log_to_driver=True,
-                _node_ip_address=local_cluster.ADDRESS,
-                _temp_dir=folder,
-            )
+            with ray_private.loopback_only():
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    log_to_driver=True,
+                    _node_ip_address=local_cluster.ADDRESS,
+                    _temp_dir=folder,
+                )
             return
         except Exception as error:
             # Ray waits 30 seconds for its first node, which can be too short on a busy machine, and raises no

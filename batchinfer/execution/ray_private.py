@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 from batchinfer.private_names import Release
@@ -17,8 +19,11 @@ _NAMES = {
     "autoscaling_key": "ray._private.ray_constants:DEBUG_AUTOSCALING_STATUS",
     "is_autoscaler_v2": "ray.autoscaler.v2.utils:is_autoscaler_v2",
     "cluster_status": "ray.autoscaler.v2.sdk:get_cluster_status",
+    "constants": "ray._private.ray_constants",
 }
 _ATTEMPT = "get_current_task_attempt_number"
+_CLUSTERS = "ENABLE_RAY_CLUSTER"
+"""Ray's constant: whether nodes of other machines may join a cluster that this process starts."""
 
 
 def require() -> None:
@@ -27,6 +32,23 @@ def require() -> None:
         RAY.name(path)
     # The core worker's instance exists only after this process is connected.
     RAY.name(f"ray._raylet:CoreWorker.{_ATTEMPT}")
+    RAY.attribute(RAY.name(_NAMES["constants"]), _CLUSTERS)
+
+
+@contextlib.contextmanager
+def loopback_only() -> Iterator[None]:
+    """In the block `ray.init` leaves a node's address of 127.0.0.1 as it is.
+
+    By default, except on macOS and Windows, Ray replaces it by the address that other machines reach, and then its
+    processes listen on all interfaces.
+    """
+    constants = RAY.name(_NAMES["constants"])
+    before = RAY.attribute(constants, _CLUSTERS)
+    setattr(constants, _CLUSTERS, False)
+    try:
+        yield
+    finally:
+        setattr(constants, _CLUSTERS, before)
 
 
 def attempts_before() -> int:

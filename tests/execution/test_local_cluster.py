@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import socket
@@ -70,6 +71,16 @@ def test_limits_under_which_ray_dies_are_named(monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(ClusterError, match="a limit of 60") as caught, local_cluster.prepared():
         pass
     assert remedy in caught.value.remedy
+
+
+def test_a_machine_that_cannot_connect_to_itself_is_told_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(address: tuple[str, int], timeout: float) -> socket.socket:
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setattr("socket.create_connection", unreachable)
+    with pytest.raises(ClusterError, match=r"connect to itself at 127\.0\.0\.1: Network is unreachable") as caught:
+        local_cluster.prepared().__enter__()
+    assert caught.value.remedy == "bring the loopback interface up: ip link set lo up"
 
 
 def test_warnings_that_are_errors_are_not_those_of_rays_processes(monkeypatch: pytest.MonkeyPatch) -> None:
