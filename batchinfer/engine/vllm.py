@@ -24,7 +24,7 @@ from batchinfer.prompting.answers import require_whole_choices
 from batchinfer.prompting.choices import described
 from batchinfer.prompting.label_probabilities import LabelTree
 from batchinfer.prompting.prompts import Prompt
-from batchinfer.prompting.tokens import PromptTokens, Tokenized
+from batchinfer.prompting.tokens import Tokenized, tokens_of
 from batchinfer.storage import local_path
 
 MAX_LABEL_TOKENS = 128
@@ -103,7 +103,7 @@ class VllmEngine:
             _require_accepted(spec, engine, self._params)
             writer = prompt_writer(described(spec), self._tokenizer, chat)
             # A chat template writes its own special tokens.
-            self._tokens = PromptTokens(spec, EngineTokenizer(self._tokenizer), writer, not chat, self._context)
+            self._tokens = tokens_of(spec, EngineTokenizer(self._tokenizer), writer, not chat, self._context)
         except SpecError:
             vllm_private.Core(engine).shutdown()
             raise
@@ -119,7 +119,7 @@ class VllmEngine:
     ) -> list[Completion]:
         completions: list[Completion | None] = [None] * len(prompts)
         requests, places = [], []
-        made = self._pairs(prompts) if self._task == "score" else self._tokens(prompts)
+        made = self._tokens(prompts)
         for i, prompt in enumerate(made):
             if isinstance(prompt, RowError):
                 completions[i] = Completion.failed(prompt)
@@ -147,18 +147,6 @@ class VllmEngine:
     @property
     def steps(self) -> int:
         return self._pump.steps
-
-    def _pairs(self, prompts: Sequence[Prompt]) -> list[Tokenized | RowError]:
-        """Query and document of each prompt as one pair, for a cross-encoder."""
-        if not prompts:
-            return []
-        pairs = self._tokenizer([p.query for p in prompts], [p.text for p in prompts])
-        types = pairs.get("token_type_ids") or [None] * len(prompts)
-        made: list[Tokenized | RowError] = []
-        for prompt, ids, kinds in zip(prompts, pairs["input_ids"], types, strict=True):
-            second = None if kinds is None else vllm_private.compressed_token_types(kinds)
-            made.append(Tokenized(prompt.text, ids, 0, second))
-        return made
 
     def _parameters(self, prompt: Tokenized) -> Any:
         if prompt.second is None:
