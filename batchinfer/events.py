@@ -45,11 +45,11 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
         "resumed": Event("A run goes on.", ("output", "rows", "shards", "committed", "accelerator", "replicas")),
         "retrying": Event("Failed rows are run again.", ("output", "rows", "shards")),
         "nothing to do": Event("Every shard is there already, or no row has failed.", ("shards", "rows_failed")),
-        "running": Event("The first shard is about to run.", ("rows_done", "rows_total")),
+        "running": Event("The first shard is about to run.", ("rows_done", "rows_total", "selected_from")),
         "shard committed": Event(
             "The results of a shard are in the run's folder.",
             (
-                *("attempt", "rows", "rows_failed", "seconds", "rows_done", "rows_total"),
+                *("attempt", "rows", "rows_failed", "seconds", "rows_done", "rows_total", "selected_from"),
                 *("tokens_per_second", "cost_usd", "seconds_left"),
             ),
         ),

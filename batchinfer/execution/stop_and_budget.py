@@ -167,6 +167,7 @@ class Tally:
                 tokens_per_second=self._tokens / active if active else 0.0,
                 rows_per_second=rows_per_second,
                 cost_usd=sum(account.cost_usd for account in accounts),
+                selected_from=self._total.total_rows,
             )
 
 

@@ -217,7 +217,7 @@ class JsonListener:
         self._log.info(name, **self._ids | values)
 
     def begin(self, progress: Progress) -> None:
-        self._log.info("running", **self._ids, rows_done=progress.rows_done, rows_total=progress.rows_total)
+        self._log.info("running", **self._ids, **_rows(progress))
 
     def advance(self, progress: Progress, record: ShardRecord) -> None:
         left = progress.seconds_left
@@ -230,8 +230,7 @@ class JsonListener:
             rows=record.rows,
             rows_failed=record.rows_failed,
             seconds=round(record.wall_seconds, 3),
-            rows_done=progress.rows_done,
-            rows_total=progress.rows_total,
+            **_rows(progress),
             tokens_per_second=round(progress.tokens_per_second, 1),
             cost_usd=round(progress.cost_usd, 6),
             seconds_left=None if left is None else round(left, 1),
@@ -239,6 +238,12 @@ class JsonListener:
 
     def end(self) -> None:
         pass
+
+
+def _rows(progress: Progress) -> dict[str, int]:
+    """The rows of an event; `selected_from` stands in it if not all rows of the input run."""
+    rows = {"rows_done": progress.rows_done, "rows_total": progress.rows_total}
+    return rows if progress.selected_from is None else rows | {"selected_from": progress.selected_from}
 
 
 def event_log() -> Listener:
