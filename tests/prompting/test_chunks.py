@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 from hypothesis import given, settings
@@ -24,7 +25,7 @@ def test_chunks_are_the_whole_text_and_none_is_too_long(text, most, data):
     tokens = tokens_of(text)
     made = chunks(text, tokens, most, overlap)
     assert (made[0][0], made[-1][1]) == (0, len(text))
-    for (begin, end), (following, after) in zip(made, made[1:], strict=False):
+    for (begin, end), (following, after) in itertools.pairwise(made):
         assert begin < following <= end < after or following <= end <= after
         assert following > begin
         assert sum(following <= start < end for start, _ in tokens) <= overlap
@@ -57,4 +58,4 @@ def test_what_two_chunks_share_begins_at_a_word():
     made = chunks(text, tokens_of(text), 80, overlap=20)
     for begin, _ in made[1:]:
         assert text[begin - 1] == " "
-    assert all(following < end for (_, end), (following, _) in zip(made, made[1:], strict=False))
+    assert all(following < end for (_, end), (following, _) in itertools.pairwise(made))
