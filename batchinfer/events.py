@@ -188,6 +188,9 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
 )
 """By name. A test fails if the code tells an event that is not here."""
 
+BEGINNINGS = ("started", "resumed", "retrying")
+"""Events after which the run's folder exists and can hold the log."""
+
 SLOW_SECONDS = 10.0
 """Seconds of a store's call from which `store slow` is told. Most calls take milliseconds, a large shard some seconds;
 lower, and healthy stores are reported."""

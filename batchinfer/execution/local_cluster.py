@@ -43,7 +43,8 @@ def prepared() -> Iterator[str]:
     _require_loopback()
     folder = _folder()
     changed = _environment(folder)
-    before = {name: os.environ.get(name) for name in changed}
+    # Ray sets the mode once it has found the token, and a later cluster of this process is to have the token too.
+    before = {name: os.environ.get(name) for name in (*changed, "RAY_AUTH_MODE")}
     os.environ.update(changed)
     try:
         # Ray makes its folder writable for everybody, so the parent folder is one that only this user may enter.

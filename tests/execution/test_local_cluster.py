@@ -97,6 +97,19 @@ def test_a_token_of_the_user_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> N
         assert "RAY_AUTH_TOKEN" not in os.environ
 
 
+def test_what_ray_sets_for_its_token_ends_with_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    tokens = []
+    for _ in range(2):
+        with local_cluster.prepared():
+            tokens.append(os.environ["RAY_AUTH_TOKEN"])
+            # As Ray does once it has found the token.
+            os.environ["RAY_AUTH_MODE"] = "token"
+    assert tokens[0] == tokens[1]
+    assert "RAY_AUTH_MODE" not in os.environ
+
+
 def test_a_cluster_that_is_gone_is_refused_within_seconds() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

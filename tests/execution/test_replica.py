@@ -9,7 +9,7 @@ from batchinfer.accounting.records import ReplicaRecord
 from batchinfer.errors import StorageError
 from batchinfer.events import heard_by
 from batchinfer.execution import replica as replica_module
-from batchinfer.execution.job import Job
+from batchinfer.execution.job import RunningJob
 from batchinfer.execution.replica import Clock, Journal
 from batchinfer.rundir.paths import Layout
 from batchinfer.storage import LocalStorage
@@ -47,7 +47,7 @@ def test_a_journal_that_the_store_did_not_take_is_written_later_with_all_seconds
     monkeypatch.setattr(LocalStorage, "put", put)
     layout = Layout(str(tmp_path))
     told = []
-    journal = Journal(Job("run", make_spec(), make_plan(), layout, 1), Meter(1, Clock()))
+    journal = Journal(RunningJob("run", make_spec(), make_plan(), layout, 1), Meter(1, Clock()))
     with heard_by(lambda name, **values: told.append((name, values))):
         journal.begin(7)
         down.append(True)
