@@ -44,6 +44,11 @@ class Completion:
     values: list[Any] | None = None
     """The texts as values of the answer's type, once they were checked; None where answers are kept as text."""
 
+    chunks: int = 0
+    """Into how many chunks the row's text was cut."""
+    levels: int = 0
+    """How often answers to chunks were combined until one was left."""
+
     @classmethod
     def failed(cls, error: RowError, input_tokens: int = 0) -> Completion:
         """A row that the engine did not run."""

@@ -15,13 +15,12 @@ from batchinfer.engine.vllm_requests import StepRequests, brief
 from batchinfer.errors import EngineError, RowError, SpecError, WrongRelease
 from batchinfer.jobspec import JobSpec
 from batchinfer.model.checkpoint import local_adapter
-from batchinfer.model.resolve import model_facts
+from batchinfer.model.resolve import tokenizer_folder
 from batchinfer.model.thinking import reasoning_parser
 from batchinfer.planner import Plan
 from batchinfer.planner.host import require_avx512
 from batchinfer.prompting.prompts import Prompt
 from batchinfer.prompting.tokens import Tokenized
-from batchinfer.storage import local_path
 
 LINGER_SECONDS = 0.25
 """Seconds that an idle engine waits for further shards if rows share prefixes. Shorter misses shards that arrive
@@ -45,7 +44,9 @@ class VllmEngine:
         _require_kernels(spec, plan)
         jobs = spec.step_jobs
         self._writes = spec.generates
-        thinking = None if spec.reasoning is None else reasoning_parser(jobs[0], _tokenizer_folder(spec, plan))
+        thinking = (
+            None if spec.reasoning is None else reasoning_parser(jobs[0], tokenizer_folder(spec, plan.checkpoint))
+        )
         params = [request_parameters(job, thinking) for job in jobs]
         self._fetched = tempfile.TemporaryDirectory(prefix="batchinfer-adapter-")
         adapter = (
@@ -141,12 +142,6 @@ class VllmEngine:
     def close(self) -> None:
         self._pump.close()
         self._fetched.cleanup()
-
-
-def _tokenizer_folder(spec: JobSpec, plan: Plan) -> str | None:
-    """The folder with the model's chat template, if it lies on this machine."""
-    source = local_path(spec.engine.tokenizer or plan.checkpoint or spec.model.source)
-    return source if os.path.isdir(source) else model_facts(spec.model, spec.storage).folder
 
 
 def require_vllm() -> None:

@@ -12,10 +12,12 @@ from typing import Any
 
 from batchinfer.engine.grammars import require_grammar
 from batchinfer.engine.installed import require_engine_arguments
-from batchinfer.errors import OutputError, SpecError, StoreRefused, UserError
+from batchinfer.errors import ModelError, OutputError, SpecError, StoreRefused, UserError
 from batchinfer.execution.model_checks import require_model
+from batchinfer.execution.row_chunks import require_room_to_combine
 from batchinfer.execution.same_job import require_same_input, require_same_spec, shaping
-from batchinfer.execution.sample_prompts import chat_template, require_room_for_choices
+from batchinfer.execution.sample_prompts import require_room_for_choices
+from batchinfer.execution.token_counter import chat_template, counter
 from batchinfer.input import build_manifest
 from batchinfer.input.files import fixed_part, is_glob
 from batchinfer.input.manifest import Fingerprint, Manifest, from_parquet
@@ -166,6 +168,8 @@ def check(
     if spec.model.source != SCRIPTED and not is_remote(facts.location):
         # A model in a store has its chat template there: the replica looks, once it has the model.
         reasoning_parser(spec.step_jobs[0], facts.folder)
+    if spec.chunk is not None and spec.model.source != SCRIPTED and not is_remote(facts.location):
+        _require_tokenizer(spec, facts)
     columns = needed_columns(spec)
     old = None if trial else find_manifest(layout)
     committed = set() if trial else committed_shards(layout)
@@ -199,6 +203,18 @@ def check(
     require_files_apart(manifest, layout)
     layout.storage.require_writable(layout.root)
     return Checked(spec, facts, layout, manifest, frozenset(committed), resumed, choice)
+
+
+def _require_tokenizer(spec: JobSpec, facts: ModelFacts) -> None:
+    """Texts are cut by the tokens of the model, and answers combined: both are counted outside the engine."""
+    counters = [counter(facts.folder, job) for job in spec.step_jobs]
+    if not counters[0].exact:
+        raise ModelError(
+            f"{facts.name} has no tokenizer.json at hand, by whose tokens chunk cuts texts",
+            "download the model first, or save its fast tokenizer into its folder",
+        )
+    limits = (spec.engine.max_model_len, facts.shape.context if facts.shape is not None else None)
+    require_room_to_combine(spec, counters[-1], min((limit for limit in limits if limit), default=2**31))
 
 
 def find_manifest(layout: Layout) -> Manifest | None:

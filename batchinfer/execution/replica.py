@@ -18,19 +18,21 @@ import pyarrow.parquet as pq
 
 from batchinfer import events
 from batchinfer.accounting.meter import Meter
-from batchinfer.accounting.records import MeterReading, Ran, ReplicaRecord, ShardRecord
+from batchinfer.accounting.records import MeterReading, Ran, ReplicaRecord, ShardRecord, StepCount
 from batchinfer.engine import Completion, host_processes, start_engine
 from batchinfer.engine.supervisor import Supervisor
 from batchinfer.errors import BatchinferError, StorageError
 from batchinfer.execution.job import RunningJob
 from batchinfer.execution.process_guard import REPLICA, Guard, kill_marked
 from batchinfer.execution.replica_events import EventFile
-from batchinfer.execution.result_rows import counts, evaluate, of_steps, result_table, step_counts
+from batchinfer.execution.result_rows import counts, evaluate, of_steps, result_table, step_count, step_counts
+from batchinfer.execution.row_chunks import ChunkedRows
 from batchinfer.execution.row_steps import RowSteps, kept_answers
 from batchinfer.execution.shard_block import Envelope, seal, unseal
+from batchinfer.execution.token_counter import counter
 from batchinfer.jobspec import JobSpec
 from batchinfer.model.download import is_remote, local_model
-from batchinfer.model.resolve import model_facts
+from batchinfer.model.resolve import model_facts, tokenizer_folder
 from batchinfer.planner import Plan
 from batchinfer.prompting.prompts import NO_ANSWERS, Answers, Prompt
 
@@ -163,8 +165,9 @@ class Replica:
         self._events = EventFile(job.layout, job.run_id, self._journal.ran.replica_id)
         events.tell("replica started", node=self._journal.ran.node)
         self._guard = Guard(REPLICA, self._journal.ran.replica_id)
-        self._steps = RowSteps(job.spec)
-        self._several = job.spec.steps is not None
+        self._program: RowSteps | ChunkedRows
+        self._program = RowSteps(job.spec) if job.spec.chunk is None else _chunked(job.spec, job.plan)
+        self._names = job.spec.request_names
         self._width = vector_size(job.spec)
         self._engine: Supervisor | BatchinferError
         try:
@@ -192,12 +195,12 @@ class Replica:
             raise self._engine
         self._journal.begin(shard_id)
         started_at_us = self._clock()
-        earlier = self._earlier(envelope) if self._several else None
-        kept = NO_ANSWERS if earlier is None else kept_answers(self._steps.jobs, earlier)
-        asked = Asked(self._engine, envelope, [job.output.column for job in self._steps.jobs if self._several])
-        answers = self._in_groups(rows, asked, kept) if self._several else self._steps.run(rows, asked)
-        self._journal.end(shard_id)
         spec = self._job.spec
+        earlier = self._earlier(envelope) if spec.steps is not None else None
+        kept = NO_ANSWERS if earlier is None else kept_answers(self._program.jobs, earlier)
+        asked = Asked(self._engine, envelope, self._names)
+        answers = self._in_groups(rows, asked, kept) if self._names else self._program.run(rows, asked)
+        self._journal.end(shard_id)
         results = result_table(spec, rows, envelope, answers, self._job.timed, self._width, earlier)
         record = self._record(envelope, rows, answers, results, started_at_us, asked)
         return seal(results, envelope.model_copy(update={"record": record}))
@@ -217,11 +220,11 @@ class Replica:
 
         def run(start: int) -> list[list[Completion]]:
             mine = {name: values[start : start + size] for name, values in kept.items()}
-            return self._steps.run(rows.slice(start, size), asked.group(start), mine)
+            return self._program.run(rows.slice(start, size), asked.group(start), mine)
 
         with ThreadPoolExecutor(max(1, len(starts)), thread_name_prefix="steps") as pool:
-            groups = list(pool.map(run, starts)) or [self._steps.run(rows, asked)]
-        return [[c for group in groups for c in group[step]] for step in range(len(self._steps.jobs))]
+            groups = list(pool.map(run, starts)) or [self._program.run(rows, asked)]
+        return [[c for group in groups for c in group[step]] for step in range(len(groups[0]))]
 
     def _supervisor(self) -> Supervisor:
         job, limits = self._job, self._job.spec.limits
@@ -245,7 +248,9 @@ class Replica:
         asked: Asked,
     ) -> ShardRecord:
         spec = self._job.spec
-        steps = step_counts(self._steps.jobs, answers, asked.step_seconds) if self._several else {}
+        steps = asked.counts()
+        if spec.steps is not None:
+            steps = step_counts(self._program.jobs, answers, asked.step_seconds)
         return ShardRecord(
             **self._journal.ran.ran(),
             shard_id=envelope.shard_id,
@@ -257,7 +262,7 @@ class Replica:
             finished_at_us=asked.reading.at_us,
             gpu_seconds=asked.gpu_seconds,
             **{**counts(results), **(of_steps(steps) if steps else {})},
-            evaluation={} if self._several else evaluate(spec, rows, answers[0]),
+            evaluation={} if spec.steps is not None else evaluate(spec, rows, answers[0]),
             meter=asked.reading,
             steps=steps,
         )
@@ -274,8 +279,8 @@ class Replica:
 class Asked:
     """Runs the requests of one shard, and adds up what they cost. Safe to use from several threads.
 
-    `steps`: the names of the job's steps, if it has some. `gpu_seconds`: device-seconds of the answers. `deaths`:
-    engines that died meanwhile. `reading`: the meter's reading when the last call ended.
+    `steps`: the names of the requests of a row (`JobSpec.request_names`). `gpu_seconds`: device-seconds of the answers.
+    `deaths`: engines that died meanwhile. `reading`: the meter's reading when the last call ended.
     """
 
     def __init__(self, engine: Supervisor, envelope: Envelope, steps: Sequence[str]) -> None:
@@ -287,6 +292,7 @@ class Asked:
         self.gpu_seconds = 0.0
         self.deaths = 0
         self.step_seconds: dict[str, float] = {}
+        self._made: dict[str, list[Completion]] = {name: [] for name in steps}
 
     @property
     def reading(self) -> MeterReading:
@@ -304,6 +310,10 @@ class Asked:
                 self._share(prompts, completions, outcome.gpu_seconds)
         return completions
 
+    def counts(self) -> dict[str, StepCount]:
+        """What each kind of request did, of those that the engine was asked."""
+        return {name: step_count(made, self.step_seconds.get(name, 0.0)) for name, made in self._made.items()}
+
     def group(self, start: int) -> Callable[[Sequence[Prompt], Sequence[int]], list[Completion]]:
         """The same for places that are counted from `start`."""
         return lambda prompts, places: self(prompts, [start + place for place in places])
@@ -312,6 +322,7 @@ class Asked:
         """Share out device-seconds among steps, by how long the engine had their requests."""
         weights: dict[int, float] = {}
         for prompt, completion in zip(prompts, completions, strict=True):
+            self._made[self._steps[prompt.step]].append(completion)
             weights[prompt.step] = weights.get(prompt.step, 0.0) + completion.seconds
         whole = sum(weights.values())
         for step, weight in weights.items():
@@ -338,6 +349,19 @@ class _Note:
         position = self._places[place]
         retried = self._envelope.retried
         return self._envelope.number(position if retried is None else retried[position])
+
+
+def _chunked(spec: JobSpec, plan: Plan) -> ChunkedRows:
+    spec, plan = with_local_model(spec, plan)
+    folder = tokenizer_folder(spec, plan.checkpoint)
+    return ChunkedRows(spec, [counter(folder, job) for job in spec.step_jobs], context_of(spec, plan))
+
+
+def context_of(spec: JobSpec, plan: Plan) -> int:
+    """The longest sequence of the engine, in tokens."""
+    shape = model_facts(spec.model, spec.storage).shape
+    limits = (plan.engine and plan.engine.max_model_len, spec.engine.max_model_len, shape and shape.context)
+    return min((limit for limit in limits if limit), default=2**31)
 
 
 def vector_size(spec: JobSpec) -> int:

@@ -69,7 +69,7 @@ def _answer_columns(
     spec: JobSpec, completions: Sequence[Completion], width: int, prefix: str = ""
 ) -> dict[str, pa.Array | pa.ChunkedArray]:
     """The columns of one step: the output with its companions, and `prefix` with each name of `RESULT_COLUMNS`."""
-    many = spec.sampling.n > 1
+    many = spec.lists_answers
     text = pa.list_(pa.string()) if many else pa.string()
     first = slice(None) if many else 0
     columns = {**_outputs(spec, completions, width)}
@@ -88,6 +88,9 @@ def _answer_columns(
         )
     if spec.prompt.cut_column is not None:
         columns[f"{prefix}truncated_tokens"] = pa.array([c.truncated_tokens for c in completions], pa.int32())
+    if spec.chunk is not None:
+        columns["chunks"] = pa.array([c.chunks for c in completions], pa.int32())
+        columns["levels"] = pa.array([c.levels for c in completions], pa.int32())
     if spec.reasoning is not None:
         columns[f"{prefix}reasoning_tokens"] = pa.array([c.reasoning_tokens for c in completions], pa.int32())
         if spec.reasoning.column is not None:
@@ -156,7 +159,7 @@ def _outputs(spec: JobSpec, completions: Sequence[Completion], width: int) -> di
         return {name: pa.array([c.score for c in completions], pa.float64())}
     if output.kind is not None:
         return _typed_columns(spec, completions)
-    if spec.sampling.n > 1:
+    if spec.lists_answers:
         texts = [c.texts or None for c in completions]
         if not output.multi_label:
             return {name: pa.array(texts, pa.list_(pa.string()))}
@@ -218,7 +221,7 @@ def _typed_columns(spec: JobSpec, completions: Sequence[Completion]) -> dict[str
             for name, kind in output.kind.fields
         }
     kind = arrow_type(output.kind)
-    if spec.sampling.n > 1:
+    if spec.lists_answers:
         return {output.column: pa.array([c.values for c in completions], pa.list_(kind))}
     return {output.column: pa.array([c.values[0] if c.values else None for c in completions], kind)}
 
@@ -306,23 +309,27 @@ def step_counts(
     jobs: Sequence[JobSpec], answers: Sequence[Sequence[Completion]], seconds: Mapping[str, float]
 ) -> dict[str, StepCount]:
     """What each step of a job with `steps` did in this attempt. `seconds`: its device-seconds, by name."""
-    found = {}
-    for job, completions in zip(jobs, answers, strict=True):
-        name = job.output.column
-        asked = [c for c in completions if c.error is not None or c.finish_reasons]
-        ran = [c for c in asked if c.error is None or c.error.code not in REJECTED_CODES]
-        found[name] = StepCount(
-            rows=len(asked),
-            rows_failed=sum(c.error is not None for c in asked),
-            input_tokens=sum(c.input_tokens for c in ran),
-            cached_tokens=sum(c.cached_tokens for c in ran),
-            output_tokens=sum(c.output_tokens for c in ran),
-            reasoning_tokens=sum(c.reasoning_tokens for c in ran),
-            rejected_tokens=sum(c.input_tokens for c in asked) - sum(c.input_tokens for c in ran),
-            errors=dict(Counter(c.error.code for c in asked if c.error is not None)),
-            gpu_seconds=seconds.get(name, 0.0),
-        )
-    return found
+    return {
+        job.output.column: step_count(completions, seconds.get(job.output.column, 0.0))
+        for job, completions in zip(jobs, answers, strict=True)
+    }
+
+
+def step_count(completions: Sequence[Completion], gpu_seconds: float) -> StepCount:
+    """What the requests of these completions did."""
+    asked = [c for c in completions if c.error is not None or c.finish_reasons]
+    ran = [c for c in asked if c.error is None or c.error.code not in REJECTED_CODES]
+    return StepCount(
+        rows=len(asked),
+        rows_failed=sum(c.error is not None for c in asked),
+        input_tokens=sum(c.input_tokens for c in ran),
+        cached_tokens=sum(c.cached_tokens for c in ran),
+        output_tokens=sum(c.output_tokens for c in ran),
+        reasoning_tokens=sum(c.reasoning_tokens for c in ran),
+        rejected_tokens=sum(c.input_tokens for c in asked) - sum(c.input_tokens for c in ran),
+        errors=dict(Counter(c.error.code for c in asked if c.error is not None)),
+        gpu_seconds=gpu_seconds,
+    )
 
 
 def of_steps(steps: Mapping[str, StepCount]) -> dict[str, int]:

@@ -73,19 +73,9 @@ class RowSteps:
     def _completion(self, i: int, prompt: Prompt | RowError | None, found: Any) -> Completion:
         if prompt is None:
             return Completion.skipped()
-        return Completion.failed(prompt) if isinstance(prompt, RowError) else self._checked(i, next(found))
-
-    def _checked(self, i: int, completion: Completion) -> Completion:
-        check = self._checks[i]
-        if completion.error is None and not check.trivial:
-            answers = list(map(check.check, completion.texts, completion.finish_reasons))
-            completion.texts = [answer.text for answer in answers]
-            problem = next((answer.problem for answer in answers if answer.problem is not None), None)
-            if problem is not None:
-                completion.error = RowError("output_invalid", problem)
-            elif self.jobs[i].output.kind is not None:
-                completion.values = [answer.value for answer in answers]
-        return completion
+        if isinstance(prompt, RowError):
+            return Completion.failed(prompt)
+        return checked(self.jobs[i], self._checks[i], next(found))
 
     def _values(self, i: int, completions: Sequence[Completion], kept: Answers) -> list[Any]:
         if len(self.jobs) == 1:
@@ -96,6 +86,19 @@ class RowSteps:
             value_of(job, completion) if isinstance(earlier, RowError) else earlier
             for completion, earlier in zip(completions, before, strict=True)
         ]
+
+
+def checked(job: JobSpec, check: OutputCheck, completion: Completion) -> Completion:
+    """The completion, with an error if its answer does not have the shape that the job asks for."""
+    if completion.error is None and not check.trivial:
+        answers = list(map(check.check, completion.texts, completion.finish_reasons))
+        completion.texts = [answer.text for answer in answers]
+        problem = next((answer.problem for answer in answers if answer.problem is not None), None)
+        if problem is not None:
+            completion.error = RowError("output_invalid", problem)
+        elif job.output.kind is not None:
+            completion.values = [answer.value for answer in answers]
+    return completion
 
 
 def value_of(job: JobSpec, completion: Completion) -> Any:

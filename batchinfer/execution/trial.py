@@ -22,7 +22,7 @@ from batchinfer.execution.progress import Listener
 from batchinfer.execution.result_rows import SECONDS
 from batchinfer.execution.row_steps import kept_answers
 from batchinfer.execution.same_job import changed_keys
-from batchinfer.execution.sample_prompts import counter
+from batchinfer.execution.token_counter import counter
 from batchinfer.input import read_shards
 from batchinfer.input.manifest import Manifest
 from batchinfer.jobspec import JobSpec

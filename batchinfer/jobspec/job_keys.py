@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from batchinfer.jobspec.base import Keys, Text
+from batchinfer.jobspec.chunk_keys import ChunkSpec, CombinePrompt, CombineSpec
 from batchinfer.jobspec.constraints import require_reachable
 from batchinfer.jobspec.engine_keys import EngineSpec
 from batchinfer.jobspec.input_keys import InputSpec
@@ -96,6 +97,14 @@ class JobSpec(Keys):
     Each step has the column of its name, and the columns of a job with one prompt with that name in front, as in
     `<name>_error_code`. The columns without a name in front tell of the whole row: the sum of its tokens, and
     `step_failed` if a step failed and another has an answer. `retry` runs the failed steps alone."""
+    chunk: ChunkSpec | None = None
+    """Cut a column's text into chunks, for texts longer than the context. Needs `combine`. null: rows are run whole."""
+    combine: CombineSpec | None = None
+    """How one answer is made of those to a row's chunks.
+
+    A prompt, as in `{template: ...}`; or `first` (the first answer that is not empty), `majority` (the most frequent,
+    and the earlier of two), `max_confidence` (the label of the chunk that is most sure; needs `output.confidence`),
+    `list` (all, as a list)."""
     embed: EmbedSpec = EmbedSpec()
     """How `task: embed` makes vectors."""
     sampling: SamplingSpec = SamplingSpec()
@@ -129,11 +138,22 @@ class JobSpec(Keys):
     @property
     def step_jobs(self) -> tuple[JobSpec, ...]:
         """Each step as a job of one prompt, whose `output.column` is the step's name. A job without steps is its own
-        only step.
+        only step, but for the prompt of `combine`.
         """
         if self.steps is None:
-            return (self,)
+            return (self,) if not isinstance(self.combine, CombinePrompt) else (self, self._combining(self.combine))
         return tuple(self.model_copy(update=self._of_step(step)) for step in self.steps)
+
+    def _combining(self, combine: CombinePrompt) -> JobSpec:
+        prompt = self.prompt.model_copy(
+            update={
+                "template": combine.template,
+                "column": None,
+                "system": self.prompt.system if combine.system is None else combine.system,
+                "examples": None,
+            }
+        )
+        return self.model_copy(update={"prompt": prompt, "sampling": combine.sampling or self.sampling})
 
     def _of_step(self, step: StepSpec) -> dict[str, Any]:
         answer = {name: getattr(step.output, name) for name in AnswerSpec.model_fields}
@@ -143,6 +163,20 @@ class JobSpec(Keys):
             "sampling": step.sampling or self.sampling,
             "output": self.output.model_copy(update={**answer, "column": step.name}),
         }
+
+    @property
+    def lists_answers(self) -> bool:
+        """Is the output of a row a list of answers?"""
+        return self.sampling.n > 1 or self.combine == "list"
+
+    @property
+    def request_names(self) -> tuple[str, ...]:
+        """What the requests of a row are called in the accounting: the steps, or `chunk` and `combine`. Empty for a job
+        with one request a row.
+        """
+        if self.chunk is not None:
+            return ("chunk", "combine") if isinstance(self.combine, CombinePrompt) else ("chunk",)
+        return tuple(step.name for step in self.steps or ())
 
     @property
     def answer_tokens(self) -> int:
@@ -214,6 +248,46 @@ class JobSpec(Keys):
         return self
 
     @model_validator(mode="after")
+    def _chunks_are_combined(self) -> Self:
+        if self.chunk is None:
+            if self.combine is not None:
+                raise ValueError("combine makes one answer of those to chunks: set chunk.column")
+            return self
+        if self.combine is None:
+            raise ValueError(
+                "chunk needs combine, which says how one answer is made: {template: ...}, first, list, ..."
+            )
+        column = self.chunk.column
+        given = {
+            "steps": self.steps is not None,
+            f"task {self.task}": not self.generates,
+            "prompt.messages_column": self.prompt.messages_column is not None,
+            "prompt.too_long: truncate": self.prompt.too_long == "truncate",
+            "sampling.n above 1": self.sampling.n > 1,
+            "sampling.logprobs": self.sampling.logprobs is not None,
+        }
+        for key, value in given.items():
+            if value:
+                raise ValueError(f"chunk does not go with {key}: leave one of the two out")
+        named = [name for name, _ in self.prompt.reads]
+        if column not in named:
+            raise ValueError(f"chunk.column names {column!r}, and the prompt is made of {', '.join(named)}")
+        if self.combine == "max_confidence" and not self.output.confidence:
+            raise ValueError("combine: max_confidence needs output.confidence: true")
+        of_one = self.output.as_ == "columns" or self.output.confidence or self.evaluate is not None
+        if self.combine == "list" and of_one:
+            raise ValueError("combine: list makes a list of answers: leave as: columns, confidence, evaluate out")
+        if isinstance(self.combine, CombinePrompt):
+            sampling = self.combine.sampling or self.sampling
+            if sampling.n > 1:
+                raise ValueError("combine.sampling.n must be 1: one answer is made of several")
+            require_reachable(self.output, sampling)
+            read = [name for name, _ in self._combining(self.combine).prompt.reads]
+            if column in read:
+                raise ValueError(f"combine.template names {column!r}, which is cut into chunks: use answers")
+        return self
+
+    @model_validator(mode="after")
     def _each_step_is_a_job(self) -> Self:
         later = [step.name for step in self.steps or ()]
         for step in self.steps or ():
@@ -237,6 +311,7 @@ class JobSpec(Keys):
             *(("logprobs",) if self.sampling.logprobs is not None else ()),
             *(("truncated_tokens",) if self.prompt.too_long == "truncate" else ()),
             *(("reasoning_tokens",) if self.reasoning is not None else ()),
+            *(("chunks", "levels") if self.chunk is not None else ()),
         )
 
     @model_validator(mode="after")

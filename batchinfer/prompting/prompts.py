@@ -18,6 +18,7 @@ from batchinfer.errors import RowError, SpecError
 from batchinfer.input.bad_rows import BAD_ROW
 from batchinfer.input.column_types import PARSED
 from batchinfer.jobspec import JobSpec, PromptSpec
+from batchinfer.jobspec.chunk_keys import ANSWERS, CombinePrompt
 from batchinfer.jobspec.printed import Map, printed
 from batchinfer.jobspec.templates import Template, compile_template, is_template
 from batchinfer.jobspec.where import where_columns
@@ -89,6 +90,9 @@ def _prompt_columns(spec: JobSpec) -> list[tuple[str, str]]:
         found = [(name, f"prompt.{key}") for name, key in described(spec).reads]
         if not found:
             raise SpecError("prompt.template names no column of the input", "write a column in it, as {{ text }}")
+        if isinstance(spec.combine, CombinePrompt):
+            read = spec.step_jobs[1].prompt.reads
+            found += [(name, f"combine.{key}") for name, key in read if name != ANSWERS]
         return [*found, *((name, "prompt.query") for name in compile_template(spec.prompt.query or "").columns)]
     answers = {step.name for step in spec.steps}
     named: list[tuple[str, str]] = []
