@@ -291,6 +291,8 @@ def files_page() -> str:
         "<output.column>",
         *RESULT_COLUMNS,
         "logprobs",
+        "chunks",
+        "levels",
         "truncated_tokens",
         "reasoning_tokens",
         "<reasoning.column>",

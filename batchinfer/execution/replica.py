@@ -354,10 +354,10 @@ class _Note:
 def _chunked(spec: JobSpec, plan: Plan) -> ChunkedRows:
     spec, plan = with_local_model(spec, plan)
     folder = tokenizer_folder(spec, plan.checkpoint)
-    return ChunkedRows(spec, [counter(folder, job) for job in spec.step_jobs], context_of(spec, plan))
+    return ChunkedRows(spec, [counter(folder, job) for job in spec.step_jobs], _context(spec, plan))
 
 
-def context_of(spec: JobSpec, plan: Plan) -> int:
+def _context(spec: JobSpec, plan: Plan) -> int:
     """The longest sequence of the engine, in tokens."""
     shape = model_facts(spec.model, spec.storage).shape
     limits = (plan.engine and plan.engine.max_model_len, spec.engine.max_model_len, shape and shape.context)

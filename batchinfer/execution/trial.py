@@ -20,6 +20,7 @@ from batchinfer.errors import BatchinferError, OutputError, RowError, StorageErr
 from batchinfer.execution.checks import Checked, find_manifest
 from batchinfer.execution.progress import Listener
 from batchinfer.execution.result_rows import SECONDS
+from batchinfer.execution.row_chunks import ChunkedRows
 from batchinfer.execution.row_steps import kept_answers
 from batchinfer.execution.same_job import changed_keys
 from batchinfer.execution.token_counter import counter
@@ -185,6 +186,8 @@ def _prompts_shown(checked: Checked, plan: Plan, tables: Sequence[pa.Table], res
     """The prompts of each row as the model saw them, one after the other where a row has several."""
     spec = checked.spec
     rows = pa.concat_tables(tables)
+    if spec.chunk is not None:
+        return _first_chunks(checked, plan, rows)
     if spec.steps is None:
         return _shown(checked, plan, spec, JobPrompts(spec).prompts(rows))
     answers = kept_answers(spec.step_jobs, results)
@@ -198,14 +201,31 @@ def _prompts_shown(checked: Checked, plan: Plan, tables: Sequence[pa.Table], res
     return ["\n".join(filter(None, of_row)) or None for of_row in zip(*of_steps, strict=True)]
 
 
+def _first_chunks(checked: Checked, plan: Plan, rows: pa.Table) -> list[str | None]:
+    """The prompt of each row's first chunk, and how many follow."""
+    spec = checked.spec
+    counters = [counter(checked.facts.folder, job) for job in spec.step_jobs]
+    parts = ChunkedRows(spec, counters, context_of(checked, plan) or 2**31).parts(rows)
+    firsts: list[Prompt | RowError] = [part if isinstance(part, RowError) else part[0] for part in parts]
+    more = [0 if isinstance(part, RowError) else len(part) - 1 for part in parts]
+    return [
+        f"{text}\n[and {count:,} more chunks]" if text and count else text
+        for text, count in zip(_shown(checked, plan, spec, firsts), more, strict=True)
+    ]
+
+
+def context_of(checked: Checked, plan: Plan) -> int | None:
+    """The longest sequence of the engine, in tokens; None if it is not known."""
+    if plan.engine is not None and plan.engine.max_model_len is not None:
+        return plan.engine.max_model_len
+    shape = checked.facts.shape
+    limits = (checked.spec.engine.max_model_len, shape.context if shape is not None else None)
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def _shown(checked: Checked, plan: Plan, spec: JobSpec, prompts: Sequence[Prompt | RowError]) -> list[str | None]:
     """Each prompt of a step as the model sees it; None for a row without one."""
-    facts = checked.facts
-    context = plan.engine.max_model_len if plan.engine is not None else None
-    if context is None:
-        limits = (spec.engine.max_model_len, facts.shape.context if facts.shape is not None else None)
-        context = min((limit for limit in limits if limit is not None), default=None)
-    counting = counter(facts.folder, spec, context)
+    counting = counter(checked.facts.folder, spec, context_of(checked, plan))
     whole = [prompt for prompt in prompts if not isinstance(prompt, RowError)]
     made = iter(counting.tokens(whole) if whole else [])
     shown: list[str | None] = []

@@ -271,6 +271,28 @@ class StepKeys(TypedDict, total=False):
     """Which shape this step's answer must have."""
 
 
+class ChunkKeys(TypedDict, total=False):
+    """How a long text is cut. The prompt is made of each chunk in turn, and `combine` makes one answer of all."""
+
+    column: str
+    """The column whose text is cut, one that the prompt names. A list of texts is joined with an empty line between."""
+    tokens: int
+    """The most tokens of a chunk. A chunk has fewer if the context has no room for more."""
+    overlap: int
+    """Tokens that a chunk shares with the one before. Less than half of `tokens`."""
+
+
+class CombinePromptKeys(TypedDict, total=False):
+    """A prompt that makes one answer of several. It is asked of as many answers as fit into the context, and again of its own answers, until one is left."""
+
+    template: str
+    """The prompt, over `answers` (a list of texts) and the row's columns."""
+    system: str | None
+    """The system message. null: the one of `prompt`."""
+    sampling: SamplingKeys | None
+    """How the tokens of combined answers are chosen. null: as the job's `sampling` says."""
+
+
 class EmbedKeys(TypedDict, total=False):
     """The vectors of `task: embed`: their length and what is read before each text."""
 
