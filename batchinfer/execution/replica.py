@@ -21,7 +21,7 @@ from batchinfer.accounting.meter import Meter
 from batchinfer.accounting.records import MeterReading, Ran, ReplicaRecord, ShardRecord, StepCount
 from batchinfer.engine import Completion, host_processes, start_engine
 from batchinfer.engine.supervisor import Supervisor
-from batchinfer.errors import BatchinferError, StorageError
+from batchinfer.errors import BatchinferError, EngineError, StorageError
 from batchinfer.execution.job import RunningJob
 from batchinfer.execution.process_guard import REPLICA, Guard, kill_marked
 from batchinfer.execution.replica_events import EventFile
@@ -30,7 +30,7 @@ from batchinfer.execution.row_chunks import ChunkedRows
 from batchinfer.execution.row_steps import RowSteps, kept_answers
 from batchinfer.execution.shard_block import Envelope, seal, unseal
 from batchinfer.execution.token_counter import counter
-from batchinfer.jobspec import JobSpec
+from batchinfer.jobspec import SCRIPTED, JobSpec
 from batchinfer.model.download import is_remote, local_model
 from batchinfer.model.resolve import model_facts, tokenizer_folder
 from batchinfer.planner import Plan
@@ -165,13 +165,17 @@ class Replica:
         self._events = EventFile(job.layout, job.run_id, self._journal.ran.replica_id)
         events.tell("replica started", node=self._journal.ran.node)
         self._guard = Guard(REPLICA, self._journal.ran.replica_id)
-        self._program: RowSteps | ChunkedRows
-        self._program = RowSteps(job.spec) if job.spec.chunk is None else _chunked(job.spec, job.plan)
         self._names = job.spec.request_names
         self._width = vector_size(job.spec)
         self._engine: Supervisor | BatchinferError
         try:
-            self._engine = self._supervisor()
+            engine = self._supervisor()
+            try:
+                self._program = _program(job.spec, job.plan)
+            except BatchinferError:
+                engine.close()
+                raise
+            self._engine = engine
             # Objects loaded by now live as long as the process, so the collector can skip them.
             gc.freeze()
             gc.set_threshold(COLLECTED_AFTER)
@@ -351,10 +355,19 @@ class _Note:
         return self._envelope.number(position if retried is None else retried[position])
 
 
-def _chunked(spec: JobSpec, plan: Plan) -> ChunkedRows:
+def _program(spec: JobSpec, plan: Plan) -> RowSteps | ChunkedRows:
+    """What the rows of the job ask. Raises EngineError if the model has no tokenizer to cut texts by."""
+    if spec.chunk is None:
+        return RowSteps(spec)
     spec, plan = with_local_model(spec, plan)
     folder = tokenizer_folder(spec, plan.checkpoint)
-    return ChunkedRows(spec, [counter(folder, job) for job in spec.step_jobs], _context(spec, plan))
+    counters = [counter(folder, job) for job in spec.step_jobs]
+    if not counters[0].exact and spec.model.source != SCRIPTED:
+        raise EngineError(
+            f"{spec.model.source} has no tokenizer.json, by whose tokens chunk cuts texts",
+            "save its fast tokenizer into its folder",
+        )
+    return ChunkedRows(spec, counters, _context(spec, plan))
 
 
 def _context(spec: JobSpec, plan: Plan) -> int:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
@@ -34,13 +34,6 @@ _RECUTS = 8
 """How often chunks are made smaller by a tenth because their tokens merge anew in the prompt. One is rare."""
 
 _SMALLER = 0.9
-
-
-class _Room(NamedTuple):
-    """The tokens that a prompt has for `each` text and all its texts together."""
-
-    tokens: float
-    each: float
 
 
 class ChunkedRows:

@@ -102,9 +102,9 @@ class JobSpec(Keys):
     combine: CombineSpec | None = None
     """How one answer is made of those to a row's chunks.
 
-    A prompt, as in `{template: ...}`; or `first` (the first answer that is not empty), `majority` (the most frequent,
-    and the earlier of two), `max_confidence` (the label of the chunk that is most sure; needs `output.confidence`),
-    `list` (all, as a list)."""
+    A prompt, as in `{template: ...}`, or a word. `first`: the first answer that is not empty. `majority`: the most
+    frequent, the earlier of two. `max_confidence`: the label of the chunk that is most sure; needs `output.confidence`.
+    `list`: all answers, as a list."""
     embed: EmbedSpec = EmbedSpec()
     """How `task: embed` makes vectors."""
     sampling: SamplingSpec = SamplingSpec()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from batchinfer.jobspec.base import Keys
 from batchinfer.jobspec.output_keys import AnswerSpec
@@ -19,8 +19,16 @@ def compile_condition(text: str) -> Template:
     return compile_template("{% if " + text + " %}1{% endif %}")
 
 
+def _prompt_may_be_text(schema: dict[str, Any]) -> None:
+    prompt = schema["properties"]["prompt"]
+    described = {"description": prompt.pop("description")} if "description" in prompt else {}
+    schema["properties"]["prompt"] = {"anyOf": [prompt, {"type": "string"}], **described}
+
+
 class StepSpec(Keys):
     """One prompt of a row. Its answer is the column `name`; templates of later steps use it as `{{ name }}`."""
+
+    model_config = ConfigDict(json_schema_extra=_prompt_may_be_text)
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
     """The column of the answer, and its name in the templates of later steps: letters, digits and underscores.

@@ -81,7 +81,7 @@ def test_the_layout_is_what_the_job_says_of_itself(name, accelerator, gpus, quan
 
 def test_one_job_each_night_and_one_of_each_kind_of_answer():
     specs = {name: load(str(JOBS / f"{name}.yaml"), []) for name in NAMES}
-    assert [name for name, spec in specs.items() if spec.schedule] == ["summarize"]
+    assert [name for name, spec in specs.items() if spec.schedule] == ["long-documents", "summarize"]
     assert [name for name, spec in specs.items() if spec.output.choices] == ["tickets"]
     assert [name for name, spec in specs.items() if spec.output.json_schema] == ["extract"]
     assert [name for name, spec in specs.items() if spec.task == "embed"] == ["embed"]
@@ -99,7 +99,8 @@ def test_every_job_goes_through_the_pipeline(name, tmp_path, ray_cluster, listen
     made = runner.run(spec, listener)
     assert (made.rows, made.rows_failed) == (ROWS, 0)
     table = results(Path(made.output))
-    assert {spec.output.column, spec.id_column, *spec.input.columns} <= set(table.column_names)
+    answers = [step.output.column for step in spec.step_jobs]
+    assert {*answers, spec.id_column, *spec.input.columns} <= set(table.column_names)
     if name == "tickets":
         assert set(table.column("queue").to_pylist()) == {ANSWERS[name]}
     if name == "extract":
