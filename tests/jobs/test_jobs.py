@@ -25,16 +25,25 @@ ROWS = 32
 
 ANSWERS = {
     "tickets": "outage",
+    "audit": '["price","churn"]',
+    "claims": "<think>The terms cover it.</think>pay",
     "extract": '{"seller": "Sellers & Sons", "total": 12.5, "currency": "EUR", "issued": "2026-02-28"}',
 }
 """What a scripted engine answers, where not every answer will do."""
+
+
+NUMBERS = {"amount": 120.0}
+"""Values of the columns that are no text."""
 
 
 def local_job(name: str, folder: Path, *overrides: str) -> JobSpec:
     """The job with `ROWS` made-up rows in place of its bucket, and its output in the folder."""
     spec = load(str(JOBS / f"{name}.yaml"), [])
     words = "the line has been down since the storm and nobody answers the telephone "
-    rows = [{column: f"{column} {i}: {words * (1 + i % 5)}" for column in needed_columns(spec)} for i in range(ROWS)]
+    rows = [
+        {column: NUMBERS.get(column, f"{column} {i}: {words * (1 + i % 5)}") for column in needed_columns(spec)}
+        for i in range(ROWS)
+    ]
     if spec.input.format == "jsonl":
         write_lines(folder / "in" / "rows.jsonl", *rows)
     else:
@@ -70,6 +79,8 @@ def test_every_job_is_valid_and_can_be_planned_with_time_and_cost(name, tmp_path
         ("extract", "H100", 1, "none"),
         ("review-70b", "H100", 4, "none"),
         ("embed", "L4", 1, "none"),
+        ("audit", "L4", 1, "none"),
+        ("claims", "L40S", 1, "none"),
         ("maverick", "H100", 8, "fp8"),
     ],
 )
@@ -82,8 +93,11 @@ def test_the_layout_is_what_the_job_says_of_itself(name, accelerator, gpus, quan
 def test_one_job_each_night_and_one_of_each_kind_of_answer():
     specs = {name: load(str(JOBS / f"{name}.yaml"), []) for name in NAMES}
     assert [name for name, spec in specs.items() if spec.schedule] == ["long-documents", "summarize"]
-    assert [name for name, spec in specs.items() if spec.output.choices] == ["tickets"]
-    assert [name for name, spec in specs.items() if spec.output.json_schema] == ["extract"]
+    assert [name for name, spec in specs.items() if spec.output.confidence] == ["tickets"]
+    assert [name for name, spec in specs.items() if spec.output.multi_label] == ["audit"]
+    assert [name for name, spec in specs.items() if spec.input.sample] == ["audit"]
+    assert [name for name, spec in specs.items() if spec.reasoning] == ["claims"]
+    assert [name for name, spec in specs.items() if spec.output.as_ == "columns"] == ["extract"]
     assert [name for name, spec in specs.items() if spec.task == "embed"] == ["embed"]
     assert len({spec.name for spec in specs.values()}) == len(specs)
     for spec in specs.values():
@@ -99,13 +113,20 @@ def test_every_job_goes_through_the_pipeline(name, tmp_path, ray_cluster, listen
     made = runner.run(spec, listener)
     assert (made.rows, made.rows_failed) == (ROWS, 0)
     table = results(Path(made.output))
-    answers = [step.output.column for step in spec.step_jobs]
+    answers = spec.output.columns if spec.steps is None else [step.name for step in spec.steps]
     assert {*answers, spec.id_column, *spec.input.columns} <= set(table.column_names)
     if name == "tickets":
-        assert set(table.column("queue").to_pylist()) == {ANSWERS[name]}
+        sure = [confidence >= 0.7 for confidence in table.column("queue_confidence").to_pylist()]
+        assert table.column("queue").to_pylist() == [ANSWERS[name] if one else None for one in sure]
+        assert set(table.column("queue_guess").to_pylist()) == {ANSWERS[name]}
+        assert len(set(sure)) == 2
+    if name == "audit":
+        assert table.column("topics").to_pylist()[0] == ["price", "churn"]
+    if name == "claims":
+        assert set(table.column("decision").to_pylist()) == {"pay"}
+        assert set(table.column("why").to_pylist()) == {"The terms cover it."}
     if name == "extract":
-        fields = table.column("fields")
-        assert fields.to_pylist()[0] == {
+        assert table.select(spec.output.columns).to_pylist()[0] == {
             "seller": "Sellers & Sons", "issued": date(2026, 2, 28), "currency": "EUR", "total": 12.5, "lines": None
         }  # fmt: skip
     assert_ledger_adds_up(Path(made.output))
