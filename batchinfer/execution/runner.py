@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 
 from batchinfer import signals
 from batchinfer.accounting.budget import shards_with_budget
@@ -54,6 +54,7 @@ from batchinfer.rundir.failed_rows import failed_codes, failed_rows, note_retry
 from batchinfer.rundir.journals import read_journals
 from batchinfer.rundir.ownership import SPEC_MARK, STOP_MARK, clear, overwrite, remove, remove_leftovers, require_own
 from batchinfer.rundir.paths import Layout
+from batchinfer.rundir.sessions import begin_session, keep_earlier_plan
 
 JOURNAL_WAIT_SECONDS = 30.0
 """Seconds to wait at the end for the replicas' last entries. If shorter, a slow store leaves them out of the report."""
@@ -105,6 +106,7 @@ def _carry_out(
     layout, manifest = checked.layout, checked.manifest
     with layout.storage.lock(layout.lock) as require_held:
         _begin(checked, plan)
+        session = begin_session(layout, "run", plan, datetime.now(UTC))
         listener.event(
             "resumed" if checked.resumed else "started",
             run_id=manifest.fingerprint.run_id,
@@ -115,9 +117,10 @@ def _carry_out(
             accelerator=plan.accelerator,
             replicas=plan.max_replicas,
         )
-        job = replace(_job(checked.spec, plan, layout, manifest), timed=timed)
+        job = replace(_job(checked.spec, plan, layout, manifest, session), timed=timed)
         _execute(job, manifest, Work(pending), listener, require_held)
-        return conclude(layout, checked.spec, manifest)
+        # A trial is looked at in the terminal, and drawing takes as long as a few rows.
+        return conclude(layout, checked.spec, manifest, page=not timed)
 
 
 def try_rows(
@@ -212,17 +215,18 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
                 shards=len(shards),
             )
             work = Work(shards, positions, generations)
-            _execute(_job(spec, plan, layout, manifest), manifest, work, listener, require_held)
+            job = _job(spec, plan, layout, manifest, begin_session(layout, "retry", plan, datetime.now(UTC)))
+            _execute(job, manifest, work, listener, require_held)
             return conclude(layout, spec, manifest)
 
 
-def _job(spec: JobSpec, plan: Plan, layout: Layout, manifest: Manifest) -> Job:
+def _job(spec: JobSpec, plan: Plan, layout: Layout, manifest: Manifest, session: int) -> Job:
     rows = max((shard.rows for shard in manifest.shards), default=1)
     slots = spec.engine.max_num_seqs or (DEFAULT_SLOTS if plan.engine is None else plan.engine.max_num_seqs)
     sharing = plan.workload is not None and plan.workload.shares_apart
     cost = plan.estimate.cost_usd if plan.estimate is not None else None
     in_flight = shards_with_budget(shards_in_flight(slots, rows, sharing), spec.limits, cost)
-    return Job(manifest.fingerprint.run_id, spec, plan, layout, in_flight)
+    return Job(manifest.fingerprint.run_id, spec, plan, layout, in_flight, session)
 
 
 def _begin(checked: Checked, plan: Plan) -> None:
@@ -247,6 +251,7 @@ def _write_run_files(layout: Layout, checked: Checked, plan: Plan) -> None:
     if before is not None:
         # The report compares the run with the estimate made when the run began.
         plan = plan.model_copy(update={"first_estimate": before.first_estimate or before.estimate})
+        keep_earlier_plan(layout, before)
     _write_spec(layout, checked.spec)
     overwrite(layout, layout.plan, plan.model_dump_json(indent=2).encode())
     if not checked.resumed:

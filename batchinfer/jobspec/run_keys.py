@@ -55,6 +55,11 @@ class ResourcesSpec(Keys):
     """Dollars for one GPU and hour, or for one replica and hour on a CPU.
 
     null: the list price of the catalog, which `batchinfer gpus` shows with its source and date."""
+    bill: Literal["gpu", "machine"] = "gpu"
+    """What is paid for: the GPUs that replicas use, or the whole machines that these GPUs are in.
+
+    With `machine`, the GPUs that a layout leaves idle are charged to those it uses: a replica of 6 GPUs on a machine of
+    8 costs as much as 8. The plan then compares layouts by that. Take it if no other job can use the idle ones."""
 
 
 class ShardsSpec(Keys):
