@@ -205,7 +205,7 @@ def histogram(title: str, values: Sequence[float], unit: str, says: str, share: 
         axes.stairs(counts, edges, fill=True, color=KINDS["work"])
     else:
         axes.bar(range(len(counts)), counts, color=KINDS["work"], width=0.9)
-        labels = [f"{int(edge):,}" if edge < 10_000 else f"{edge / 1000:,.0f}k" for edge in edges[1:]]
+        labels = [f"{edge:.0f}" if edge < 1000 else f"{edge / 1024:,.0f}k" for edge in edges[1:]]
         each = max(1, len(labels) // 9)
         axes.set_xticks(range(0, len(labels), each), labels[::each])
     axes.set_xlabel(unit)

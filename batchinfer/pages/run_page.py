@@ -9,6 +9,7 @@ from typing import Any
 
 from batchinfer.accounting.evaluation import Evaluation
 from batchinfer.accounting.ledger import ReplicaAccount
+from batchinfer.accounting.money import money
 from batchinfer.accounting.records import ShardRecord
 from batchinfer.accounting.report import Report
 from batchinfer.accounting.savings import KINDS, reasons, savings, spent_by_kind
@@ -104,7 +105,7 @@ def _moment(at_us: int) -> str:
 
 def _cards(report: Report) -> Iterator[_Card]:
     per_million = report.cost_per_million_tokens
-    yield _Card("cost", "", "" if per_million is None else f"${per_million:.3g} per million tokens", report.cost_usd)
+    yield _Card("cost", "", "" if per_million is None else f"{money(per_million)} per million tokens", report.cost_usd)
     yield _Card("rows", f"{report.rows:,}", f"of {report.rows_in_input:,}")
     yield _Card("failed", f"{report.rows_failed:,}", f"{report.error_rate:.2%}")
     if report.cost_per_thousand_rows is not None:
@@ -113,7 +114,7 @@ def _cards(report: Report) -> Iterator[_Card]:
     yield _Card("time", f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min", f"{report.replicas} replicas")
     cached = f", {report.cached_tokens / report.input_tokens:.0%} of the input cached" if report.cached_tokens else ""
     tokens = report.input_tokens + report.output_tokens
-    yield _Card("speed", f"{report.tokens_per_second:,.0f} tokens/s", f"{_count(tokens)} tokens{cached}")
+    yield _Card("tokens a second", f"{report.tokens_per_second:,.0f}", f"{_count(tokens)} tokens{cached}")
     if report.overall_accuracy is not None:
         seen = report.overall_accuracy
         yield _Card("accuracy", f"{seen.accuracy:.1%}", f"{seen.low:.1%} to {seen.high:.1%}, of {seen.compared:,}")
