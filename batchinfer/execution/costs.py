@@ -89,7 +89,7 @@ def costs_story(
         window=window,
         table=made.table,
         total=made.total,
-        runs=made.runs,
+        runs=made.total.runs,
         by_day=by_day,
         jobs=by_job.rows()[:TOP_JOBS],
         budgets=budgets,

@@ -35,6 +35,7 @@ from batchinfer.execution.checks import (
 from batchinfer.execution.job import Job
 from batchinfer.execution.metrics import Metrics, labels_of
 from batchinfer.execution.model_checks import require_model
+from batchinfer.execution.monthly_budget import within_month
 from batchinfer.execution.plan_job import plan_job
 from batchinfer.execution.progress import Listener
 from batchinfer.execution.ray_pipeline import Work
@@ -94,15 +95,22 @@ def run(
         if layout.storage.stat(layout.spec) is None:
             _write_spec(layout, checked.spec)
         return conclude(layout, checked.spec, manifest)
+    limited = within_month(checked.spec, layout)
     with ray_pipeline.announced(cluster, listener):
         plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
-        return _carry_out(checked, plan, pending, listener)
+        return _carry_out(checked, plan, pending, listener, limited=limited)
 
 
 def _carry_out(
-    checked: Checked, plan: Plan, pending: Sequence[Shard], listener: Listener, timed: bool = False
+    checked: Checked,
+    plan: Plan,
+    pending: Sequence[Shard],
+    listener: Listener,
+    timed: bool = False,
+    limited: JobSpec | None = None,
 ) -> Report:
-    """Write the files of the run, run the `pending` shards, and report. `timed`: see `Job`."""
+    """Write the files of the run, run the `pending` shards, and report. `timed`: see `Job`. `limited`: the spec with
+    limits for this session alone."""
     layout, manifest = checked.layout, checked.manifest
     with layout.storage.lock(layout.lock) as require_held:
         _begin(checked, plan)
@@ -117,7 +125,7 @@ def _carry_out(
             accelerator=plan.accelerator,
             replicas=plan.max_replicas,
         )
-        job = replace(_job(checked.spec, plan, layout, manifest, session), timed=timed)
+        job = replace(_job(limited or checked.spec, plan, layout, manifest, session), timed=timed)
         _execute(job, manifest, Work(pending), listener, require_held)
         # A trial is looked at in the terminal, and drawing takes as long as a few rows.
         return conclude(layout, checked.spec, manifest, page=not timed)
@@ -202,6 +210,7 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
     if told is not None:
         listener.event("hint", text=told)
     checked = Checked(spec, facts, layout, manifest, frozenset(committed_shards(layout)), resumed=True)
+    limited = within_month(spec, layout)
     with ray_pipeline.announced(cluster, listener):
         plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
         with layout.storage.lock(layout.lock) as require_held:
@@ -215,7 +224,7 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
                 shards=len(shards),
             )
             work = Work(shards, positions, generations)
-            job = _job(spec, plan, layout, manifest, begin_session(layout, "retry", plan, datetime.now(UTC)))
+            job = _job(limited, plan, layout, manifest, begin_session(layout, "retry", plan, datetime.now(UTC)))
             _execute(job, manifest, work, listener, require_held)
             return conclude(layout, spec, manifest)
 

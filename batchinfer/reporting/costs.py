@@ -35,7 +35,7 @@ def render_costs(made: Costs) -> RenderableType:
         parts.append(f"and {len(rows) - _SHOWN:,} more: see --json, --csv or --parquet")
     window = made.table.window
     since, until = window.since or "the first run", window.until or "now"
-    parts.append(f"{made.runs:,} runs, from {since} to {until}, days in {window.zone.key}")
+    parts.append(f"{made.total.runs:,} runs, from {since} to {until}, days in {window.zone.key}")
     for budget in made.budgets:
         state = "passed" if budget.passed else "kept"
         parts.append(f"budget {budget.key}={budget.value}: {money(budget.spent)} of {money(budget.usd)}, {state}")
@@ -68,7 +68,7 @@ def costs_document(made: Costs) -> dict[str, Any]:
         "timezone": window.zone.key,
         "groups": list(made.table.documents()),
         "total": made.total.values(),
-        "runs": made.runs,
+        "runs": made.total.runs,
         "budgets": [
             {"key": b.key, "value": b.value, "usd": b.usd, "spent_usd": b.spent, "passed": b.passed}
             for b in made.budgets

@@ -7,7 +7,7 @@ import io
 import json
 import re
 import tempfile
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -19,13 +19,15 @@ from typer.testing import CliRunner
 
 from batchinfer.accounting.costs import Budget, CostTable, Window
 from batchinfer.cli import app
-from batchinfer.errors import UserError
+from batchinfer.errors import SpecError, Stopped, UserError
 from batchinfer.execution import reports
 from batchinfer.execution.costs import costs
+from batchinfer.execution.monthly_budget import within_month
 from batchinfer.rundir import find_runs
+from batchinfer.rundir.paths import Layout
 from tests.execution.test_mixed_runs import no_drawing as no_drawing
 from tests.execution.test_mixed_runs import past_sessions
-from tests.support.builders import make_plan
+from tests.support.builders import make_plan, make_spec
 from tests.support.mixed_runs import PastReplica, PastSession, end_run, write_run
 
 NOON = 1_790_078_400
@@ -66,7 +68,8 @@ def two_teams(folder: Path) -> None:
 
 
 @pytest.fixture
-def teams(tmp_path: Path, no_drawing) -> Path:
+def teams(tmp_path: Path, no_drawing, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
     two_teams(tmp_path)
     return tmp_path
 
@@ -195,3 +198,42 @@ def test_days_come_in_their_order_and_other_groups_by_their_cost(teams):
     assert [key for key, _ in costs([str(teams)], ["day"], Window()).table.rows()] == [("2026-09-22",), ("2026-09-23",)]
     assert [key for key, _ in costs([str(teams)], ["team"], Window()).table.rows()] == [("search",), ("ads",)]
     assert CostTable(["job"], Window()).rows() == []
+
+
+def monthly(teams: Path, usd: float, **limits):
+    spec = make_spec(
+        labels={"team": "search"},
+        limits={"monthly": {"label": "team", "usd": usd}, **limits},
+        output={"uri": str(teams / "new")},
+    )
+    return within_month(spec, Layout(spec.output.uri), datetime(2026, 9, 30, tzinfo=UTC))
+
+
+def test_what_is_left_of_a_labels_month_limits_a_run(teams):
+    assert monthly(teams, 2.5).limits.max_cost_usd == pytest.approx(0.5)
+    assert monthly(teams, 2.5, max_cost_usd=0.1).limits.max_cost_usd == pytest.approx(0.1)
+    with pytest.raises(Stopped, match=r"team=search cost \$2\.00 this month, of \$2\.00"):
+        monthly(teams, 2.0)
+
+
+def test_another_month_another_label_and_another_folder_count_nothing(teams, tmp_path_factory):
+    spec = make_spec(
+        labels={"team": "search"},
+        limits={"monthly": {"label": "team", "usd": 1.5, "within": [str(tmp_path_factory.mktemp("other"))]}},
+        output={"uri": str(teams / "new")},
+    )
+    layout = Layout(spec.output.uri)
+    assert within_month(spec, layout, datetime(2026, 9, 30, tzinfo=UTC)).limits.max_cost_usd == 1.5
+    here = spec.model_copy(update={"limits": make_spec(limits={}).limits})
+    assert within_month(here, layout) is here
+    ads = make_spec(
+        labels={"team": "ads"}, limits={"monthly": {"label": "team", "usd": 1.5}}, output={"uri": str(teams / "new")}
+    )
+    left = within_month(ads, layout, datetime(2026, 9, 30, tzinfo=UTC)).limits.max_cost_usd
+    assert left == pytest.approx(0.5, abs=1e-3)
+    assert within_month(ads, layout, datetime(2026, 10, 1, tzinfo=UTC)).limits.max_cost_usd == 1.5
+
+
+def test_a_monthly_budget_needs_its_label():
+    with pytest.raises(SpecError, match="label 'team', which labels does not have"):
+        make_spec(limits={"monthly": {"label": "team", "usd": 5}})
