@@ -12,6 +12,7 @@
     │   ├── ClusterError                the cluster cannot be reached, or is not one to submit to
     │   └── WrongRelease                a package that batchinfer builds on is of another release
     ├── TooManyFailedRows      exit 3   the run ended, with more failed rows than allowed
+    ├── BudgetPassed           exit 3   runs cost more than a budget of `batchinfer costs`
     ├── Stopped                exit 4   stopped by a signal or a budget: resumable
     ├── EngineError            exit 1   the engine did not start, or died more often than allowed
     ├── WorkersLost            exit 1   more processes or machines were lost than allowed
@@ -86,6 +87,12 @@ class WrongRelease(UserError):
 
 class TooManyFailedRows(BatchinferError):
     """The run ended, with a larger share of failed rows than `limits.max_error_rate`."""
+
+    exit_code = 3
+
+
+class BudgetPassed(BatchinferError):
+    """Runs cost more than a budget that `batchinfer costs` was given."""
 
     exit_code = 3
 

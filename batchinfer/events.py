@@ -172,6 +172,11 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
         "the schedule changed: its folder has run": Event(
             "After a change of the schedule another tick's run is in this tick's folder.", ("tick", "ran", "output")
         ),
+        "page not written": Event(
+            "The report for a browser could not be made or written; the run and its other files are complete.",
+            ("reason",),
+            "warning",
+        ),
         "report ignored": Event(
             "The report of another run makes no sense or cannot be read; the plan does without it.",
             ("report", "reason"),

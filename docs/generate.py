@@ -310,7 +310,9 @@ def files_page() -> str:
 
 
 def _columns(what: str, schema: pa.Schema, words: Mapping[str, str]) -> str:
-    require_words(f"columns of {what}", schema.names, words)
+    described = {field.name: field.metadata[b"what"].decode() for field in schema if field.metadata}
+    require_words(f"columns of {what}", schema.names, {**words, **described})
+    words = {**words, **described}
     return table(("column", "type", "what it holds"), ((f"`{f.name}`", f"{f.type}", words[f.name]) for f in schema))
 
 

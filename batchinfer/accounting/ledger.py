@@ -19,8 +19,38 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from batchinfer.accounting.records import TIMESTAMP, MeterReading, Ran, ReplicaRecord, ShardRecord, StepCount
+from batchinfer.accounting.records import TIMESTAMP, MeterReading, Ran, ReplicaRecord, ShardRecord, StepCount, column
 from batchinfer.catalog.accelerators import device_cost
+
+
+class Counts(BaseModel):
+    """What the committed shards of one replica, or of several, add up to."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    rows: int = 0
+    """Rows of the output: a retried row counts where it ran first."""
+    rows_ran: int = 0
+    """Rows that the engine ran, retried ones included."""
+    input_tokens: int = 0
+    """Tokens of the prompts that the engine ran."""
+    cached_tokens: int = 0
+    """Tokens of the prompts that the KV cache already held."""
+    output_tokens: int = 0
+    """Tokens of the answers."""
+
+    @classmethod
+    def of(cls, shard: ShardRecord) -> Counts:
+        return cls(
+            rows=0 if shard.generation else shard.rows,
+            rows_ran=shard.rows - shard.rows_rejected,
+            input_tokens=shard.input_tokens,
+            cached_tokens=shard.cached_tokens,
+            output_tokens=shard.output_tokens,
+        )
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in Counts.model_fields})
 
 
 class ReplicaAccount(Ran):
@@ -39,6 +69,8 @@ class ReplicaAccount(Ran):
     in_flight_seconds: float = 0.0
     """Device-seconds of a running replica's uncommitted shards. 0 once the replica has ended."""
     price_source: str = ""
+    committed: Counts
+    """What its committed shards add up to."""
 
     @property
     def gpu_seconds(self) -> float:
@@ -110,10 +142,12 @@ class Ledger:
     def __init__(self) -> None:
         self._work: dict[str, float] = defaultdict(float)
         self._newest: dict[str, ShardRecord] = {}
+        self._committed: dict[str, Counts] = defaultdict(Counts)
 
     def add(self, shard: ShardRecord) -> None:
         """Add the record of a committed shard."""
         self._work[shard.replica_id] += shard.gpu_seconds
+        self._committed[shard.replica_id] += Counts.of(shard)
         newest = self._newest.get(shard.replica_id)
         if newest is None or shard.meter.at_us >= newest.meter.at_us:
             self._newest[shard.replica_id] = shard
@@ -139,6 +173,7 @@ class Ledger:
         return ReplicaAccount(
             **journal.ran(),
             price_source=journal.price_source,
+            committed=self._committed.get(journal.replica_id, Counts()),
             started_at_us=journal.started_at_us,
             ready_at_us=journal.ready_at_us,
             finished_at_us=reading.at_us,
@@ -294,6 +329,12 @@ REPLICAS_SCHEMA = pa.schema(
         ("tensor_parallel", pa.int32()),
         ("pipeline_parallel", pa.int32()),
         ("price_source", pa.string()),
+        column("session", pa.int32(), "which of the run's commands started it, from 1: `_run/plans/` has its plan"),
+        column("rows", pa.int64(), "rows of the output that it committed; a retried row counts where it ran first"),
+        column("rows_ran", pa.int64(), "rows that its engine ran, retried ones included"),
+        column("input_tokens", pa.int64(), "tokens of the prompts of its committed shards"),
+        column("cached_tokens", pa.int64(), "tokens of these prompts that were in the prefix cache"),
+        column("output_tokens", pa.int64(), "tokens of the answers of its committed shards"),
     ]
 )
 
@@ -302,9 +343,26 @@ def replicas_table(replicas: Sequence[ReplicaAccount]) -> pa.Table:
     """The rows of `_run/replicas.parquet`."""
     rows: list[dict[str, Any]] = []
     for replica in replicas:
-        row: dict[str, Any] = replica.model_dump(exclude={"running", "in_flight_seconds"})
+        row: dict[str, Any] = replica.model_dump(exclude={"running", "in_flight_seconds", "committed"})
+        row |= replica.committed.model_dump()
         row["labels"] = json.dumps(row["labels"], sort_keys=True)
         for name in ("started_at", "ready_at", "finished_at"):
             row[name] = row.pop(f"{name}_us")
         rows.append(row | {"gpu_seconds": replica.gpu_seconds, "cost_usd": replica.cost_usd})
     return pa.Table.from_pylist(rows, schema=REPLICAS_SCHEMA)
+
+
+def accounts_of(table: pa.Table) -> list[ReplicaAccount]:
+    """The inverse of `replicas_table`. Raises ValueError for a table of a version that wrote no tokens."""
+    times = ("started_at", "ready_at", "finished_at")
+    missing = sorted({*REPLICAS_SCHEMA.names} - {*table.column_names})
+    if missing:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    micros = {name: table.column(name).cast(pa.int64()).to_pylist() for name in times}
+    made = []
+    for i, row in enumerate(table.drop_columns([*times, "gpu_seconds", "cost_usd"]).to_pylist()):
+        row |= {f"{name}_us": micros[name][i] for name in times}
+        row["labels"] = json.loads(row["labels"])
+        row["committed"] = {name: row.pop(name) for name in Counts.model_fields}
+        made.append(ReplicaAccount.model_validate(row))
+    return made

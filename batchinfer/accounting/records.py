@@ -21,6 +21,11 @@ from batchinfer.errors import REJECTED_CODES
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 
+def column(name: str, kind: pa.DataType, what: str) -> pa.Field:
+    """A column that says what it holds, for the reference."""
+    return pa.field(name, kind, metadata={"what": what})
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
@@ -60,6 +65,8 @@ class Ran(_Record, Setup):
     model: str
     labels: dict[str, str]
     """The spec's `labels`."""
+    session: NonNegativeInt = 0
+    """Which of the run's commands started the replica, from 1; 0 in files of versions that did not count them."""
 
     @model_validator(mode="before")
     @classmethod
@@ -212,6 +219,7 @@ ACCOUNTING_SCHEMA = pa.schema(
         ("dtype", pa.string()),
         ("reasoning_tokens", pa.int64()),
         ("steps", pa.string()),
+        column("session", pa.int32(), "which of the run's commands it was of, from 1: `_run/plans/` has its plan"),
     ]
 )
 

@@ -18,5 +18,7 @@ class RunningJob:
     plan: Plan
     layout: Layout
     shards_in_flight: int
+    session: int = 1
+    """Which of the run's commands this is; see `rundir.sessions`."""
     timed: bool = False
     """Whether the results say how long each row took."""

@@ -142,6 +142,7 @@ def _ran(job: RunningJob) -> Ran:
         pipeline_parallel=plan.pipeline_parallel,
         price_per_gpu_hour=plan.price_per_gpu_hour,
         labels=spec.labels,
+        session=job.session,
     )
 
 

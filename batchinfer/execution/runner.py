@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 
 from batchinfer import signals
 from batchinfer.accounting.budget import shards_with_budget
@@ -35,6 +35,7 @@ from batchinfer.execution.checks import (
 from batchinfer.execution.job import RunningJob
 from batchinfer.execution.metrics import Metrics, labels_of
 from batchinfer.execution.model_checks import require_model
+from batchinfer.execution.monthly_budget import within_month
 from batchinfer.execution.plan_job import plan_job
 from batchinfer.execution.progress import Listener
 from batchinfer.execution.ray_pipeline import Work
@@ -54,6 +55,7 @@ from batchinfer.rundir.failed_rows import failed_codes, failed_rows, note_retry
 from batchinfer.rundir.journals import read_journals
 from batchinfer.rundir.ownership import SPEC_MARK, STOP_MARK, clear, overwrite, remove, remove_leftovers, require_own
 from batchinfer.rundir.paths import Layout
+from batchinfer.rundir.sessions import begin_session, keep_earlier_plan
 
 JOURNAL_WAIT_SECONDS = 30.0
 """Seconds to wait at the end for the replicas' last entries. If shorter, a slow store leaves them out of the report."""
@@ -93,18 +95,26 @@ def run(
         if layout.storage.stat(layout.spec) is None:
             _write_spec(layout, checked.spec)
         return conclude(layout, checked.spec, manifest)
+    limited = within_month(checked.spec, layout)
     with ray_pipeline.announced(cluster, listener):
         plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
-        return _carry_out(checked, plan, pending, listener)
+        return _carry_out(checked, plan, pending, listener, limited=limited)
 
 
 def _carry_out(
-    checked: Checked, plan: Plan, pending: Sequence[Shard], listener: Listener, timed: bool = False
+    checked: Checked,
+    plan: Plan,
+    pending: Sequence[Shard],
+    listener: Listener,
+    timed: bool = False,
+    limited: JobSpec | None = None,
 ) -> Report:
-    """Write the files of the run, run the `pending` shards, and report. `timed`: see `RunningJob`."""
+    """Write the files of the run, run the `pending` shards, and report. `timed`: see `RunningJob`. `limited`: the spec
+    with limits for this session alone."""
     layout, manifest = checked.layout, checked.manifest
     with layout.storage.lock(layout.lock) as require_held:
         _begin(checked, plan)
+        session = begin_session(layout, "run", plan, datetime.now(UTC))
         listener.event(
             "resumed" if checked.resumed else "started",
             run_id=manifest.fingerprint.run_id,
@@ -115,9 +125,10 @@ def _carry_out(
             accelerator=plan.accelerator,
             replicas=plan.max_replicas,
         )
-        job = replace(_job(checked.spec, plan, layout, manifest), timed=timed)
+        job = replace(_job(limited or checked.spec, plan, layout, manifest, session), timed=timed)
         _execute(job, manifest, Work(pending), listener, require_held)
-        return conclude(layout, checked.spec, manifest)
+        # A trial is looked at in the terminal, and drawing takes as long as a few rows.
+        return conclude(layout, checked.spec, manifest, page=not timed)
 
 
 def try_rows(
@@ -199,6 +210,7 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
     if told is not None:
         listener.event("hint", text=told)
     checked = Checked(spec, facts, layout, manifest, frozenset(committed_shards(layout)), resumed=True)
+    limited = within_month(spec, layout)
     with ray_pipeline.announced(cluster, listener):
         plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
         with layout.storage.lock(layout.lock) as require_held:
@@ -212,17 +224,18 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
                 shards=len(shards),
             )
             work = Work(shards, positions, generations)
-            _execute(_job(spec, plan, layout, manifest), manifest, work, listener, require_held)
+            job = _job(limited, plan, layout, manifest, begin_session(layout, "retry", plan, datetime.now(UTC)))
+            _execute(job, manifest, work, listener, require_held)
             return conclude(layout, spec, manifest)
 
 
-def _job(spec: JobSpec, plan: Plan, layout: Layout, manifest: Manifest) -> RunningJob:
+def _job(spec: JobSpec, plan: Plan, layout: Layout, manifest: Manifest, session: int) -> RunningJob:
     rows = max((shard.rows for shard in manifest.shards), default=1)
     slots = spec.engine.max_num_seqs or (DEFAULT_SLOTS if plan.engine is None else plan.engine.max_num_seqs)
     sharing = plan.workload is not None and plan.workload.shares_apart
     cost = plan.estimate.cost_usd if plan.estimate is not None else None
     in_flight = shards_with_budget(shards_in_flight(slots, rows, sharing), spec.limits, cost)
-    return RunningJob(manifest.fingerprint.run_id, spec, plan, layout, in_flight)
+    return RunningJob(manifest.fingerprint.run_id, spec, plan, layout, in_flight, session)
 
 
 def _begin(checked: Checked, plan: Plan) -> None:
@@ -247,6 +260,7 @@ def _write_run_files(layout: Layout, checked: Checked, plan: Plan) -> None:
     if before is not None:
         # The report compares the run with the estimate made when the run began.
         plan = plan.model_copy(update={"first_estimate": before.first_estimate or before.estimate})
+        keep_earlier_plan(layout, before)
     _write_spec(layout, checked.spec)
     overwrite(layout, layout.plan, plan.model_dump_json(indent=2).encode())
     if not checked.resumed:

@@ -59,9 +59,10 @@ class Tally:
         self._moved_at: dict[str, float] = {}
         self._lost: set[str] = set()
         self._commits, self._wall_seconds = 0, 0.0
+        self._own_rows, self._own_device_seconds = 0, 0.0
         # Over all commits, also those of earlier sessions.
         self._ledger = Ledger()
-        self._rows, self._tokens, self._cost = 0, 0, 0.0
+        self._rows, self._tokens, self._device_seconds = 0, 0, 0.0
         self._failed: dict[int, int] = {}
         """Failed rows of each shard in its newest generation."""
         for record in read_accounting(job.layout):
@@ -72,7 +73,7 @@ class Tally:
         self._rows += record.rows
         self._tokens += record.input_tokens + record.output_tokens
         self._failed[record.shard_id] = record.rows_failed
-        self._cost += record.cost_usd
+        self._device_seconds += record.gpu_seconds
 
     @property
     def left(self) -> set[int]:
@@ -87,6 +88,8 @@ class Tally:
                 self._account(record)
                 self._commits += 1
                 self._wall_seconds += record.wall_seconds
+                self._own_rows += record.rows
+                self._own_device_seconds += record.gpu_seconds
                 self._speed.add(record)
 
     def look(self) -> None:
@@ -145,12 +148,23 @@ class Tally:
             cost_usd=sum(account.cost_usd for account in accounts),
             cost_to_start=0.0 if self._alive else device_cost(least, plan.price_per_gpu_hour),
             cost_in_flight=sum(device_cost(a.in_flight_seconds, a.price_per_gpu_hour) for a in accounts),
-            cost_per_row=self._cost / self._rows if self._rows else None,
+            cost_per_row=self._cost_per_row(),
             rows_in_flight=sum(self._waiting[shard] for shard in flying),
             rows_of_next=self._largest if len(flying) < len(self._waiting) else 0,
             seconds=time.monotonic() - self._began,
             seconds_per_shard=self._wall_seconds / self._commits if self._commits else None,
         )
+
+    def _cost_per_row(self) -> float | None:
+        """Dollars of a row in this session, whose price and layout may differ from those of earlier sessions.
+
+        Until a shard of this session is finished, the device-seconds of earlier sessions count, at this session's
+        price.
+        """
+        rows, seconds = self._own_rows, self._own_device_seconds
+        if not rows:
+            rows, seconds = self._rows, self._device_seconds
+        return device_cost(seconds, self._job.plan.price_per_gpu_hour) / rows if rows else None
 
     def progress(self) -> Progress:
         """Where the run stands."""

@@ -358,6 +358,13 @@ class JobSpec(Keys):
         return (name, *self.companions, *(f"{name}_{column}" for column in self.row_columns()), *thinking)
 
     @model_validator(mode="after")
+    def _has_the_label_of_its_budget(self) -> Self:
+        monthly = self.limits.monthly
+        if monthly is not None and monthly.label not in self.labels:
+            raise ValueError(f"limits.monthly is for the label {monthly.label!r}, which labels does not have")
+        return self
+
+    @model_validator(mode="after")
     def _thinks_within_its_tokens(self) -> Self:
         most = self.reasoning.max_tokens if self.reasoning is not None else None
         if most is not None and most >= self.sampling.max_tokens:

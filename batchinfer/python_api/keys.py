@@ -423,6 +423,8 @@ class ResourcesKeys(TypedDict, total=False):
     """How many stages the model's layers are split into; stages may lie on different nodes."""
     price_per_gpu_hour: float | None
     """Dollars for one GPU and hour, or for one replica and hour on a CPU."""
+    bill: Literal["gpu", "machine"]
+    """What is paid for: the GPUs that replicas use, or the whole machines that these GPUs are in."""
 
 
 class ShardsKeys(TypedDict, total=False):
@@ -434,11 +436,24 @@ class ShardsKeys(TypedDict, total=False):
     """The most bytes of a shard, counted over the columns that are read. The default is 64 MiB."""
 
 
+class MonthlyLimitKeys(TypedDict, total=False):
+    """A budget for a month, over all runs with one value of a label."""
+
+    label: str
+    """The label's name, as `team`. The spec's own `labels` has the value."""
+    usd: float
+    """Dollars for a calendar month in UTC."""
+    within: list
+    """The folders or buckets whose runs count, at any depth. Empty: the folder that `output.uri` lies in."""
+
+
 class LimitsKeys(TypedDict, total=False):
     """When the run stops by itself. May change when a run resumes."""
 
     max_cost_usd: float | None
     """Dollars that the run may cost, over all commands that resumed it."""
+    monthly: MonthlyLimitKeys | None
+    """A month's budget for all runs with this job's value of a label, as `{label: team, usd: 500}`."""
     max_runtime_hours: float | None
     """Hours that this command may run; a command that resumes the run has as many again."""
     max_error_rate: float

@@ -17,11 +17,11 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
 from batchinfer import events, signals
+from batchinfer.accounting.money import money
 from batchinfer.accounting.records import ShardRecord
 from batchinfer.errors import BatchinferError, StorageError
 from batchinfer.execution.progress import Listener, Progress
 from batchinfer.outlet import Outlet
-from batchinfer.reporting.terminal import money
 from batchinfer.rundir.ownership import LOG_MARK
 from batchinfer.rundir.paths import Layout
 from batchinfer.storage import LocalStorage, Stores, storage_for

@@ -9,13 +9,14 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from batchinfer.accounting.money import money
 from batchinfer.accounting.report import Report, Seconds
 from batchinfer.execution.progress import Progress
 from batchinfer.execution.trial import Trial
 from batchinfer.jobspec import LimitsSpec
 from batchinfer.planner import Plan
 from batchinfer.reporting.planned import render_plan
-from batchinfer.reporting.terminal import money, render
+from batchinfer.reporting.terminal import render
 from batchinfer.reporting.tried import rows_table, summary_lines
 
 _COLOURS = {"work": "#2f855a", "load": "#3182ce", "idle": "#a0aec0", "waste": "#c53030", "in flight": "#805ad5"}

@@ -7,7 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from batchinfer.accounting.ledger import StepTotals
-from batchinfer.accounting.report import Accuracy, Report, ReportPart
+from batchinfer.accounting.money import money
+from batchinfer.accounting.report import Accuracy, Report, ReportPart, ReportSession
 
 
 def render(report: Report) -> RenderableType:
@@ -22,13 +23,6 @@ def render(report: Report) -> RenderableType:
         state = f"running, {state}"
     title = Text.assemble((report.job_name, "bold"), f": {report.model}, {_layout(report)}, {state}")
     return Group(title, table)
-
-
-def money(usd: float) -> str:
-    """Dollars: two decimals from $10, four from 1 cent, below that three digits."""
-    if usd >= 10:
-        return f"${usd:,.2f}"
-    return f"${usd:.4f}" if usd >= 0.01 or usd == 0 else f"${usd:.3g}"
 
 
 def _layout(report: Report) -> str:
@@ -62,7 +56,7 @@ def _lines(report: Report) -> list[tuple[str, str]]:
     if report.planned is not None:
         lines.append(("planned", _planned(report)))
     if len(report.parts) > 1:
-        lines += [("price" if i == 0 else "", _part(part)) for i, part in enumerate(report.parts)]
+        lines += [(_session(session), _part(session)) for session in report.sessions]
     else:
         lines.append(("price", f"${report.price_per_gpu_hour:.6g} per device-hour ({report.price_source})"))
     lines.append(("weights", f"{report.dtype} dtype, {report.quantization} quantization"))
@@ -85,6 +79,13 @@ def _step(step: StepTotals) -> str:
 
 def _share(seen: Accuracy) -> str:
     return f"{seen.accuracy:.1%} of {seen.compared:,} ({seen.low:.1%} to {seen.high:.1%})"
+
+
+def _session(session: ReportSession) -> str:
+    """The name of a session, for a run whose sessions differ."""
+    if not session.session:
+        return "earlier"
+    return f"session {session.session}" + (f", {session.command}" if session.command == "retry" else "")
 
 
 def _part(part: ReportPart) -> str:

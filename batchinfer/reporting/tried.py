@@ -6,10 +6,10 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from batchinfer.accounting.money import money
 from batchinfer.execution.trial import Trial, TriedRow
 from batchinfer.jobspec.printed import printed
 from batchinfer.planner import Interval
-from batchinfer.reporting.terminal import money
 
 NARROW = 100
 """Columns of a terminal below which each row is a block of lines: five columns of a table would be too thin to read."""

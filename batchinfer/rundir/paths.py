@@ -62,8 +62,21 @@ class Layout:
         return self._of_run("plan.json")
 
     @property
+    def plans_folder(self) -> str:
+        return self._of_run("plans")
+
+    def plan_of_session(self, session: int) -> str:
+        """The plan of one session of the run; `plan` is the last one's."""
+        return join(self.plans_folder, f"session-{session:04d}.json")
+
+    @property
     def report(self) -> str:
         return self.root.rstrip("/") + REPORT
+
+    @property
+    def page(self) -> str:
+        """The report for a browser."""
+        return self._of_run("report.html")
 
     @property
     def replicas(self) -> str:

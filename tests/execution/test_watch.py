@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pyarrow as pa
 import pytest
 
 from batchinfer.errors import OutputError
@@ -18,9 +19,10 @@ from batchinfer.execution.ray_pipeline import Work
 from batchinfer.execution.replica_events import ReplicaEvents
 from batchinfer.execution.stop_and_budget import Stopper, Tally, Watch
 from batchinfer.input.manifest import Manifest
+from batchinfer.rundir.commit import commit
 from batchinfer.rundir.paths import Layout
 from tests.support import ROOT
-from tests.support.builders import make_plan, make_spec, manifest_of, write_parquet
+from tests.support.builders import make_plan, make_record, make_spec, manifest_of, write_parquet
 from tests.support.scripted_jobs import KeepingListener
 
 REPLICA = """
@@ -93,3 +95,16 @@ def test_a_journal_that_others_damage_while_a_run_lasts_ends_it_with_one_message
         until(lambda: not watch._thread.is_alive())
         with pytest.raises(OutputError, match=r"0123456789ab\.json"):
             watch.check()
+
+
+def test_a_row_is_expected_to_cost_what_it_takes_at_this_sessions_price(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "in" / "a.parquet", {"text": ["x"] * 12})
+    manifest = manifest_of(tmp_path / "in", ["text"], rows=4)
+    layout = Layout(str(tmp_path / "out"))
+    # An earlier session, in which a device was a tenth as dear: 4 device-seconds for 4 rows.
+    commit(layout, pa.table({"id": [0]}), make_record(0, price_per_gpu_hour=0.36))
+    job = RunningJob("run", make_spec(), make_plan(price_per_gpu_hour=3.6), layout, 3, session=2)
+    tally = Tally(job, cast(Manifest, manifest), Work(list(manifest.shards[1:])), lambda journals: None)
+    assert tally._standing().cost_per_row == pytest.approx(0.001)
+    tally.add(make_record(1, gpu_seconds=8.0), won=True)
+    assert tally._standing().cost_per_row == pytest.approx(0.002)
