@@ -27,6 +27,10 @@ Budgets = Annotated[
 Csv = Annotated[str | None, typer.Option("--csv", metavar="FILE", help="Write the groups as CSV.")]
 Parquet = Annotated[str | None, typer.Option("--parquet", metavar="FILE", help="Write the groups as Parquet.")]
 Html = Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write one HTML file for a browser.")]
+Focus = Annotated[
+    str | None,
+    typer.Option("--focus", metavar="FILE", help="Write FOCUS 1.2 rows for FinOps tools: FILE.csv or FILE.parquet."),
+]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Read every run anew, and keep nothing on this machine.")]
 
 
@@ -43,6 +47,7 @@ def costs(
     csv: Csv = None,
     parquet: Parquet = None,
     html: Html = None,
+    focus: Focus = None,
     no_cache: NoCache = False,
 ) -> None:
     """Add up what runs cost: all that lie at or below some places, by label, job, model, device, day or month."""
@@ -51,6 +56,7 @@ def costs(
     from batchinfer.execution.costs import costs_story
     from batchinfer.pages import costs_page
     from batchinfer.reporting.costs import costs_csv, costs_document, costs_parquet, render_costs
+    from batchinfer.reporting.focus import FocusRows
     from batchinfer.rundir.find_runs import default_cache
     from batchinfer.storage import normal_uri, storage_for
 
@@ -59,12 +65,18 @@ def costs(
     budgets = [Budget.parse(text) for text in budget or []]
     keys = by or ["job"]
     cache = None if no_cache else default_cache()
+    if focus is not None and not focus.endswith((".csv", ".parquet")):
+        raise UserError(f"--focus {focus}: that names no format", "end it in .csv or .parquet")
+    rows = FocusRows(window)
+    each = rows.add if focus is not None else None
     pages: list[tuple[str, bytes]] = []
     if html is not None:
-        made, story = costs_story(places, keys, window, budgets, cache=cache)
+        made, story = costs_story(places, keys, window, budgets, cache=cache, each=each)
         pages.append((html, costs_page(story)))
     else:
-        made = costs_of(places, keys, window, budgets, cache=cache)
+        made = costs_of(places, keys, window, budgets, cache=cache, each=each)
+    if focus is not None:
+        pages.append((focus, rows.csv() if focus.endswith(".csv") else rows.parquet()))
     if csv is not None:
         pages.append((csv, costs_csv(made.table)))
     if parquet is not None:
