@@ -99,6 +99,10 @@ class StepCount(_Record):
     errors: dict[str, int]
     gpu_seconds: NonNegativeFloat
     """Its part of the record's device-seconds, by how long the engine had its requests."""
+    rows_reused: NonNegativeInt = 0
+    """Rows whose answer was that of an equal request."""
+    tokens_reused: NonNegativeInt = 0
+    """Tokens of those answers and their prompts, which did not run again."""
 
 
 class ShardRecord(Ran):
@@ -134,6 +138,10 @@ class ShardRecord(Ran):
     """Tokens of the thinking, a part of `output_tokens`."""
     steps: dict[str, StepCount] = {}
     """By the name of the step; empty for a job with one prompt. Tokens and seconds add up to the record's own."""
+    rows_reused: NonNegativeInt = 0
+    """Rows that took no tokens, since all their answers were those of equal requests."""
+    tokens_reused: NonNegativeInt = 0
+    """Tokens of such answers and their prompts, which did not run again; they count in no other field."""
 
     @property
     def rows_rejected(self) -> int:
@@ -212,6 +220,8 @@ ACCOUNTING_SCHEMA = pa.schema(
         ("dtype", pa.string()),
         ("reasoning_tokens", pa.int64()),
         ("steps", pa.string()),
+        ("rows_reused", pa.int64()),
+        ("tokens_reused", pa.int64()),
     ]
 )
 

@@ -20,3 +20,5 @@ class Job:
     shards_in_flight: int
     timed: bool = False
     """Whether the results say how long each row took."""
+    reuses: bool = False
+    """Whether equal requests run once. Whether the results tell so is `spec.reuses_answers`."""

@@ -25,7 +25,8 @@ from batchinfer.errors import BatchinferError, StorageError
 from batchinfer.execution.job import Job
 from batchinfer.execution.process_guard import REPLICA, Guard, kill_marked
 from batchinfer.execution.replica_events import EventFile
-from batchinfer.execution.result_rows import counts, evaluate, of_steps, result_table, step_counts
+from batchinfer.execution.result_rows import counts, evaluate, of_steps, result_table, reuse_counts, step_counts
+from batchinfer.execution.reuse import Reuse
 from batchinfer.execution.row_steps import RowSteps, kept_answers
 from batchinfer.execution.shard_block import Envelope, seal, unseal
 from batchinfer.jobspec import JobSpec
@@ -165,6 +166,8 @@ class Replica:
         self._guard = Guard(REPLICA, self._journal.ran.replica_id)
         self._steps = RowSteps(job.spec)
         self._several = job.spec.steps is not None
+        # A trial measures each row.
+        self._reuse = Reuse() if job.reuses and not job.timed else None
         self._width = vector_size(job.spec)
         self._engine: Supervisor | BatchinferError
         try:
@@ -194,7 +197,8 @@ class Replica:
         started_at_us = self._clock()
         earlier = self._earlier(envelope) if self._several else None
         kept = NO_ANSWERS if earlier is None else kept_answers(self._steps.jobs, earlier)
-        asked = Asked(self._engine, envelope, [job.output.column for job in self._steps.jobs if self._several])
+        names = [job.output.column for job in self._steps.jobs if self._several]
+        asked = Asked(self._engine, envelope, names, self._reuse)
         answers = self._in_groups(rows, asked, kept) if self._several else self._steps.run(rows, asked)
         self._journal.end(shard_id)
         spec = self._job.spec
@@ -256,7 +260,7 @@ class Replica:
             started_at_us=started_at_us,
             finished_at_us=asked.reading.at_us,
             gpu_seconds=asked.gpu_seconds,
-            **{**counts(results), **(of_steps(steps) if steps else {})},
+            **{**counts(results), **(of_steps(steps) if steps else {}), **reuse_counts(results, answers)},
             evaluation={} if self._several else evaluate(spec, rows, answers[0]),
             meter=asked.reading,
             steps=steps,
@@ -274,12 +278,16 @@ class Replica:
 class Asked:
     """Runs the requests of one shard, and adds up what they cost. Safe to use from several threads.
 
-    `steps`: the names of the job's steps, if it has some. `gpu_seconds`: device-seconds of the answers. `deaths`:
+    `steps`: the names of the job's steps, if it has some. `reuse`: the replica's answers to requests that may come
+    again, None if each request runs. `gpu_seconds`: device-seconds of the answers. `deaths`:
     engines that died meanwhile. `reading`: the meter's reading when the last call ended.
     """
 
-    def __init__(self, engine: Supervisor, envelope: Envelope, steps: Sequence[str]) -> None:
+    def __init__(
+        self, engine: Supervisor, envelope: Envelope, steps: Sequence[str], reuse: Reuse | None = None
+    ) -> None:
         self._engine = engine
+        self._reuse = reuse
         self._envelope = envelope
         self._steps = steps
         self._lock = threading.Lock()
@@ -294,6 +302,9 @@ class Asked:
 
     def __call__(self, prompts: Sequence[Prompt], places: Sequence[int]) -> list[Completion]:
         """The completions of prompts of the rows at `places` of the shard. Raises EngineError."""
+        return self._run(prompts, places) if self._reuse is None else self._reuse(prompts, places, self._run)
+
+    def _run(self, prompts: Sequence[Prompt], places: Sequence[int]) -> list[Completion]:
         outcome = self._engine.run(prompts, _Note(self._envelope, places))
         completions = outcome.completed()
         with self._lock:

@@ -96,6 +96,11 @@ class JobSpec(Keys):
     Each step has the column of its name, and the columns of a job with one prompt with that name in front, as in
     `<name>_error_code`. The columns without a name in front tell of the whole row: the sum of its tokens, and
     `step_failed` if a step failed and another has an answer. `retry` runs the failed steps alone."""
+    dedupe: bool | None = None
+    """Whether requests that are the same to the last token run once in a replica.
+
+    The others get the answer of the first, with `reused` true and no tokens. null: yes if each prompt's sampling has
+    temperature 0 or a seed, so that the answers would be the same. The results have the column `reused` then."""
     embed: EmbedSpec = EmbedSpec()
     """How `task: embed` makes vectors."""
     sampling: SamplingSpec = SamplingSpec()
@@ -139,10 +144,19 @@ class JobSpec(Keys):
         answer = {name: getattr(step.output, name) for name in AnswerSpec.model_fields}
         return {
             "steps": None,
+            "dedupe": self.reuses_answers,
             "prompt": step.prompt,
             "sampling": step.sampling or self.sampling,
             "output": self.output.model_copy(update={**answer, "column": step.name}),
         }
+
+    @property
+    def reuses_answers(self) -> bool:
+        """Do requests that are the same run once, and do the results tell so?"""
+        if self.dedupe is not None:
+            return self.dedupe
+        samplings = [self.sampling] if self.steps is None else [step.sampling or self.sampling for step in self.steps]
+        return all(sampling.repeats_itself for sampling in samplings)
 
     @property
     def answer_tokens(self) -> int:
@@ -237,6 +251,7 @@ class JobSpec(Keys):
             *(("logprobs",) if self.sampling.logprobs is not None else ()),
             *(("truncated_tokens",) if self.prompt.too_long == "truncate" else ()),
             *(("reasoning_tokens",) if self.reasoning is not None else ()),
+            *(("reused",) if self.reuses_answers else ()),
         )
 
     @model_validator(mode="after")
@@ -254,6 +269,8 @@ class JobSpec(Keys):
         for name in (*answers, *own):
             if name in taken:
                 remedy = "set output.column to another name" if name in answers else "do not pass it through"
+                if name == "reused" and name in own:
+                    remedy = "do not pass it through, or set dedupe: false"
                 if typed and name in answers:
                     remedy = "rename the key of the schema, or store the answer as: struct"
                 raise ValueError(f"input column {name!r} would collide with a result column: {remedy}")
@@ -267,6 +284,7 @@ class JobSpec(Keys):
 
     def _require_distinct_steps(self, steps: tuple[StepSpec, ...]) -> None:
         taken = {self.id_column, *self.input.columns, *RESULT_COLUMNS, "reasoning_tokens"}
+        taken |= {"reused"} if self.reuses_answers else set()
         if self.input.id_column is None and ROW_NUMBER in self.input.columns:
             raise ValueError(f"input.columns holds {ROW_NUMBER!r}, the name of the generated id: set input.id_column")
         for step, job in zip(steps, self.step_jobs, strict=True):
