@@ -225,15 +225,15 @@ def test_each_step_tells_its_own_and_a_row_took_no_tokens_if_no_step_did():
     answers = steps.run(rows, lambda prompts, places: reuse(prompts, places, engine))
     made = result_table(spec, rows, make_envelope(), answers)
     assert made.column("kind_reused").to_pylist() == [False, True, True, False, True]
-    assert made.column("reply_reused").to_pylist() == [False, False, True, False, True]
+    assert made.column("reply_reused").to_pylist() == [False, False, True, False, False]
     assert made.column("reused").to_pylist() == [False, False, True, False, True]
     found = step_counts(steps.jobs, answers, {})
     assert {name: (step.rows_reused, step.tokens_reused) for name, step in found.items()} == {
         "kind": (3, 15),
-        "reply": (2, 10),
+        "reply": (1, 5),
     }
     assert of_steps(found)["input_tokens"] == sum(made.column("input_tokens").to_pylist())
-    assert reuse_counts(made, answers) == {"rows_reused": 2, "tokens_reused": 25}
+    assert reuse_counts(made, answers) == {"rows_reused": 2, "tokens_reused": 20}
 
 
 @pytest.mark.parametrize(
