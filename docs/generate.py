@@ -296,6 +296,7 @@ def files_page() -> str:
         "truncated_tokens",
         "reasoning_tokens",
         "<reasoning.column>",
+        "reused",
     )
     require_words("columns of data/", names, data)
     out += ["## Columns of `data/`\n", words["data_intro"]]

@@ -105,6 +105,10 @@ class StepTotals(BaseModel):
     """Device-seconds of the step, by how long the engine had its requests. All steps add up to the work of the run."""
     cost_usd: float
     """Dollars for the device-seconds."""
+    rows_reused: int = 0
+    """Rows whose answer was that of an equal request."""
+    tokens_reused: int = 0
+    """Tokens of those answers and their prompts, which did not run again."""
 
 
 class Totals(BaseModel):
@@ -134,6 +138,8 @@ class Totals(BaseModel):
     cost_usd: float
     shards: int
     steps: dict[str, StepTotals] = {}
+    rows_reused: int = 0
+    tokens_reused: int = 0
 
 
 class Ledger:
@@ -230,7 +236,7 @@ def totals(shards: Sequence[ShardRecord], replicas: Sequence[ReplicaAccount]) ->
         errors=dict(errors.most_common()),
         finish_reasons=_counted(shards),
         evaluation=_evaluation(shards),
-        rows_ran=sum(shard.rows - shard.rows_rejected for shard in shards),
+        rows_ran=sum(shard.rows - shard.rows_rejected - shard.rows_reused for shard in shards),
         input_tokens=sum(shard.input_tokens for shard in shards),
         rejected_tokens=sum(shard.rejected_tokens for shard in shards),
         reasoning_tokens=sum(shard.reasoning_tokens for shard in shards),
@@ -246,6 +252,8 @@ def totals(shards: Sequence[ShardRecord], replicas: Sequence[ReplicaAccount]) ->
         cost_usd=sum(r.cost_usd for r in replicas),
         shards=len(first),
         steps=_steps(shards, newest.values()),
+        rows_reused=sum(shard.rows_reused for shard in shards),
+        tokens_reused=sum(shard.tokens_reused for shard in shards),
     )
 
 
@@ -269,6 +277,8 @@ def _step(name: str, shards: Sequence[ShardRecord], newest: Sequence[StepCount])
         output_tokens=sum(step.output_tokens for _, step in mine),
         work_seconds=sum(step.gpu_seconds for _, step in mine),
         cost_usd=sum(device_cost(step.gpu_seconds, shard.price_per_gpu_hour) for shard, step in mine),
+        rows_reused=sum(step.rows_reused for _, step in mine),
+        tokens_reused=sum(step.tokens_reused for _, step in mine),
     )
 
 

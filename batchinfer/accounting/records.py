@@ -106,6 +106,10 @@ class StepCount(_Record):
     errors: dict[str, int]
     gpu_seconds: NonNegativeFloat
     """Its part of the record's device-seconds, by how long the engine had its requests."""
+    rows_reused: NonNegativeInt = 0
+    """Rows whose answer was that of an equal request."""
+    tokens_reused: NonNegativeInt = 0
+    """Tokens of those answers and their prompts, which did not run again."""
 
 
 class ShardRecord(Ran):
@@ -141,6 +145,10 @@ class ShardRecord(Ran):
     """Tokens of the thinking, a part of `output_tokens`."""
     steps: dict[str, StepCount] = {}
     """By the name of the step; empty for a job with one prompt. Tokens and seconds add up to the record's own."""
+    rows_reused: NonNegativeInt = 0
+    """Rows that took no tokens, since all their answers were those of equal requests."""
+    tokens_reused: NonNegativeInt = 0
+    """Tokens of such answers and their prompts, which did not run again; they count in no other field."""
 
     @property
     def rows_rejected(self) -> int:
@@ -220,6 +228,8 @@ ACCOUNTING_SCHEMA = pa.schema(
         ("reasoning_tokens", pa.int64()),
         ("steps", pa.string()),
         column("session", pa.int32(), "which of the run's commands it was of, from 1: `_run/plans/` has its plan"),
+        ("rows_reused", pa.int64()),
+        ("tokens_reused", pa.int64()),
     ]
 )
 

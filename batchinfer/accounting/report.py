@@ -146,6 +146,12 @@ class Report(BaseModel):
     """Tokens of the thinking before the answers, a part of `output_tokens`. 0 without `reasoning`."""
     rows_ran: int = 0
     """Rows that the engine ran, with retried rows and rows that failed in the engine."""
+    rows_reused: int = 0
+    """Rows that took no tokens, since their answers are those of equal requests (`dedupe`). Not in `rows_ran`."""
+    tokens_reused: int = 0
+    """Tokens, in and out, of the answers of equal requests. They did not run again, and count in no other figure."""
+    saved_usd: float = 0.0
+    """Dollars that `tokens_reused` would have cost at `cost_per_million_tokens`."""
     rejected_tokens: int = 0
     """Tokens of the prompts that the engine never ran, such as too long ones. No other figure counts these tokens."""
     tokens_per_second: float
@@ -260,6 +266,9 @@ def make_report(
         output_tokens=totals.output_tokens,
         reasoning_tokens=totals.reasoning_tokens,
         rows_ran=totals.rows_ran,
+        rows_reused=totals.rows_reused,
+        tokens_reused=totals.tokens_reused,
+        saved_usd=totals.cost_usd / tokens * totals.tokens_reused if tokens else 0.0,
         rejected_tokens=totals.rejected_tokens,
         tokens_per_second=tokens / active if active else 0.0,
         rows_per_second=totals.rows / active if active else 0.0,

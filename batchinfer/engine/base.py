@@ -43,6 +43,8 @@ class Completion:
     """Tokens of the thinking, a part of `output_tokens`."""
     values: list[Any] | None = None
     """The texts as values of the answer's type, once they were checked; None where answers are kept as text."""
+    reused_tokens: int | None = None
+    """Tokens that the engine did not run, in and out, since the answer is that of an equal request. None: it ran."""
 
     chunks: int = 0
     """Into how many chunks the row's text was cut."""

@@ -22,3 +22,5 @@ class RunningJob:
     """Which of the run's commands this is; see `rundir.sessions`."""
     timed: bool = False
     """Whether the results say how long each row took."""
+    reuses: bool = False
+    """Whether equal requests run once. Whether the results tell so is `spec.reuses_answers`."""

@@ -25,7 +25,16 @@ from batchinfer.errors import BatchinferError, EngineError, StorageError
 from batchinfer.execution.job import RunningJob
 from batchinfer.execution.process_guard import REPLICA, Guard, kill_marked
 from batchinfer.execution.replica_events import EventFile
-from batchinfer.execution.result_rows import counts, evaluate, of_steps, result_table, step_count, step_counts
+from batchinfer.execution.result_rows import (
+    counts,
+    evaluate,
+    of_steps,
+    result_table,
+    reuse_counts,
+    step_count,
+    step_counts,
+)
+from batchinfer.execution.reuse import Reuse
 from batchinfer.execution.row_chunks import ChunkedRows
 from batchinfer.execution.row_steps import RowSteps, kept_answers
 from batchinfer.execution.shard_block import Envelope, seal, unseal
@@ -167,6 +176,8 @@ class Replica:
         events.tell("replica started", node=self._journal.ran.node)
         self._guard = Guard(REPLICA, self._journal.ran.replica_id)
         self._names = job.spec.request_names
+        # A trial measures each row.
+        self._reuse = Reuse() if job.reuses and not job.timed else None
         self._width = vector_size(job.spec)
         self._engine: Supervisor | BatchinferError
         try:
@@ -203,7 +214,7 @@ class Replica:
         spec = self._job.spec
         earlier = self._earlier(envelope) if spec.steps is not None else None
         kept = NO_ANSWERS if earlier is None else kept_answers(self._program.jobs, earlier)
-        asked = Asked(self._engine, envelope, self._names)
+        asked = Asked(self._engine, envelope, self._names, self._reuse)
         answers = self._in_groups(rows, asked, kept) if self._names else self._program.run(rows, asked)
         self._journal.end(shard_id)
         results = result_table(spec, rows, envelope, answers, self._job.timed, self._width, earlier)
@@ -266,7 +277,7 @@ class Replica:
             started_at_us=started_at_us,
             finished_at_us=asked.reading.at_us,
             gpu_seconds=asked.gpu_seconds,
-            **{**counts(results), **(of_steps(steps) if steps else {})},
+            **{**counts(results), **reuse_counts(results, answers), **(of_steps(steps) if steps else {})},
             evaluation={} if spec.steps is not None else evaluate(spec, rows, answers[0]),
             meter=asked.reading,
             steps=steps,
@@ -284,12 +295,16 @@ class Replica:
 class Asked:
     """Runs the requests of one shard, and adds up what they cost. Safe to use from several threads.
 
-    `steps`: the names of the requests of a row (`JobSpec.request_names`). `gpu_seconds`: device-seconds of the answers.
-    `deaths`: engines that died meanwhile. `reading`: the meter's reading when the last call ended.
+    `steps`: the names of the requests of a row (`JobSpec.request_names`). `reuse`: the replica's answers to requests
+    that may come again, None if each request runs. `gpu_seconds`: device-seconds of the answers. `deaths`: engines that
+    died meanwhile. `reading`: the meter's reading when the last call ended.
     """
 
-    def __init__(self, engine: Supervisor, envelope: Envelope, steps: Sequence[str]) -> None:
+    def __init__(
+        self, engine: Supervisor, envelope: Envelope, steps: Sequence[str], reuse: Reuse | None = None
+    ) -> None:
         self._engine = engine
+        self._reuse = reuse
         self._envelope = envelope
         self._steps = steps
         self._lock = threading.Lock()
@@ -305,6 +320,14 @@ class Asked:
 
     def __call__(self, prompts: Sequence[Prompt], places: Sequence[int]) -> list[Completion]:
         """The completions of prompts of the rows at `places` of the shard. Raises EngineError."""
+        made = self._run(prompts, places) if self._reuse is None else self._reuse(prompts, places, self._run)
+        if self._steps:
+            with self._lock:
+                for prompt, completion in zip(prompts, made, strict=True):
+                    self._made[self._steps[prompt.step]].append(completion)
+        return made
+
+    def _run(self, prompts: Sequence[Prompt], places: Sequence[int]) -> list[Completion]:
         outcome = self._engine.run(prompts, _Note(self._envelope, places))
         completions = outcome.completed()
         with self._lock:
@@ -316,7 +339,7 @@ class Asked:
         return completions
 
     def counts(self) -> dict[str, StepCount]:
-        """What each kind of request did, of those that the engine was asked."""
+        """What each kind of request did."""
         return {name: step_count(made, self.step_seconds.get(name, 0.0)) for name, made in self._made.items()}
 
     def group(self, start: int) -> Callable[[Sequence[Prompt], Sequence[int]], list[Completion]]:
@@ -327,7 +350,6 @@ class Asked:
         """Share out device-seconds among steps, by how long the engine had their requests."""
         weights: dict[int, float] = {}
         for prompt, completion in zip(prompts, completions, strict=True):
-            self._made[self._steps[prompt.step]].append(completion)
             weights[prompt.step] = weights.get(prompt.step, 0.0) + completion.seconds
         whole = sum(weights.values())
         for step, weight in weights.items():

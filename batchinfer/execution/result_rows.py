@@ -59,6 +59,8 @@ def result_table(
             made = _answer_columns(job, completions, width, f"{job.output.column}_")
             columns |= made if earlier is None else _with_kept(made, earlier, f"{job.output.column}_error_code")
         columns |= _row_columns([job.output.column for job in spec.step_jobs], columns)
+        if spec.reuses_answers:
+            columns["reused"] = _reused_rows(spec, columns)
     if timed:
         seconds = [sum(c.seconds for c in of_row) for of_row in zip(*answers, strict=True)]
         columns[SECONDS] = pa.array(seconds, pa.float64())
@@ -96,6 +98,8 @@ def _answer_columns(
         if spec.reasoning.column is not None:
             thought = [c.reasoning[first] if c.reasoning else None for c in completions]
             columns[f"{prefix}{spec.reasoning.column}"] = pa.array(thought, text)
+    if spec.reuses_answers:
+        columns[f"{prefix}reused"] = pa.array([c.reused_tokens is not None for c in completions], pa.bool_())
     return columns
 
 
@@ -148,6 +152,13 @@ def _row_columns(names: Sequence[str], columns: Mapping[str, pa.Array | pa.Chunk
         "error_code": pa.array(codes, pa.string()),
         "error_message": pa.array(messages, pa.string()),
     }
+
+
+def _reused_rows(spec: JobSpec, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> pa.Array:
+    """Whether a row of several steps has the answers of equal requests only, so that it took no tokens."""
+    steps = zip(*(columns[f"{job.output.column}_reused"].to_pylist() for job in spec.step_jobs), strict=True)
+    tokens = zip(columns["input_tokens"].to_pylist(), columns["output_tokens"].to_pylist(), strict=True)
+    return pa.array([any(row) and not any(ran) for row, ran in zip(steps, tokens, strict=True)], pa.bool_())
 
 
 def _outputs(spec: JobSpec, completions: Sequence[Completion], width: int) -> dict[str, pa.Array]:
@@ -305,6 +316,15 @@ def counts(results: pa.Table) -> dict[str, Any]:
     }
 
 
+def reuse_counts(results: pa.Table, answers: Sequence[Sequence[Completion]]) -> dict[str, int]:
+    """The fields of a ShardRecord about answers that were those of equal requests."""
+    told = "reused" in results.column_names
+    return {
+        "rows_reused": pc.sum(results.column("reused"), min_count=0).as_py() if told else 0,
+        "tokens_reused": sum(c.reused_tokens or 0 for of_step in answers for c in of_step) if told else 0,
+    }
+
+
 def step_counts(
     jobs: Sequence[JobSpec], answers: Sequence[Sequence[Completion]], seconds: Mapping[str, float]
 ) -> dict[str, StepCount]:
@@ -329,12 +349,14 @@ def step_count(completions: Sequence[Completion], gpu_seconds: float) -> StepCou
         rejected_tokens=sum(c.input_tokens for c in asked) - sum(c.input_tokens for c in ran),
         errors=dict(Counter(c.error.code for c in asked if c.error is not None)),
         gpu_seconds=gpu_seconds,
+        rows_reused=sum(c.reused_tokens is not None for c in asked),
+        tokens_reused=sum(c.reused_tokens or 0 for c in asked),
     )
 
 
 def of_steps(steps: Mapping[str, StepCount]) -> dict[str, int]:
     """The tokens of a record, as the sums over its steps."""
-    names = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "rejected_tokens")
+    names = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "rejected_tokens", "tokens_reused")
     return {name: sum(getattr(step, name) for step in steps.values()) for name in names}
 
 

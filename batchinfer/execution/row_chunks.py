@@ -214,6 +214,8 @@ class _Fold:
             made = dataclasses.replace(_folded(self._left, combine))
         for name in ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "seconds"):
             setattr(made, name, sum(getattr(completion, name) for completion in self._all))
+        again = [completion.reused_tokens for completion in self._all]
+        made.reused_tokens = sum(filter(None, again)) if again and None not in again else None
         made.chunks, made.levels = self._chunks, self._levels
         return made
 

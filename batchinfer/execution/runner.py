@@ -235,7 +235,12 @@ def _job(spec: JobSpec, plan: Plan, layout: Layout, manifest: Manifest, session:
     sharing = plan.workload is not None and plan.workload.shares_apart
     cost = plan.estimate.cost_usd if plan.estimate is not None else None
     in_flight = shards_with_budget(shards_in_flight(slots, rows, sharing), spec.limits, cost)
-    return RunningJob(manifest.fingerprint.run_id, spec, plan, layout, in_flight, session)
+    # The files of a run have the same columns, also if a retry samples in another way, or an earlier version began it.
+    told = manifest.fingerprint.spec.get("dedupe", False)
+    of_run = spec.model_copy(update={"dedupe": told})
+    return RunningJob(
+        manifest.fingerprint.run_id, of_run, plan, layout, in_flight, session, reuses=told and spec.reuses_answers
+    )
 
 
 def _begin(checked: Checked, plan: Plan) -> None:

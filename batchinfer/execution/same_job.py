@@ -24,6 +24,7 @@ def shaping(spec: JobSpec) -> dict[str, Any]:
     values = spec.model_dump(mode="json")
     for key in _FREE_KEYS:
         values.pop(key)
+    values["dedupe"] = spec.reuses_answers
     # These keys say which files are read, and a resume reads the files of the manifest.
     for key in ("incremental", "ignore", "on_bad_file", "on_bad_row"):
         values["input"].pop(key)

@@ -105,6 +105,11 @@ class JobSpec(Keys):
     A prompt, as in `{template: ...}`, or a word. `first`: the first answer that is not empty. `majority`: the most
     frequent, the earlier of two. `max_confidence`: the label of the chunk that is most sure; needs `output.confidence`.
     `list`: all answers, as a list."""
+    dedupe: bool | None = None
+    """Whether requests that are the same to the last token run once in a replica.
+
+    The others get the answer of the first, with `reused` true and no tokens. null: yes if each prompt's sampling has
+    temperature 0 or a seed, so that the answers would be the same. The results have the column `reused` then."""
     embed: EmbedSpec = EmbedSpec()
     """How `task: embed` makes vectors."""
     sampling: SamplingSpec = SamplingSpec()
@@ -159,6 +164,7 @@ class JobSpec(Keys):
         answer = {name: getattr(step.output, name) for name in AnswerSpec.model_fields}
         return {
             "steps": None,
+            "dedupe": self.reuses_answers,
             "prompt": step.prompt,
             "sampling": step.sampling or self.sampling,
             "output": self.output.model_copy(update={**answer, "column": step.name}),
@@ -177,6 +183,13 @@ class JobSpec(Keys):
         if self.chunk is not None:
             return ("chunk", "combine") if isinstance(self.combine, CombinePrompt) else ("chunk",)
         return tuple(step.name for step in self.steps or ())
+
+    @property
+    def reuses_answers(self) -> bool:
+        """Do requests that are the same run once, and do the results tell so?"""
+        if self.dedupe is not None:
+            return self.dedupe
+        return all(job.sampling.repeats_itself for job in self.step_jobs)
 
     @property
     def answer_tokens(self) -> int:
@@ -312,6 +325,7 @@ class JobSpec(Keys):
             *(("truncated_tokens",) if self.prompt.too_long == "truncate" else ()),
             *(("reasoning_tokens",) if self.reasoning is not None else ()),
             *(("chunks", "levels") if self.chunk is not None else ()),
+            *(("reused",) if self.reuses_answers else ()),
         )
 
     @model_validator(mode="after")
@@ -329,6 +343,8 @@ class JobSpec(Keys):
         for name in (*answers, *own):
             if name in taken:
                 remedy = "set output.column to another name" if name in answers else "do not pass it through"
+                if name == "reused" and name in own:
+                    remedy = "do not pass it through, or set dedupe: false"
                 if typed and name in answers:
                     remedy = "rename the key of the schema, or store the answer as: struct"
                 raise ValueError(f"input column {name!r} would collide with a result column: {remedy}")
@@ -342,6 +358,7 @@ class JobSpec(Keys):
 
     def _require_distinct_steps(self, steps: tuple[StepSpec, ...]) -> None:
         taken = {self.id_column, *self.input.columns, *RESULT_COLUMNS, "reasoning_tokens"}
+        taken |= {"reused"} if self.reuses_answers else set()
         if self.input.id_column is None and ROW_NUMBER in self.input.columns:
             raise ValueError(f"input.columns holds {ROW_NUMBER!r}, the name of the generated id: set input.id_column")
         for step, job in zip(steps, self.step_jobs, strict=True):

@@ -83,7 +83,7 @@ class MonthlyLimit(Keys):
     """The label's name, as `team`. The spec's own `labels` has the value."""
     usd: float = Field(ge=0)
     """Dollars for a calendar month in UTC."""
-    within: list[Place] = Field(default_factory=list)
+    within: tuple[Place, ...] = ()
     """The folders or buckets whose runs count, at any depth. Empty: the folder that `output.uri` lies in."""
 
 

@@ -443,7 +443,7 @@ class MonthlyLimitKeys(TypedDict, total=False):
     """The label's name, as `team`. The spec's own `labels` has the value."""
     usd: float
     """Dollars for a calendar month in UTC."""
-    within: list
+    within: Sequence[str]
     """The folders or buckets whose runs count, at any depth. Empty: the folder that `output.uri` lies in."""
 
 

@@ -49,6 +49,8 @@ def _lines(report: Report) -> list[tuple[str, str]]:
     rejected = f"; {report.rejected_tokens:,} in prompts that never ran" if report.rejected_tokens else ""
     thought = f" ({report.reasoning_tokens:,} of thinking)" if report.reasoning_tokens else ""
     lines.append(("tokens", f"{report.input_tokens:,} in{cached}, {report.output_tokens:,} out{thought}{rejected}"))
+    if report.tokens_reused:
+        lines.append(("reused", _reused(report)))
     lines += [(f"step {name}", _step(step)) for name, step in report.steps.items()]
     lines.append(("speed", f"{report.tokens_per_second:,.0f} tokens/s, {report.rows_per_second:,.1f} rows/s"))
     lines.append(("device time", _seconds(report)))
@@ -68,11 +70,20 @@ def _lines(report: Report) -> list[tuple[str, str]]:
     return lines
 
 
+def _reused(report: Report) -> str:
+    share = report.rows_reused / report.rows if report.rows else 0.0
+    return (
+        f"{report.rows_reused:,} rows ({share:.1%}), {report.tokens_reused:,} tokens that did not run again, "
+        f"about {money(report.saved_usd)} saved"
+    )
+
+
 def _step(step: StepTotals) -> str:
     cached = f" ({step.cached_tokens:,} cached)" if step.cached_tokens else ""
+    reused = f", {step.rows_reused:,} answers reused" if step.rows_reused else ""
     failed = ", ".join(f"{code} {count:,}" for code, count in step.errors.items())
     return (
-        f"{step.rows:,} rows, {step.input_tokens:,} tokens in{cached}, {step.output_tokens:,} out, "
+        f"{step.rows:,} rows, {step.input_tokens:,} tokens in{cached}, {step.output_tokens:,} out{reused}, "
         f"{step.work_seconds:,.1f} s, {money(step.cost_usd)}" + (f"; failed: {failed}" if failed else "")
     )
 

@@ -47,6 +47,11 @@ def test_an_engine_that_dies_in_a_later_step_costs_that_row_alone_and_a_retry_ru
     assert rows[42]["grade"] == "Grade of A even: the text of row-0042"
     assert before.errors == {"step_failed": 1}
     assert {name: step.rows for name, step in before.steps.items()} == {"kind": 1000, "reply": 500, "grade": 1000}
+    # "Grade of none" is the same in all rows without a reply: each replica asks it once.
+    assert 500 - before.replicas <= before.steps["grade"].rows_reused < 500
+    assert sum(row["grade_reused"] for row in rows) == before.steps["grade"].rows_reused
+    assert sum(row["grade_output_tokens"] > 0 for row in rows) == 999 - before.steps["grade"].rows_reused
+    assert before.rows_ran == 1000
     assert before.steps["reply"].errors == {"engine_killed": 1}
     assert sum(step.work_seconds for step in before.steps.values()) == pytest.approx(before.seconds.work)
     assert_steps_add_up(output)
