@@ -8,6 +8,7 @@ from batchinfer.jobspec.model_keys import SCRIPTED, LoraSpec, ModelSpec, Specula
 from batchinfer.jobspec.output_keys import EmbedSpec, OutputSpec
 from batchinfer.jobspec.prompt_keys import ExampleSpec, PromptSpec, TruncateSpec
 from batchinfer.jobspec.reasoning_keys import ReasoningSpec
+from batchinfer.jobspec.reduce_keys import ReduceSpec
 from batchinfer.jobspec.run_keys import AcceleratorName, LimitsSpec, ReplicaRange, ResourcesSpec, ShardsSpec
 from batchinfer.jobspec.sampling_keys import RepetitionSpec, SamplingSpec
 from batchinfer.jobspec.schedule_keys import IncrementalSpec, ScheduleSpec
@@ -30,6 +31,7 @@ __all__ = [
     "OutputSpec",
     "PromptSpec",
     "ReasoningSpec",
+    "ReduceSpec",
     "RepetitionSpec",
     "ReplicaRange",
     "ResourcesSpec",
