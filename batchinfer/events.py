@@ -45,11 +45,11 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
         "resumed": Event("A run goes on.", ("output", "rows", "shards", "committed", "accelerator", "replicas")),
         "retrying": Event("Failed rows are run again.", ("output", "rows", "shards")),
         "nothing to do": Event("Every shard is there already, or no row has failed.", ("shards", "rows_failed")),
-        "running": Event("The first shard is about to run.", ("rows_done", "rows_total")),
+        "running": Event("The first shard is about to run.", ("rows_done", "rows_total", "selected_from")),
         "shard committed": Event(
             "The results of a shard are in the run's folder.",
             (
-                *("attempt", "rows", "rows_failed", "seconds", "rows_done", "rows_total"),
+                *("attempt", "rows", "rows_failed", "seconds", "rows_done", "rows_total", "selected_from"),
                 *("tokens_per_second", "cost_usd", "seconds_left"),
             ),
         ),
@@ -187,6 +187,9 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
     }
 )
 """By name. A test fails if the code tells an event that is not here."""
+
+BEGINNINGS = ("started", "resumed", "retrying")
+"""Events after which the run's folder exists and can hold the log."""
 
 SLOW_SECONDS = 10.0
 """Seconds of a store's call from which `store slow` is told. Most calls take milliseconds, a large shard some seconds;

@@ -36,13 +36,14 @@ def test_a_name_of_ray_that_is_gone_is_named_with_the_release_that_had_it(monkey
 
 def test_a_field_of_rays_data_context_that_is_gone_is_named() -> None:
     with pytest.raises(WrongRelease, match=r"has no .*SimpleNamespace\.target_max_block_size"):
-        ray_private.set_data_context(SimpleNamespace(), target_max_block_size=1)
+        ray_private.data_context(SimpleNamespace(), target_max_block_size=1).__enter__()
 
 
-def test_a_field_inside_a_field_is_set() -> None:
+def test_a_field_inside_a_field_is_set_and_set_back() -> None:
     context = SimpleNamespace(outer=SimpleNamespace(inner=1))
-    ray_private.set_data_context(context, outer__inner=2)
-    assert context.outer.inner == 2
+    with ray_private.data_context(context, outer__inner=2):
+        assert context.outer.inner == 2
+    assert context.outer.inner == 1
 
 
 @pytest.mark.parametrize("path", ["json:no_such_name", "json.no_such_module:name", "json:loads.no_such_attribute"])

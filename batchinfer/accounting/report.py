@@ -100,7 +100,9 @@ class Report(BaseModel):
     rows: int
     """Rows in the output, failed ones included."""
     rows_in_input: int
-    """Rows of the input."""
+    """Rows of the input; with `input.where`, `input.limit` or `input.sample`, those that were selected."""
+    selected_from: int | None = None
+    """Rows of the input that `rows_in_input` were selected from. null: all of them run."""
     rows_failed: int
     """Rows that have an `error_code` after the latest retry."""
     max_error_rate: float
@@ -187,6 +189,7 @@ def make_report(
     totals: Totals,
     replicas: Sequence[ReplicaAccount],
     rows_in_input: int,
+    selected_from: int | None = None,
     shards_in_input: int,
     max_error_rate: float,
     max_cost_usd: float | None = None,
@@ -219,6 +222,7 @@ def make_report(
         pipeline_parallel=most.pipeline_parallel if most else begun.pipeline_parallel,
         rows=totals.rows,
         rows_in_input=rows_in_input,
+        selected_from=selected_from,
         rows_failed=totals.rows_failed,
         max_error_rate=max_error_rate,
         max_cost_usd=max_cost_usd,

@@ -59,10 +59,14 @@ class Score(_ModelFacts):
 
 class Thinking(_ModelFacts):
     """A model that thinks before it answers. parser: vLLM's reasoning parser for it. switch: the key of
-    `chat_template_kwargs` that turns thinking off with `false`; None: it always thinks."""
+    `chat_template_kwargs` that turns thinking off with `false`; None: it always thinks. source, date: where and when
+    both were read. verified: both were read there; otherwise one of them is general knowledge."""
 
     parser: str
     switch: str | None = None
+    source: str
+    date: datetime.date
+    verified: bool = False
 
 
 class Model(_ModelFacts):

@@ -64,6 +64,11 @@ class EngineTokenizer:
         ]
         return found
 
+    def pair(self, first: str, second: str) -> tuple[Sequence[int], Sequence[int] | None]:
+        made = self._tokenizer([first], [second])
+        types = made.get("token_type_ids")
+        return made["input_ids"][0], None if types is None else types[0]
+
 
 def control_tokens(tokenizer: Any) -> set[str]:
     """The texts that the tokenizer reads as control tokens: special tokens, and tokens like `<|...|>`.

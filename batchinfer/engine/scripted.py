@@ -33,7 +33,7 @@ class ScriptedEngine:
 
     def __init__(self, spec: JobSpec) -> None:
         self._script = script = spec.engine.scripted
-        self._steps = [_Step(job) for job in spec.step_jobs]
+        self._steps = [_StepScript(job) for job in spec.step_jobs]
         self._has_faults = any(mark is not None for mark in (script.kill_on, script.hang_on, script.reject_on))
         self._slots = spec.engine.max_num_seqs or 256
         self.steps = 0
@@ -94,7 +94,7 @@ class ScriptedEngine:
         self._process.wait()
 
 
-class _Step:
+class _StepScript:
     """The answers to the prompts of one of the job's steps."""
 
     def __init__(self, spec: JobSpec) -> None:

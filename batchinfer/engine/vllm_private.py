@@ -26,11 +26,9 @@ _PROCESS_STARTS_IN = "vllm.v1.engine.utils"
 
 _UNKNOWN_TO_XGRAMMAR = "vllm.v1.structured_output.backend_xgrammar:has_xgrammar_unsupported_json_features"
 
-_TOKEN_TYPES = "vllm.entrypoints.pooling.scoring.utils:compress_token_type_ids"
 _PARSERS = "vllm.reasoning:ReasoningParserManager"
 
 _NAMES = (
-    _TOKEN_TYPES,
     f"{_PARSERS}.get_reasoning_parser",
     _UNKNOWN_TO_XGRAMMAR,
     "vllm.sampling_params:SamplingParams.verify",
@@ -78,12 +76,6 @@ def new_engine(arguments: dict[str, Any], worker_in_engine: bool) -> Any:
     )
     Core(engine)
     return engine
-
-
-def compressed_token_types(ids: list[int]) -> int:
-    """The token types of a pair of texts as the engine wants them: where the second text begins."""
-    place: int = VLLM.name(_TOKEN_TYPES)(ids)
-    return place
 
 
 def label_names(engine: Any) -> list[str]:

@@ -14,7 +14,7 @@ from batchinfer.prompting.answers import require_whole_choices
 from batchinfer.prompting.choices import described
 from batchinfer.prompting.label_probabilities import LabelTree
 from batchinfer.prompting.prompts import Prompt
-from batchinfer.prompting.tokens import PromptTokens, Tokenized
+from batchinfer.prompting.tokens import Tokenized, tokens_of
 
 MAX_LABEL_TOKENS = 128
 """Tokens whose probabilities vLLM 0.32 reports for one request (MAX_LOGPROB_TOKEN_IDS); it refuses more."""
@@ -47,25 +47,13 @@ class StepRequests:
         _require_accepted(spec, engine, params)
         writer = prompt_writer(described(spec), self._tokenizer, chat)
         # A chat template writes its own special tokens.
-        self._tokens = PromptTokens(spec, EngineTokenizer(self._tokenizer), writer, not chat, context)
+        self._tokens = tokens_of(spec, EngineTokenizer(self._tokenizer), writer, not chat, context)
         self._names = vllm_private.label_names(engine) if spec.task == "classify" else []
         self._labels = self._label_tree(spec, engine) if spec.output.confidence else None
 
     def tokens(self, prompts: Sequence[Prompt]) -> list[Tokenized | RowError]:
         """The tokens of each prompt."""
-        return self._pairs(prompts) if self._task == "score" else self._tokens(prompts)
-
-    def _pairs(self, prompts: Sequence[Prompt]) -> list[Tokenized | RowError]:
-        """Query and document of each prompt as one pair, for a cross-encoder."""
-        if not prompts:
-            return []
-        pairs = self._tokenizer([p.query for p in prompts], [p.text for p in prompts])
-        types = pairs.get("token_type_ids") or [None] * len(prompts)
-        made: list[Tokenized | RowError] = []
-        for prompt, ids, kinds in zip(prompts, pairs["input_ids"], types, strict=True):
-            second = None if kinds is None else vllm_private.compressed_token_types(kinds)
-            made.append(Tokenized(prompt.text, ids, 0, second))
-        return made
+        return self._tokens(prompts)
 
     def parameters(self, prompt: Tokenized) -> Any:
         """vLLM's parameters for a prompt."""

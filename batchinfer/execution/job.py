@@ -10,7 +10,7 @@ from batchinfer.rundir.paths import Layout
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class RunningJob:
     """One run as its workers see it."""
 
     run_id: str

@@ -24,6 +24,8 @@ class Progress:
     tokens_per_second: float
     rows_per_second: float
     cost_usd: float
+    selected_from: int | None = None
+    """Rows of the input that `rows_total` were selected from; None: all of them run."""
 
     @property
     def seconds_left(self) -> float | None:

@@ -22,7 +22,7 @@ from batchinfer.accounting.records import MeterReading, Ran, ReplicaRecord, Shar
 from batchinfer.engine import Completion, host_processes, start_engine
 from batchinfer.engine.supervisor import Supervisor
 from batchinfer.errors import BatchinferError, StorageError
-from batchinfer.execution.job import Job
+from batchinfer.execution.job import RunningJob
 from batchinfer.execution.process_guard import REPLICA, Guard, kill_marked
 from batchinfer.execution.replica_events import EventFile
 from batchinfer.execution.result_rows import counts, evaluate, of_steps, result_table, step_counts
@@ -62,7 +62,7 @@ class Clock:
 class Journal:
     """Writes the replica's record every second, from a thread of its own, until closed."""
 
-    def __init__(self, job: Job, meter: Meter) -> None:
+    def __init__(self, job: RunningJob, meter: Meter) -> None:
         self.ran = _ran(job)
         self._job = job
         self._meter = meter
@@ -123,7 +123,7 @@ class Journal:
         self.write(finished=True)
 
 
-def _ran(job: Job) -> Ran:
+def _ran(job: RunningJob) -> Ran:
     """What the records of a new replica of the job, on this machine, have in common."""
     spec, plan = job.spec, job.plan
     return Ran(
@@ -152,7 +152,7 @@ class Replica:
     shard that the calling thread runs.
     """
 
-    def __init__(self, job: Job, lost: Counter[int], attempts: Callable[[], int]) -> None:
+    def __init__(self, job: RunningJob, lost: Counter[int], attempts: Callable[[], int]) -> None:
         clock = Clock()
         self._clock = clock
         self._job = job

@@ -102,6 +102,7 @@ def _report(
         totals=totals(records, replicas),
         replicas=replicas,
         rows_in_input=manifest.rows,
+        selected_from=manifest.total_rows,
         shards_in_input=len(manifest.shards),
         max_error_rate=spec.limits.max_error_rate,
         max_cost_usd=spec.limits.max_cost_usd,

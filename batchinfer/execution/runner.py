@@ -32,7 +32,7 @@ from batchinfer.execution.checks import (
     require_apart,
     resolved,
 )
-from batchinfer.execution.job import Job
+from batchinfer.execution.job import RunningJob
 from batchinfer.execution.metrics import Metrics, labels_of
 from batchinfer.execution.model_checks import require_model
 from batchinfer.execution.plan_job import plan_job
@@ -102,7 +102,7 @@ def run(
 def _carry_out(
     checked: Checked, plan: Plan, pending: Sequence[Shard], listener: Listener, timed: bool = False
 ) -> Report:
-    """Write the files of the run, run the `pending` shards, and report. `timed`: see `Job`."""
+    """Write the files of the run, run the `pending` shards, and report. `timed`: see `RunningJob`."""
     layout = checked.layout
     with layout.storage.lock(layout.lock) as require_held:
         manifest = _begin(checked, plan)
@@ -219,13 +219,13 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
             return conclude(layout, spec, manifest)
 
 
-def _job(spec: JobSpec, plan: Plan, layout: Layout, manifest: Manifest) -> Job:
+def _job(spec: JobSpec, plan: Plan, layout: Layout, manifest: Manifest) -> RunningJob:
     rows = max((shard.rows for shard in manifest.shards), default=1)
     slots = spec.engine.max_num_seqs or (DEFAULT_SLOTS if plan.engine is None else plan.engine.max_num_seqs)
     sharing = plan.workload is not None and plan.workload.shares_apart
     cost = plan.estimate.cost_usd if plan.estimate is not None else None
     in_flight = shards_with_budget(shards_in_flight(slots, rows, sharing), spec.limits, cost)
-    return Job(manifest.fingerprint.run_id, spec, plan, layout, in_flight)
+    return RunningJob(manifest.fingerprint.run_id, spec, plan, layout, in_flight)
 
 
 def _begin(checked: Checked, plan: Plan) -> Manifest:
@@ -269,7 +269,9 @@ def _write_spec(layout: Layout, spec: JobSpec) -> None:
     overwrite(layout, layout.spec, mark + to_yaml(spec).encode())
 
 
-def _execute(job: Job, manifest: Manifest, work: Work, listener: Listener, require_held: Callable[[], None]) -> None:
+def _execute(
+    job: RunningJob, manifest: Manifest, work: Work, listener: Listener, require_held: Callable[[], None]
+) -> None:
     """Run the work to its end, or until a signal or a budget stops it (Stopped), or the lock is lost."""
     try:
         if work.shards:
@@ -279,7 +281,9 @@ def _execute(job: Job, manifest: Manifest, work: Work, listener: Listener, requi
         signals.let_end(True)
 
 
-def _work(job: Job, manifest: Manifest, work: Work, listener: Listener, require_held: Callable[[], None]) -> None:
+def _work(
+    job: RunningJob, manifest: Manifest, work: Work, listener: Listener, require_held: Callable[[], None]
+) -> None:
     layout = job.layout
     remove(layout, layout.stop)
     earlier = {journal.replica_id for journal in read_journals(layout)}
@@ -287,6 +291,7 @@ def _work(job: Job, manifest: Manifest, work: Work, listener: Listener, require_
     tally = Tally(job, manifest, work, counting.observed)
     stopper = Stopper(
         lambda: layout.storage.put(layout.stop, STOP_MARK),
+        lambda: layout.storage.stat(layout.stop) is not None,
         lambda: _begun(layout, earlier),
         lambda: not tally.left,
         listener,
@@ -309,6 +314,8 @@ def _work(job: Job, manifest: Manifest, work: Work, listener: Listener, require_
                     counting.committed(committed.record)
                     listener.advance(tally.progress(), committed.record)
                 watch.check()
+            # The readers see a stop file at once, so the shards may have ended before the watch looked.
+            stopper.heed()
             if not stopper.at_once:
                 _wait_for_journals(layout, earlier)
             tally.look()

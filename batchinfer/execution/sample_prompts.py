@@ -33,7 +33,7 @@ from batchinfer.prompting.conditions import holds
 from batchinfer.prompting.control_tokens import is_control
 from batchinfer.prompting.job_prompts import JobPrompts
 from batchinfer.prompting.prompts import NO_ANSWERS, Answers, Prompt
-from batchinfer.prompting.tokens import PromptTokens, Tokenized, Writer, room_of_cut
+from batchinfer.prompting.tokens import Tokenized, Writer, room_of_cut, tokens_of
 
 SAMPLED_SHARDS = 16
 ROWS_OF_EACH = 32
@@ -69,7 +69,7 @@ def counter(folder: str | None, spec: JobSpec, context: int | None = None) -> To
     template = chat_template(folder, prompt) if spec.wants_chat else None
     if not os.path.isfile(path):
         return TokenCounter(
-            lambda prompts: [Tokenized(p.as_text(), range(_by_characters(p.as_text())), 0) for p in prompts],
+            lambda prompts: [Tokenized(text, range(_by_characters(text)), 0) for text in map(_whole_text, prompts)],
             _by_characters,
             lambda made: made.text,
             "at four characters a token: the model's tokenizer is not at hand",
@@ -82,7 +82,7 @@ def counter(folder: str | None, spec: JobSpec, context: int | None = None) -> To
     else:
         writer = Writer(prompt, template, controls | template.role_marks, template.knows_tool_calls)
     return TokenCounter(
-        PromptTokens(spec, tokenizer, writer, template is None, context),
+        tokens_of(spec, tokenizer, writer, template is None, context),
         lambda text: len(tokenizer.encode([text], False)[0]),
         lambda made: tokenizer.decode(made.ids),
         "the model's own",
@@ -108,10 +108,19 @@ class FolderTokenizer:
         ends: Sequence[tuple[int, int]] = self._tokenizer.encode(text, add_special_tokens=False).offsets
         return ends
 
+    def pair(self, first: str, second: str) -> tuple[Sequence[int], Sequence[int] | None]:
+        found = self._tokenizer.encode(first, second)
+        return found.ids, found.type_ids
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens, control tokens among them."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
         return text
+
+
+def _whole_text(prompt: Prompt) -> str:
+    query = () if prompt.query is None else (prompt.query.text,)
+    return "\n\n".join((*query, prompt.as_text()))
 
 
 def _by_characters(text: str) -> int:

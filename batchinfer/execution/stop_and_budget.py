@@ -15,7 +15,7 @@ from batchinfer.accounting.ledger import Ledger, ReplicaAccount, active_seconds
 from batchinfer.accounting.records import ReplicaRecord, ShardRecord
 from batchinfer.catalog.accelerators import device_cost
 from batchinfer.errors import BatchinferError, StorageError
-from batchinfer.execution.job import Job
+from batchinfer.execution.job import RunningJob
 from batchinfer.execution.progress import Listener, Progress, Speed
 from batchinfer.execution.ray_pipeline import Work
 from batchinfer.execution.replica_events import ReplicaEvents
@@ -39,7 +39,7 @@ class Tally:
     """
 
     def __init__(
-        self, job: Job, manifest: Manifest, work: Work, observe: Callable[[list[ReplicaRecord]], None]
+        self, job: RunningJob, manifest: Manifest, work: Work, observe: Callable[[list[ReplicaRecord]], None]
     ) -> None:
         self._job = job
         self._observe = observe
@@ -167,6 +167,7 @@ class Tally:
                 tokens_per_second=self._tokens / active if active else 0.0,
                 rows_per_second=rows_per_second,
                 cost_usd=sum(account.cost_usd for account in accounts),
+                selected_from=self._total.total_rows,
             )
 
 
@@ -178,16 +179,23 @@ leaves a run without a report."""
 
 
 class Stopper:
-    """The first signal, or a budget, stops new shards and lets those in flight end; a second signal stops at once.
+    """The first signal, a budget or the run's stop file stops new shards and lets those in flight end; a second signal
+    stops at once.
 
     If no replica has begun, the first signal also stops at once: a replica may wait hours for a GPU. A signal after
     the last shard changes nothing.
     """
 
     def __init__(
-        self, announce: Callable[[], None], begun: Callable[[], bool], done: Callable[[], bool], listener: Listener
+        self,
+        announce: Callable[[], None],
+        asked: Callable[[], bool],
+        begun: Callable[[], bool],
+        done: Callable[[], bool],
+        listener: Listener,
     ) -> None:
         self._announce = announce
+        self._asked = asked
         self._begun = begun
         self._done = done
         self._listener = listener
@@ -234,9 +242,11 @@ class Stopper:
 
     def _signal(self, name: str, count: int) -> None:
         """Called in the thread that reads signals."""
-        if self._done():
-            return
-        reason = f"stopped by {name}"
+        if not self._done():
+            self.ask(f"stopped by {name}")
+
+    def ask(self, reason: str) -> None:
+        """Stop, or stop at once if a stop was asked for before or no replica has begun."""
         # If the store fails, the stop cannot be written.
         with contextlib.suppress(StorageError):
             if not self.reason and self._begun():
@@ -246,6 +256,11 @@ class Stopper:
         self.at_once = True
         self._arrived.put(None)
         signals.leave_after(LEAVE_SECONDS, f"{self.reason}: the same command goes on where this one stopped")
+
+    def heed(self) -> None:
+        """Ask for a stop if another process or thread has written the run's stop file. Raises StorageError."""
+        if not self.reason and not self._done() and self._asked():
+            self.ask("stopped by a request")
 
     def __enter__(self) -> None:
         self._handling.enter_context(signals.handled(self._signal))
@@ -293,6 +308,7 @@ class Watch:
         try:
             while not self._over.wait(LOOK_SECONDS):
                 self.relay()
+                self._stopper.heed()
                 if not self._stopper.reason:
                     self.check()
         except BatchinferError as error:

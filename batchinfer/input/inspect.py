@@ -30,7 +30,7 @@ from batchinfer.input.select_rows import select_rows
 from batchinfer.input.shard_sizes import at_groups, shard_sizes, small_at_first
 from batchinfer.jobspec import InputSpec, JobSpec, ReduceSpec
 from batchinfer.jobspec.reduce_keys import MEMBERS
-from batchinfer.storage import REQUESTS_AT_ONCE, Entry
+from batchinfer.storage import REQUESTS_AT_ONCE, Entry, storage_for
 
 _MOST_HELD = 2**27
 """Bytes of the ids of CSV files that are kept from the first look. Further ids are read once more: memory must not grow
@@ -138,6 +138,26 @@ def _gathered(
             yield used.append_column(MEMBERS, members) if reduce.members else used
 
     return gather(rows(), schema, sum(group.size for one in found for group in one.file.groups))
+
+
+def whole_schema(spec: JobSpec, manifest: Manifest) -> tuple[pa.Schema, tuple[str, ...]]:
+    """Every column of the input that the manifest was cut from, and which of them are partitions.
+
+    In the order of the first file if it is Parquet, otherwise by name. Raises InputError as `build_manifest` does.
+    """
+    entries = list(manifest.entries)
+    partitions = partition_schema(spec.input.uri, [entry.uri for entry in entries])
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        named = [one.names for one in _readable(spec, entries, _inspect(spec, entries, [], pool))[0]]
+        names = sorted(frozenset(partitions.names).union(*named))
+        if spec.input.format == "parquet" and entries:
+            with storage_for(entries[0].uri, spec.storage).open(entries[0].uri) as file:
+                order = {name: place for place, name in enumerate(pq.read_schema(file).names)}
+            names.sort(key=lambda name: order.get(name, len(order)))
+        found, _ = _readable(spec, entries, _inspect(spec, entries, names, pool))
+        partitions = _only_in_paths(spec, partitions, found)
+        schema = _whole_schema(spec, dict.fromkeys(names, "input.columns"), found, partitions)
+    return schema, tuple(name for name in schema.names if name in partitions.names)
 
 
 def _hint(given: InputSpec, groups: Groups | None, selected: Sequence[RowBits] | None) -> str | None:

@@ -3,7 +3,7 @@
 from batchinfer.jobspec.engine_keys import EngineSpec, ScriptedSpec
 from batchinfer.jobspec.input_keys import CsvSpec, InputSpec, SampleSpec
 from batchinfer.jobspec.job_keys import EvaluateSpec, JobSpec
-from batchinfer.jobspec.load import key_values, load, parse, to_yaml
+from batchinfer.jobspec.load import from_keys, key_values, load, parse, to_yaml
 from batchinfer.jobspec.model_keys import SCRIPTED, LoraSpec, ModelSpec, SpeculativeSpec
 from batchinfer.jobspec.output_keys import EmbedSpec, OutputSpec
 from batchinfer.jobspec.prompt_keys import ExampleSpec, PromptSpec, TruncateSpec
@@ -43,6 +43,7 @@ __all__ = [
     "SpeculativeSpec",
     "StoreSpec",
     "TruncateSpec",
+    "from_keys",
     "key_values",
     "load",
     "parse",

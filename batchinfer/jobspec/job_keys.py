@@ -326,6 +326,11 @@ class JobSpec(Keys):
         return self
 
     @model_validator(mode="after")
+    def _cuts_one_column(self) -> Self:
+        self.prompt.require_one_to_cut(isinstance(self.output.choices, dict))
+        return self
+
+    @model_validator(mode="after")
     def _shape_is_reachable(self) -> Self:
         require_reachable(self.output, self.sampling)
         return self
@@ -368,6 +373,8 @@ class JobSpec(Keys):
                 raise ValueError(f"{key} is for task {' and '.join(tasks)}: leave it out, or set task: {tasks[-1]}")
         if self.task == "score" and (self.prompt.query is None or self.prompt.messages_column is not None):
             raise ValueError("task score needs prompt.query, and the document in prompt.column or prompt.template")
+        if self.task == "score" and self.prompt.chat:
+            raise ValueError("task score reads query and document as plain text: leave prompt.chat out")
         needed = self.prompt.needs_chat
         if not self.generates and needed not in (None, "messages_column") and self.prompt.chat is None:
             raise ValueError(f"task {self.task} reads plain text: leave prompt.{needed} out, or set prompt.chat: true")

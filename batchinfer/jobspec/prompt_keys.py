@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from batchinfer.jobspec.base import Keys, Text, is_json
 from batchinfer.jobspec.templates import compile_template, is_template
+
+LABELS_PLACE = re.compile(r"\{\{-?\s*choices\s*-?\}\}")
+"""Where a template lists the labels of `output.choices` that have descriptions."""
 
 
 class ExampleSpec(Keys):
@@ -134,20 +138,28 @@ class PromptSpec(Keys):
         return self
 
     @model_validator(mode="after")
-    def _cuts_one_column(self) -> Self:
+    def _has_what_to_cut(self) -> Self:
         if self.too_long == "error":
             if self.truncate is not None:
                 raise ValueError("truncate has no effect without too_long: truncate")
             return self
         if self.messages_column is not None:
             raise ValueError("too_long: truncate goes with template or column: no message says which to cut")
-        columns = [self.column] if self.column is not None else compile_template(self.template or "").columns
+        return self
+
+    def require_one_to_cut(self, lists_labels: bool) -> None:
+        """Raise ValueError unless `too_long: truncate` has one column to cut.
+
+        `lists_labels`: whether `{{ choices }}` is the place of the labels, and no column."""
+        if self.too_long == "error":
+            return
+        template = LABELS_PLACE.sub("", self.template or "") if lists_labels else self.template or ""
+        columns = [self.column] if self.column is not None else compile_template(template).columns
         named = self.truncate.column if self.truncate is not None else None
         if named is not None and named not in columns:
             raise ValueError(f"truncate.column names {named!r}, and the prompt is made of {', '.join(columns)}")
         if named is None and len(columns) > 1:
             raise ValueError(f"the prompt is made of {', '.join(columns)}: set truncate.column to the one to cut")
-        return self
 
     @property
     def needs_chat(self) -> str | None:

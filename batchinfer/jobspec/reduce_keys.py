@@ -11,8 +11,10 @@ COUNT, MEMBERS = "count", "members"
 
 
 class ReduceSpec(Keys):
-    """One answer for each group of rows. Templates see each column as the list of its values in the group's rows, in
-    input order, as in `{% for text in body %}- {{ text }}{% endfor %}`; the key and `count` are single values.
+    """One answer for each group of rows.
+
+    Templates have each column as a list of its values in the group's rows, in input order. They go through it as in
+    `{% for text in body %}- {{ text }}{% endfor %}`. The key and `count`, the number of rows, are single values.
 
     `input.where`, `limit` and `sample` select rows first, and the selected rows are grouped.
     """

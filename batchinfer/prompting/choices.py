@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 from batchinfer.jobspec import JobSpec, OutputSpec, PromptSpec
+from batchinfer.jobspec.prompt_keys import LABELS_PLACE
 from batchinfer.jobspec.templates import is_template
-
-_PLACE = re.compile(r"\{\{-?\s*choices\s*-?\}\}")
 
 
 def described(spec: JobSpec) -> PromptSpec:
@@ -15,7 +12,7 @@ def described(spec: JobSpec) -> PromptSpec:
     if not isinstance(spec.output.choices, dict):
         return spec.prompt
     prompt, block = spec.prompt, choices_block(spec.output)
-    if any(_PLACE.search(text) for text in (prompt.template, prompt.system) if text):
+    if any(LABELS_PLACE.search(text) for text in (prompt.template, prompt.system) if text):
         return prompt.model_copy(
             update={"template": _filled_in(prompt.template, block), "system": _filled_in(prompt.system, block)}
         )
@@ -25,7 +22,7 @@ def described(spec: JobSpec) -> PromptSpec:
 
 
 def _filled_in(text: str | None, block: str) -> str | None:
-    return _PLACE.sub(lambda _: _literal(block), text) if text else text
+    return LABELS_PLACE.sub(lambda _: _literal(block), text) if text else text
 
 
 def choices_block(output: OutputSpec) -> str:

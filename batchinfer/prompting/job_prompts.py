@@ -20,8 +20,7 @@ class JobPrompts:
         self._step = step
         self._maker = PromptMaker(described(spec))
         self._instruction = spec.embed.instruction or ""
-        query = spec.prompt.query
-        self._queries = None if query is None else PromptMaker(PromptSpec(template=query))
+        self._queries = None if spec.prompt.query is None else PromptMaker(query_spec(spec.prompt))
 
     def prompts(self, rows: pa.Table, answers: Answers = NO_ANSWERS) -> list[Prompt | RowError]:
         """For each row its prompt, or the error of that row."""
@@ -38,4 +37,9 @@ class JobPrompts:
 def _with_query(prompt: Prompt | RowError, query: Prompt | RowError) -> Prompt | RowError:
     if isinstance(prompt, RowError):
         return prompt
-    return query if isinstance(query, RowError) else prompt._replace(query=query.text)
+    return query if isinstance(query, RowError) else prompt._replace(query=query)
+
+
+def query_spec(prompt: PromptSpec) -> PromptSpec:
+    """How a row becomes the query of `task: score`."""
+    return PromptSpec(template=prompt.query, allow_special_tokens=prompt.allow_special_tokens)

@@ -45,7 +45,7 @@ class Prompt(NamedTuple):
     """How the assistant's message begins; the model goes on from there."""
     row: Mapping[str, Any] | None = None
     """The values that the prompt was made of, if it may have to be made again: see `PromptMaker.carries_rows`."""
-    query: str | None = None
+    query: Prompt | None = None
     """What `text` is scored against, for `task: score`."""
     step: int = 0
     """Which of `JobSpec.step_jobs` the prompt belongs to."""

@@ -5,12 +5,15 @@ The engine and the plan count with the same code: what the plan forecasts is wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from batchinfer.errors import RowError, SpecError
 from batchinfer.jobspec import JobSpec, PromptSpec
+from batchinfer.prompting.choices import described
 from batchinfer.prompting.control_tokens import ControlTokens, strings_in, unused_mark, with_strings
+from batchinfer.prompting.job_prompts import query_spec
 from batchinfer.prompting.messages import Message
 from batchinfer.prompting.prompts import Prompt, PromptMaker
 
@@ -36,6 +39,9 @@ class Tokenizer(Protocol):
 
     def ends(self, text: str) -> Sequence[tuple[int, int]] | None:
         """The first and the last character of each token of a text; None if the tokenizer does not say."""
+
+    def pair(self, first: str, second: str) -> tuple[Sequence[int], Sequence[int] | None]:
+        """The ids of two texts as one sequence, and the type of each token if the model reads types."""
 
 
 class Tokenized(NamedTuple):
@@ -68,6 +74,7 @@ class Writer:
         knows_tool_calls: bool = True,
     ) -> None:
         self._conversation = conversation
+        self.control_tokens = controls
         self._controls = None if spec.allow_special_tokens else ControlTokens(controls)
         self._maker = PromptMaker(spec)
         self._knows_tool_calls = knows_tool_calls
@@ -164,7 +171,7 @@ class PromptTokens:
         self._tokenizer = tokenizer
         self._writer = writer
         self._special = special
-        self._column = spec.prompt.cut_column
+        self._column = described(spec).cut_column
         self._side = spec.prompt.truncate.side if spec.prompt.truncate is not None else "right"
         self._room = None if context is None or self._column is None else room_of_cut(spec, context)
         self._affixes: tuple[list[int], list[int]] | None = None
@@ -200,10 +207,7 @@ class PromptTokens:
     def _added(self) -> tuple[list[int], list[int]]:
         """What the tokenizer adds before and after a prompt."""
         (plain,), (whole,) = (self._tokenizer.encode(["a"], special) for special in (False, True))
-        for start in range(len(whole) - len(plain) + 1):
-            if list(whole[start : start + len(plain)]) == list(plain):
-                return list(whole[:start]), list(whole[start + len(plain) :])
-        return [], []
+        return _around(plain, whole) or ([], [])
 
     def _cut(self, prompt: Prompt, whole: Tokenized) -> Tokenized | RowError:
         """The prompt with as much of the column as fits."""
@@ -244,6 +248,63 @@ class PromptTokens:
         if isinstance(pieces, RowError):
             return pieces
         return Tokenized("".join(pieces), self._ids([pieces])[0], 0)
+
+
+class PairTokens:
+    """The tokens of the query and the document of each prompt as one sequence, for a cross-encoder.
+
+    `queries` and `documents` write the two texts. One serves any number of threads.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, queries: Writer, documents: Writer) -> None:
+        self._tokenizer = tokenizer
+        self._queries, self._documents = queries, documents
+        (plain,) = tokenizer.encode(["a"], False)
+        whole, types = tokenizer.pair("a", "a")
+        self._before, rest = _around(plain, whole) or ([], [])
+        self._between, self._after = _around(plain, rest) or ([], [])
+        # From the end of the query to the first token of the second type.
+        self._second = None if types is None or 1 not in types else types.index(1) - len(self._before) - len(plain)
+
+    def __call__(self, prompts: Sequence[Prompt]) -> list[Tokenized | RowError]:
+        """The tokens of each pair. All texts at once, as in `PromptTokens`."""
+        written = [self._written(prompt) for prompt in prompts]
+        pieces = [p for pair in written if not isinstance(pair, RowError) for text in pair for p in text]
+        ids = iter(self._tokenizer.encode(pieces, False) if pieces else [])
+        return [pair if isinstance(pair, RowError) else self._joined(*pair, ids) for pair in written]
+
+    def _written(self, prompt: Prompt) -> tuple[Pieces, Pieces] | RowError:
+        query = self._queries.pieces(prompt.query or Prompt())
+        if isinstance(query, RowError):
+            return query
+        document = self._documents.pieces(prompt)
+        return document if isinstance(document, RowError) else (query, document)
+
+    def _joined(self, query: Pieces, document: Pieces, ids: Iterator[Sequence[int]]) -> Tokenized:
+        """The pair as one sequence; `ids` goes on with the tokens of its pieces."""
+        first, second = (
+            [token for piece in itertools.islice(ids, len(text)) for token in piece] for text in (query, document)
+        )
+        place = None if self._second is None else len(self._before) + len(first) + self._second
+        whole = [*self._before, *first, *self._between, *second, *self._after]
+        return Tokenized("".join((*query, "\n\n", *document)), whole, 0, place)
+
+
+def tokens_of(
+    spec: JobSpec, tokenizer: Tokenizer, writer: Writer, special: bool, context: int | None
+) -> PromptTokens | PairTokens:
+    """The tokens of the job's prompts, which `writer` writes; see `PromptTokens`."""
+    if spec.task != "score":
+        return PromptTokens(spec, tokenizer, writer, special, context)
+    return PairTokens(tokenizer, Writer(query_spec(spec.prompt), None, writer.control_tokens), writer)
+
+
+def _around(plain: Sequence[int], whole: Sequence[int]) -> tuple[list[int], list[int]] | None:
+    """What stands before and after the first `plain` in `whole`; None if it is not there."""
+    for start in range(len(whole) - len(plain) + 1):
+        if list(whole[start : start + len(plain)]) == list(plain):
+            return list(whole[:start]), list(whole[start + len(plain) :])
+    return None
 
 
 def room_of_cut(spec: JobSpec, context: int) -> int:

@@ -39,6 +39,8 @@ def _layout(report: Report) -> str:
 
 def _lines(report: Report) -> list[tuple[str, str]]:
     lines = [("rows", f"{report.rows:,} of {report.rows_in_input:,}, in {report.shards:,} shards")]
+    if report.selected_from is not None:
+        lines.append(("selected", f"{report.rows_in_input:,} of {report.selected_from:,} rows"))
     failed = f"{report.rows_failed:,} ({report.error_rate:.2%})"
     if report.errors:
         failed += ": " + ", ".join(f"{code} {count:,}" for code, count in report.errors.items())

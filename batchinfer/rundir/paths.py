@@ -37,6 +37,11 @@ class Layout:
         """The folders that contain every file of a run."""
         return self.data_folder, self.accounting_folder, join(self.root, "_run")
 
+    @property
+    def kept_input_folder(self) -> str:
+        """The rows of a job whose input was in memory, each set of rows in a folder of its own."""
+        return join(self.root, "_input")
+
     def data(self, shard_id: int) -> str:
         return join(self.data_folder, f"{shard_name(shard_id)}.parquet")
 

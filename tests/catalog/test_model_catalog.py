@@ -248,6 +248,33 @@ def test_what_was_not_read_in_a_source_is_marked(name):
     assert ("general knowledge" in model.source) == ("shape" in model.unverified)
 
 
+@pytest.mark.parametrize("name", [name for name, model in models().items() if model.thinking is not None])
+def test_how_a_model_thinks_has_a_source_and_a_date(name):
+    """What was not read in the source says so, and is not marked as read."""
+    thinking = models()[name].thinking
+    assert thinking.source.strip()
+    assert thinking.date >= datetime.date(2026, 1, 1)
+    assert thinking.verified != ("general knowledge" in thinking.source)
+
+
+@pytest.mark.parametrize(
+    ("name", "parser", "switch", "verified"),
+    [
+        ("qwen3-0.6b", "qwen3", "enable_thinking", True),
+        ("qwen3-235b-a22b", "qwen3", "enable_thinking", True),
+        ("deepseek-r1", "deepseek_r1", None, True),
+        ("gpt-oss-120b", "openai_gptoss", None, False),
+    ],
+)
+def test_the_catalog_says_how_thinking_is_told_apart_and_switched_off(name, parser, switch, verified):
+    thinking = models()[name].thinking
+    assert (thinking.parser, thinking.switch, thinking.verified) == (parser, switch, verified)
+
+
+def test_models_that_answer_at_once_have_no_thinking():
+    assert [name for name in ("qwen3-coder-480b-a35b", "deepseek-v3", "qwen2.5-7b") if models()[name].thinking] == []
+
+
 @pytest.mark.parametrize(
     ("name", "benchmark", "verified"),
     [

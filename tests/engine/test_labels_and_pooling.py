@@ -32,7 +32,8 @@ for name, keys in given["cases"].items():
     keys["model"] = {"source": str(folder / keys["model"]), "dtype": "float32"}
     spec = JobSpec.model_validate(keys)
     engine = start_engine(spec, make_plan(spec, cluster, "x"))
-    made = engine.generate([Prompt(text=t, query="alpha file") for t in given["texts"]], lambda n: None, lambda n: None)
+    query = Prompt("alpha file")
+    made = engine.generate([Prompt(text=t, query=query) for t in given["texts"]], lambda n: None, lambda n: None)
     found[name] = [
         {"texts": c.texts, "probabilities": c.probabilities, "score": c.score, "out": c.output_tokens,
          "vector": None if c.embedding is None else c.embedding.tolist(), "error": c.error and c.error.message}

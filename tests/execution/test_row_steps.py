@@ -176,6 +176,18 @@ def test_any_program_in_any_grouping_answers_as_one_row_at_a_time(steps, texts, 
     assert record["rows_failed"] == sum(record["errors"].values())
 
 
+@pytest.mark.parametrize(("reason", "cut"), [("length", True), ("stop", False)])
+def test_an_answer_that_max_tokens_cut_says_so(reason, cut):
+    spec = make_spec(output={"uri": "/out", "choices": ["concurrency"]}, sampling={"max_tokens": 3})
+    rows = pa.table({"text": ["a"]})
+    engine = Engine(lambda _: Completion(["concur"], [reason], 5, 0, 3))
+    ((checked,),) = RowSteps(spec).run(rows, engine)
+    assert checked.error is not None
+    assert checked.error.code == "output_invalid"
+    assert "none of the choices" in checked.error.message
+    assert ("cut at sampling.max_tokens (3)" in checked.error.message) is cut
+
+
 def test_a_spec_with_steps_comes_back_from_its_yaml():
     spec = job()
     assert parse(to_yaml(spec)) == spec

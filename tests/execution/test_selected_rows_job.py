@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from batchinfer.deploy.ray_jobs import submitted_progress
 from tests.support import ROOT
 from tests.support.scripted_jobs import assert_ledger_adds_up, results
 
@@ -76,6 +78,12 @@ def test_a_killed_run_over_packed_csv_ends_with_the_rows_that_were_selected_at_f
     assert done.returncode == 0, done.stderr[-3000:]
     assert (output / "_run" / "manifest.parquet").read_bytes() == manifest
     assert {name: (output / "data" / name).read_bytes() for name in committed} == committed
+    shown = subprocess.run(command("report", str(output)), cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert re.search(rf"selected +{LIMIT} of {ROWS:,} rows", shown)
+    assert json.loads((output / "_run" / "report.json").read_text())["selected_from"] == ROWS
+    progress = submitted_progress(done.stderr)
+    assert progress is not None
+    assert (progress["rows_done"], progress["selected_from"]) == (LIMIT, ROWS)
     rows = results(output)
     wanted = [i for i in range(300, ROWS) if i % 2][:LIMIT]
     assert rows.column("row_number").to_pylist() == wanted

@@ -13,7 +13,7 @@ import pytest
 
 from batchinfer.errors import OutputError
 from batchinfer.execution import stop_and_budget
-from batchinfer.execution.job import Job
+from batchinfer.execution.job import RunningJob
 from batchinfer.execution.ray_pipeline import Work
 from batchinfer.execution.replica_events import ReplicaEvents
 from batchinfer.execution.stop_and_budget import Stopper, Tally, Watch
@@ -26,11 +26,11 @@ from tests.support.scripted_jobs import KeepingListener
 REPLICA = """
 import sys, time
 from batchinfer.accounting.meter import Meter
-from batchinfer.execution.job import Job
+from batchinfer.execution.job import RunningJob
 from batchinfer.execution.replica import Clock, Journal
 from batchinfer.rundir.paths import Layout
 from tests.support.builders import make_plan, make_spec
-journal = Journal(Job("run", make_spec(), make_plan(), Layout(sys.argv[1]), 3), Meter(1, Clock()))
+journal = Journal(RunningJob("run", make_spec(), make_plan(), Layout(sys.argv[1]), 3), Meter(1, Clock()))
 journal.ready()
 journal.begin(1)
 print("begun", flush=True)
@@ -43,10 +43,10 @@ def watching(tmp_path: Path) -> tuple[Watch, KeepingListener, Layout]:
     write_parquet(tmp_path / "in" / "a.parquet", {"text": ["x"] * 4})
     manifest = manifest_of(tmp_path / "in", ["text"], rows=2)
     layout = Layout(str(tmp_path / "out"))
-    job = Job("run", make_spec(limits={"max_cost_usd": 1000}), make_plan(), layout, 3)
+    job = RunningJob("run", make_spec(limits={"max_cost_usd": 1000}), make_plan(), layout, 3)
     listener = KeepingListener()
     tally = Tally(job, cast(Manifest, manifest), Work(list(manifest.shards)), lambda journals: None)
-    stopper = cast(Stopper, SimpleNamespace(reason="", stop=lambda reason: None))
+    stopper = cast(Stopper, SimpleNamespace(reason="", stop=lambda reason: None, heed=lambda: None))
     return Watch(tally, stopper, ReplicaEvents(layout), listener), listener, layout
 
 

@@ -45,6 +45,7 @@ def spec(**keys: Any) -> JobSpec:
             "would collide",
         ),
         ({"task": "score"}, "needs prompt.query"),
+        ({"task": "score", "prompt": {"column": "t", "query": "{{ q }}", "chat": True}}, "leave prompt.chat out"),
         ({"task": "classify", "prompt": {"column": "t", "query": "{{ q }}"}}, "prompt.query is for task score"),
         ({"task": "classify", "output": {"uri": "o", "choices": ["a"]}}, "a label of its own"),
         ({"embed": {"dimensions": 8}}, "embed is for task embed"),
@@ -65,6 +66,16 @@ def test_descriptions_stand_where_the_template_says() -> None:
     assert "- billing: invoices {{ '{' }}and} payments" in template
     assert described(made).system is None
     assert list(needed_columns(made)) == ["text"]
+
+
+def test_a_prompt_that_lists_its_labels_is_cut_in_its_only_column() -> None:
+    cut = {"template": "{{ choices }}\n{{ text }}", "too_long": "truncate"}
+    made = spec(prompt=cut, output={"uri": "o", "choices": LABELS})
+    assert described(made).cut_column == "text"
+    # A list of labels has no descriptions: then `choices` is a column, and nothing says which of the two to cut.
+    assert "set truncate.column" in refused(prompt=cut, output={"uri": "o", "choices": ["billing", "outage"]})
+    both = {"template": "{{ choices }} {{ text }} {{ topic }}", "too_long": "truncate"}
+    assert "made of text, topic: set truncate.column" in refused(prompt=both, output={"uri": "o", "choices": LABELS})
 
 
 def test_descriptions_follow_the_system_message_otherwise() -> None:

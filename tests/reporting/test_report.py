@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console
@@ -95,6 +96,12 @@ def test_a_run_that_is_not_done_says_how_much_is_left():
     made = report(rows_in_input=10_000)
     assert not made.complete
     assert "6,000 rows still to do" in text_of(made)
+
+
+def test_a_report_says_of_how_many_rows_a_selection_was_made():
+    made = report().model_copy(update={"selected_from": 1_000_000})
+    assert re.search(r"selected +4,000 of 1,000,000 rows +\n", text_of(made))
+    assert "selected" not in text_of(report())
 
 
 def test_a_run_without_rows_has_no_rates():

@@ -141,14 +141,14 @@ def _is_path(uri: str) -> bool:
 
 def submitted_progress(logs: str) -> dict[str, int | float] | None:
     """Rows done, total rows, tokens/s, cost so far and seconds left, from the newest log line that has the rows; None
-    before the first such line."""
+    before the first such line. `selected_from` is among them if not all rows of the input run."""
     for line in reversed(logs.splitlines()):
         if '"rows_total"' in line and line.startswith("{"):
             try:
                 told = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            keys = ("rows_done", "rows_total", "tokens_per_second", "cost_usd", "seconds_left")
+            keys = ("rows_done", "rows_total", "selected_from", "tokens_per_second", "cost_usd", "seconds_left")
             return {key: told[key] for key in keys if told.get(key) is not None}
     return None
 

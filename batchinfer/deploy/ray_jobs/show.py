@@ -71,6 +71,8 @@ def _rows(progress: Progress | None) -> str:
     if progress is None:
         return ""
     told = f"{progress['rows_done']:,} of {progress['rows_total']:,}"
+    if "selected_from" in progress:
+        told += f" (selected from {progress['selected_from']:,})"
     if "tokens_per_second" in progress:
         told += f", {progress['tokens_per_second']:,.0f} tokens/s, {money(progress.get('cost_usd', 0.0))}"
     return told

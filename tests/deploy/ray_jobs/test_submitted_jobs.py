@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
+from rich.table import Table
 
 from batchinfer.cli.submit import logs
 from batchinfer.deploy import ray_jobs
@@ -25,6 +28,7 @@ from batchinfer.deploy.ray_jobs.jobs import (
     submitted_progress,
     told_error,
 )
+from batchinfer.deploy.ray_jobs.show import job_document, job_table
 from batchinfer.outlet import Outlet
 from tests.support.scripted_jobs import scripted_spec
 
@@ -88,6 +92,21 @@ def test_progress_is_the_newest_line_that_says_it():
     lines = ["{not json, rows_total", json.dumps({"rows_total": 9, "rows_done": 2, "cost_usd": 0.5}), "a: report"]
     assert submitted_progress("\n".join(lines)) == {"rows_total": 9, "rows_done": 2, "cost_usd": 0.5}
     assert submitted_progress("nothing yet") is None
+
+
+def test_the_status_says_of_how_many_rows_a_job_with_a_selection_runs_its_own():
+    job = submitted_job("id", "RUNNING", None)
+    told = {"rows_done": 40, "rows_total": 200, "selected_from": 1000}
+    assert job_document(job, submitted_progress(json.dumps(told)))["progress"] == told
+    assert "40 of 200 (selected from 1,000)" in table_text(job_table(job, submitted_progress(json.dumps(told)), 0))
+    everything = {"rows_done": 40, "rows_total": 200}
+    assert "selected" not in table_text(job_table(job, submitted_progress(json.dumps(everything)), 0))
+
+
+def table_text(table: Table) -> str:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
 
 
 def test_the_error_that_a_job_ended_with():
