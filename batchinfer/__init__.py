@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from batchinfer import errors
     from batchinfer.jobspec import (
+        AnswerSpec,
+        ChunkSpec,
+        CombinePrompt,
         CsvSpec,
         EmbedSpec,
         EngineSpec,
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
         OutputSpec,
         PromptSpec,
         ReasoningSpec,
+        ReduceSpec,
         RepetitionSpec,
         ReplicaRange,
         ResourcesSpec,
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
         ScriptedSpec,
         ShardsSpec,
         SpeculativeSpec,
+        StepSpec,
         StoreSpec,
         TruncateSpec,
     )
@@ -51,6 +56,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnswerSpec",
+    "ChunkSpec",
+    "CombinePrompt",
     "CsvSpec",
     "EmbedSpec",
     "EngineSpec",
@@ -67,6 +75,7 @@ __all__ = [
     "OutputSpec",
     "PromptSpec",
     "ReasoningSpec",
+    "ReduceSpec",
     "RepetitionSpec",
     "ReplicaRange",
     "ResourcesSpec",
@@ -77,6 +86,7 @@ __all__ = [
     "ScriptedSpec",
     "ShardsSpec",
     "SpeculativeSpec",
+    "StepSpec",
     "StoreSpec",
     "TruncateSpec",
     "__version__",

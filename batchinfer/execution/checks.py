@@ -30,6 +30,7 @@ from batchinfer.model.resolve import ModelFacts
 from batchinfer.model.thinking import reasoning_parser
 from batchinfer.prompting.prompts import needed_columns
 from batchinfer.rundir.commit import committed_shards
+from batchinfer.rundir.groups import require_groups
 from batchinfer.rundir.ownership import require_own
 from batchinfer.rundir.past_runs import FileChoice, require_same_tick
 from batchinfer.rundir.paths import MANIFEST, Layout, reading
@@ -189,6 +190,7 @@ def check(
         try:
             require_same_spec(old, spec, layout)
             require_same_input(old, spec)
+            require_groups(layout, old)
             resumed = True
         except UserError:
             # A run without a committed shard has nothing to lose, so it begins again with today's spec and input.

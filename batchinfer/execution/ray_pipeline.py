@@ -103,7 +103,7 @@ class ShardSource(Datasource):  # type: ignore[misc] # Ray ships no types
 class _Read:
     def __init__(self, job: RunningJob, schema: pa.Schema, partitions: Sequence[str], work: Work) -> None:
         self._layout = job.layout
-        self._input = job.spec.input
+        self._input = job.spec.rows_input
         self._stores = job.spec.storage
         self._schema = schema
         self._partitions = partitions

@@ -45,12 +45,12 @@ def result_table(
     earlier attempt at these rows, whose steps that did not fail stay.
     """
     columns: dict[str, pa.Array | pa.ChunkedArray] = {}
-    if spec.input.id_column is None:
+    if spec.rows_input.id_column is None:
         places = envelope.retried if envelope.retried is not None else range(rows.num_rows)
         columns[spec.id_column] = pa.array([envelope.number(place) for place in places], pa.int64())
     else:
-        columns[spec.id_column] = rows.column(spec.input.id_column)
-    for name in spec.input.columns:
+        columns[spec.id_column] = rows.column(spec.rows_input.id_column)
+    for name in spec.rows_input.columns:
         columns[name] = rows.column(name)
     if spec.steps is None:
         columns |= _answer_columns(spec, answers[0], width)

@@ -52,6 +52,7 @@ from batchinfer.planner import Plan, shards_in_flight
 from batchinfer.planner.plan import DEFAULT_SLOTS
 from batchinfer.rundir.commit import committed_shards
 from batchinfer.rundir.failed_rows import failed_codes, failed_rows, note_retry
+from batchinfer.rundir.groups import keep_groups, require_groups
 from batchinfer.rundir.journals import read_journals
 from batchinfer.rundir.ownership import SPEC_MARK, STOP_MARK, clear, overwrite, remove, remove_leftovers, require_own
 from batchinfer.rundir.paths import Layout
@@ -111,9 +112,10 @@ def _carry_out(
 ) -> Report:
     """Write the files of the run, run the `pending` shards, and report. `timed`: see `RunningJob`. `limited`: the spec
     with limits for this session alone."""
-    layout, manifest = checked.layout, checked.manifest
+    layout = checked.layout
     with layout.storage.lock(layout.lock) as require_held:
-        _begin(checked, plan)
+        manifest = _begin(checked, plan)
+        pending = [manifest.shards[shard.shard_id] for shard in pending]
         session = begin_session(layout, "run", plan, datetime.now(UTC))
         listener.event(
             "resumed" if checked.resumed else "started",
@@ -202,6 +204,7 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
     read_plan(layout)
     facts = require_model(spec)
     require_same_input(manifest, spec)
+    require_groups(layout, manifest)
     positions, generations = failed_rows(layout)
     if not positions:
         listener.event("nothing to do", rows_failed=0)
@@ -243,23 +246,28 @@ def _job(spec: JobSpec, plan: Plan, layout: Layout, manifest: Manifest, session:
     )
 
 
-def _begin(checked: Checked, plan: Plan) -> None:
-    """Write the files that make the run exist; for an incremental run they also list its input files."""
+def _begin(checked: Checked, plan: Plan) -> Manifest:
+    """Write the files that make the run exist; for an incremental run they also list its input files. Returns the
+    manifest as it is written.
+    """
     choice = None if checked.resumed else checked.choice
     with choice.claiming(checked.manifest) if choice is not None else contextlib.nullcontext():
         if not checked.resumed:
             _clear(checked.layout)
-        _write_run_files(checked.layout, checked, plan)
+        return _write_run_files(checked.layout, checked, plan)
 
 
 def _clear(layout: Layout) -> None:
     """Remove an earlier run, the manifest last: until the manifest is gone, the run can be resumed."""
     manifest = layout.manifest
-    clear(layout, kept=(manifest, layout.lock, layout.log))
+    groups = [entry.uri for entry in layout.storage.list(layout.groups_folder)]
+    clear(layout, kept=(manifest, layout.lock, layout.log, *groups))
     remove(layout, manifest)
+    for uri in groups:
+        remove(layout, uri)
 
 
-def _write_run_files(layout: Layout, checked: Checked, plan: Plan) -> None:
+def _write_run_files(layout: Layout, checked: Checked, plan: Plan) -> Manifest:
     remove_leftovers(layout)
     before = read_plan(layout) if checked.resumed else None
     if before is not None:
@@ -268,8 +276,11 @@ def _write_run_files(layout: Layout, checked: Checked, plan: Plan) -> None:
         keep_earlier_plan(layout, before)
     _write_spec(layout, checked.spec)
     overwrite(layout, layout.plan, plan.model_dump_json(indent=2).encode())
-    if not checked.resumed:
-        layout.storage.create(layout.manifest, to_parquet(checked.manifest))
+    if checked.resumed:
+        return checked.manifest
+    manifest = keep_groups(layout, checked.manifest)
+    layout.storage.create(layout.manifest, to_parquet(manifest))
+    return manifest
 
 
 def _write_spec(layout: Layout, spec: JobSpec) -> None:

@@ -65,7 +65,7 @@ def survey(
     Raises InputError if the input cannot be read.
     """
     sampled = _sample(manifest.shards)
-    read = read_shards(sampled, manifest.schema, manifest.partitions, spec.input, spec.storage)
+    read = read_shards(sampled, manifest.schema, manifest.partitions, spec.rows_input, spec.storage)
     tables = [rows for _, rows in read]
     jobs = spec.step_jobs
     if spec.chunk is not None:

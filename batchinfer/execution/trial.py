@@ -142,7 +142,7 @@ def _change(manifest: Manifest, spec: JobSpec) -> str | None:
 def tried_rows(checked: Checked, plan: Plan) -> tuple[TriedRow, ...]:
     """The rows of a trial that ended, in the order of the input."""
     spec, manifest = checked.spec, checked.manifest
-    tables = read_shards(manifest.shards, manifest.schema, manifest.partitions, spec.input, spec.storage)
+    tables = read_shards(manifest.shards, manifest.schema, manifest.partitions, spec.rows_input, spec.storage)
     results = _results(checked.layout)
     shown = _prompts_shown(checked, plan, [rows for _, rows in tables], results)
     return tuple(

@@ -20,6 +20,7 @@ from batchinfer.jobspec.model_keys import SCRIPTED, ModelSpec
 from batchinfer.jobspec.output_keys import RESULT_COLUMNS, AnswerSpec, EmbedSpec, OutputSpec
 from batchinfer.jobspec.prompt_keys import PromptSpec
 from batchinfer.jobspec.reasoning_keys import ReasoningSpec
+from batchinfer.jobspec.reduce_keys import ReduceSpec
 from batchinfer.jobspec.run_keys import LimitsSpec, ResourcesSpec, ShardsSpec
 from batchinfer.jobspec.sampling_keys import SamplingSpec
 from batchinfer.jobspec.schedule_keys import ScheduleSpec
@@ -89,6 +90,8 @@ class JobSpec(Keys):
     """The model that runs."""
     input: InputSpec
     """The rows: where they are, and which of their columns to use."""
+    reduce: ReduceSpec | None = None
+    """One answer for all rows that have the same key, as in `{key: customer}`. null: one answer for each row."""
     prompt: PromptSpec = NO_PROMPT
     """How a row becomes a prompt. A job has either this or `steps`."""
     steps: tuple[StepSpec, ...] | None = Field(default=None, min_length=1, max_length=MOST_STEPS)
@@ -199,7 +202,14 @@ class JobSpec(Keys):
     @property
     def id_column(self) -> str:
         """The name of the first column of the results."""
-        return self.input.id_column or ROW_NUMBER
+        return self.rows_input.id_column or ROW_NUMBER
+
+    @property
+    def rows_input(self) -> InputSpec:
+        """The input as the rows are read that run. With `reduce` these are the groups, in files of the run."""
+        if self.reduce is None:
+            return self.input
+        return InputSpec(uri=self.input.uri, id_column=self.reduce.key, columns=self.reduce.made)
 
     @property
     def generates(self) -> bool:
@@ -333,7 +343,7 @@ class JobSpec(Keys):
         if self.steps is not None:
             self._require_distinct_steps(self.steps)
             return self
-        taken = [self.id_column, *(c for c in self.input.columns if c != self.input.id_column)]
+        taken = [self.id_column, *(c for c in self.rows_input.columns if c != self.id_column)]
         own = (*self.row_columns(), *self.companions)
         thinking = self.reasoning.column if self.reasoning is not None else None
         if thinking is not None and thinking in (*taken, *own, *self.output.columns):
@@ -357,7 +367,7 @@ class JobSpec(Keys):
         return self
 
     def _require_distinct_steps(self, steps: tuple[StepSpec, ...]) -> None:
-        taken = {self.id_column, *self.input.columns, *RESULT_COLUMNS, "reasoning_tokens"}
+        taken = {self.id_column, *self.rows_input.columns, *RESULT_COLUMNS, "reasoning_tokens"}
         taken |= {"reused"} if self.reuses_answers else set()
         if self.input.id_column is None and ROW_NUMBER in self.input.columns:
             raise ValueError(f"input.columns holds {ROW_NUMBER!r}, the name of the generated id: set input.id_column")
@@ -379,6 +389,23 @@ class JobSpec(Keys):
         monthly = self.limits.monthly
         if monthly is not None and monthly.label not in self.labels:
             raise ValueError(f"limits.monthly is for the label {monthly.label!r}, which labels does not have")
+        return self
+
+    @model_validator(mode="after")
+    def _reduces_what_rows_have(self) -> Self:
+        if self.reduce is None:
+            return self
+        talks = any(job.prompt.messages_column for job in self.step_jobs)
+        of_row = (
+            (self.input.columns, "input.columns copies values of a row, and a group has several: leave it out"),
+            (self.input.group_by, "it brings rows together by its own key: leave input.group_by out"),
+            (self.evaluate, "evaluate compares with the value of a row, and a group has several: leave it out"),
+            (talks, "prompt.messages_column is the conversation of a row, and a group has several: use a template"),
+            (self.input.sets_aside, "input.on_bad_row: set_aside would leave rows out of their groups: leave it out"),
+        )
+        wrong = next((why for given, why in of_row if given), None)
+        if wrong is not None:
+            raise ValueError(f"reduce: {wrong}")
         return self
 
     @model_validator(mode="after")

@@ -66,11 +66,17 @@ class Prompt(NamedTuple):
 def needed_columns(spec: JobSpec) -> dict[str, str]:
     """The columns that the job reads, each with the spec key that names it."""
     needed: dict[str, str] = {}
+    if spec.reduce is not None:
+        needed[spec.reduce.key] = "reduce.key"
+        # What a group has beside them is made when rows are brought together.
+        for name, key in _prompt_columns(spec):
+            if name not in spec.reduce.made:
+                needed.setdefault(name, key)
     if spec.input.id_column is not None:
-        needed[spec.input.id_column] = "input.id_column"
+        needed.setdefault(spec.input.id_column, "input.id_column")
     for name in spec.input.columns:
         needed.setdefault(name, "input.columns")
-    for name, key in _prompt_columns(spec):
+    for name, key in () if spec.reduce is not None else _prompt_columns(spec):
         needed.setdefault(name, key)
     if spec.input.group_by is not None:
         needed.setdefault(spec.input.group_by, "input.group_by")
@@ -254,7 +260,7 @@ def column_values(rows: pa.Table, name: str) -> list[Any]:
     column = rows.column(name)
     convert = _converter(column.type)
     if PARSED.items() <= (rows.schema.field(name).metadata or {}).items():
-        convert = json.loads
+        convert = _each_parsed if pa.types.is_list(column.type) else json.loads
     try:
         values: list[Any] = column.to_pylist()
     except Exception:
@@ -265,6 +271,11 @@ def column_values(rows: pa.Table, name: str) -> list[Any]:
     if convert is None:
         return values
     return [value if value is None or isinstance(value, RowError) else _converted(convert, value) for value in values]
+
+
+def _each_parsed(values: list[str | None]) -> list[Any]:
+    """The objects of a group's rows."""
+    return [None if value is None else json.loads(value) for value in values]
 
 
 def _python_value(value: pa.Scalar) -> Any:

@@ -17,6 +17,8 @@ from pydantic import BaseModel
 
 from batchinfer.errors import InputError, SpecError, UserError
 from batchinfer.jobspec import (
+    ChunkSpec,
+    CombinePrompt,
     EmbedSpec,
     EngineSpec,
     EvaluateSpec,
@@ -27,10 +29,12 @@ from batchinfer.jobspec import (
     OutputSpec,
     PromptSpec,
     ReasoningSpec,
+    ReduceSpec,
     ResourcesSpec,
     SamplingSpec,
     ScheduleSpec,
     ShardsSpec,
+    StepSpec,
     StoreSpec,
     from_keys,
     load,
@@ -38,6 +42,8 @@ from batchinfer.jobspec import (
 )
 from batchinfer.jobspec.base import Keys, keys_of
 from batchinfer.python_api.keys import (
+    ChunkKeys,
+    CombinePromptKeys,
     EmbedKeys,
     EngineKeys,
     EvaluateKeys,
@@ -47,10 +53,12 @@ from batchinfer.python_api.keys import (
     OutputKeys,
     PromptKeys,
     ReasoningKeys,
+    ReduceKeys,
     ResourcesKeys,
     SamplingKeys,
     ScheduleKeys,
     ShardsKeys,
+    StepKeys,
     StoreKeys,
 )
 
@@ -79,13 +87,21 @@ class Job:
         self,
         *,
         model: str | ModelSpec | ModelKeys,
-        prompt: str | PromptSpec | PromptKeys,
+        prompt: str | PromptSpec | PromptKeys | None = None,
+        steps: Sequence[StepSpec | StepKeys] | None = None,
         name: str = "job",
         task: Literal["generate", "embed", "classify", "score"] | None = None,
         id_column: str | None = None,
         choices: Sequence[str] | Mapping[str, str] | None = None,
         output_schema: type[BaseModel] | Mapping[str, Any] | None = None,
         input: InputSpec | InputKeys | None = None,  # noqa: A002 # the spec's key
+        chunk: ChunkSpec | ChunkKeys | None = None,
+        combine: Literal["first", "list", "majority", "max_confidence"]
+        | CombinePrompt
+        | CombinePromptKeys
+        | None = None,
+        reduce: ReduceSpec | ReduceKeys | None = None,
+        dedupe: bool | None = None,
         embed: EmbedSpec | EmbedKeys | None = None,
         sampling: SamplingSpec | SamplingKeys | None = None,
         reasoning: ReasoningSpec | ReasoningKeys | None = None,
@@ -105,6 +121,11 @@ class Job:
             "model": {"source": model} if isinstance(model, str) else model,
             "input": input,
             "prompt": {"template": prompt} if isinstance(prompt, str) else prompt,
+            "steps": steps,
+            "chunk": chunk,
+            "combine": combine,
+            "reduce": reduce,
+            "dedupe": dedupe,
             "embed": embed,
             "sampling": sampling,
             "reasoning": reasoning,

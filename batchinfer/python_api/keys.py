@@ -123,6 +123,15 @@ class InputKeys(TypedDict, total=False):
     """Read only the files, or the partitions, that no earlier run of this job has read. null: all, every time."""
 
 
+class ReduceKeys(TypedDict, total=False):
+    """One answer for each group of rows."""
+
+    key: str
+    """The column whose equal values make a group; the rows of a group may lie anywhere in the input."""
+    members: bool
+    """Whether the results have the column `members`, with the ids of the group's rows."""
+
+
 class ExampleKeys(TypedDict, total=False):
     """One example of `prompt.examples`: a message of the user, and the answer that the model should give to it."""
 

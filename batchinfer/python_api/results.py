@@ -42,9 +42,10 @@ def _answers(layout: Layout, shard: Shard) -> pa.Table:
 
 
 def _joined(layout: Layout, manifest: Manifest, spec: JobSpec, shards: list[Shard]) -> Iterator[pa.Table]:
-    schema, partitions = whole_schema(spec, manifest)
-    taken = {spec.input.id_column, *spec.input.columns}
-    for shard, rows in read_shards(shards, schema, partitions, spec.input, spec.storage):
+    grouped = manifest.sources is not None
+    schema, partitions = (manifest.schema, manifest.partitions) if grouped else whole_schema(spec, manifest)
+    taken = {spec.rows_input.id_column, *spec.rows_input.columns}
+    for shard, rows in read_shards(shards, schema, partitions, spec.rows_input, spec.storage):
         answers = _answers(layout, shard)
         own = [name for name in answers.column_names if name not in taken]
         both = [name for name in own if name in rows.column_names]

@@ -201,7 +201,7 @@ class Run:
         table = self.to_arrow()
         table = table.filter(pc.is_valid(table.column("error_code")))
         _, _, spec = opened(self.uri)
-        named = [spec.id_column, *(name for name in spec.input.columns if name != spec.id_column)]
+        named = [spec.id_column, *(name for name in spec.rows_input.columns if name != spec.id_column)]
         return to_pandas(table.select([*named, "error_code", "error_message"]))
 
     def to_arrow(self, join: bool = False) -> pa.Table:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.errors import OutputError, StorageError
+from batchinfer.input.gather import GROUPS_FOOTER
 from batchinfer.input.manifest import FOOTER as MANIFEST_FOOTER
 from batchinfer.rundir.commit import FOOTER
 from batchinfer.rundir.paths import Layout
@@ -73,6 +74,7 @@ _KINDS: dict[str, _Check] = {
     r"data/shard-\d{6,}\.parquet": _parquet_footer(FOOTER),
     r"accounting/shard-\d{6,}(\.retry-\d+)?\.parquet": _parquet_columns("run_id", "shard_id", "replica_id", "meter"),
     r"_run/manifest\.parquet": _parquet_footer(MANIFEST_FOOTER),
+    r"_run/groups/part-\d{4,}\.parquet": _parquet_footer(GROUPS_FOOTER),
     r"_run/spec\.yaml": _begins(SPEC_MARK),
     r"_run/plan\.json": _json("accelerator", "max_replicas", "price_per_gpu_hour", "price_source"),
     r"_run/plans/session-\d{4,}\.json": _json("session", "command", "plan"),
@@ -130,7 +132,7 @@ def remove_leftovers(layout: Layout) -> None:
     """Delete the temporary files of killed writers in the folders of the run."""
     for folder in (
         *(layout.root, *layout.folders),
-        *(layout.journals_folder, layout.events_folder, layout.plans_folder),
+        *(layout.journals_folder, layout.events_folder, layout.plans_folder, layout.groups_folder),
     ):
         layout.storage.remove_leftovers(folder)
 

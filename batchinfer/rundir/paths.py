@@ -119,6 +119,14 @@ class Layout:
         """The replica's events, one JSON line each, after a first line that identifies the file."""
         return join(self.events_folder, f"{replica_id}.jsonl")
 
+    @property
+    def groups_folder(self) -> str:
+        """The rows of a job with `reduce`, one for each group."""
+        return self._of_run("groups")
+
+    def groups(self, number: int) -> str:
+        return join(self.groups_folder, f"part-{number:04d}.parquet")
+
     def _of_run(self, name: str) -> str:
         return join(self.root, "_run", name)
 
