@@ -35,7 +35,7 @@ class VllmEngine:
 
     def __init__(self, spec: JobSpec, plan: Plan, fork: bool = False) -> None:
         fork = fork and "VLLM_WORKER_MULTIPROC_METHOD" not in os.environ
-        _prepare_environment(plan)
+        prepare_environment(plan)
         require_vllm()
         vllm_private.require()
         from vllm.lora.request import LoRARequest
@@ -160,7 +160,7 @@ def _require_kernels(spec: JobSpec, plan: Plan) -> None:
         require_avx512(spec.model.source, plan.quantization, vllm_private.has_four_bit_kernel())
 
 
-def _prepare_environment(plan: Plan) -> None:
+def prepare_environment(plan: Plan) -> None:
     """Set the variables that vLLM reads from the environment, unless the user has set them."""
     if not os.environ.get("VLLM_PORT", "0").isdigit():
         # Kubernetes sets VLLM_PORT=tcp://... for every Service called vllm, but vLLM expects a number.

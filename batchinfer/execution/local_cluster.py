@@ -127,13 +127,34 @@ def require_reachable(address: str) -> None:
 
     Other forms of an address, such as `auto`, are left to Ray.
     """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, port = _host_and_port(address)
     if not host or not port.isdigit():
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
+        socket.create_connection((host, int(port)), _REACH_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise ClusterError(
             f"no cluster answers at {address}: {getattr(error, 'strerror', None) or error}",
             "check --address and RAY_ADDRESS; without either, a cluster is started on this machine",
         ) from error
+
+
+def is_on_loopback_alone(address: str, outside: str) -> bool:
+    """Whether `address` is on loopback, and nothing listens on its port at `outside`, this machine's own address.
+
+    Ray would replace the loopback address by `outside`, and then retry for a quarter of an hour.
+    """
+    host, port = _host_and_port(address)
+    if host not in (ADDRESS, "localhost", "::1") or not port.isdigit():
+        return False
+    try:
+        socket.create_connection((outside, int(port)), _REACH_SECONDS).close()
+    except OSError:
+        return True
+    return False
+
+
+def _host_and_port(address: str) -> tuple[str, str]:
+    """Both are empty texts if the address is of another form."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    return host.strip("[]"), port

@@ -363,8 +363,10 @@ def _join(address: str) -> None:
             "`batchinfer submit` sends the job there; `run` on one of its nodes takes --address auto",
         )
     local_cluster.require_reachable(address)
+    alone = local_cluster.is_on_loopback_alone(address, ray.util.get_node_ip_address())
     try:
-        ray.init(address=address, log_to_driver=True, logging_level=ray_private.log_level())
+        with ray_private.loopback_only() if alone else contextlib.nullcontext():
+            ray.init(address=address, log_to_driver=True, logging_level=ray_private.log_level())
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         told = str(error).strip().splitlines()
         raise ClusterError(

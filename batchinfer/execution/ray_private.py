@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -149,6 +150,11 @@ def use_token_that_is_there() -> None:
     enable = RAY.name(f"{module}.authentication_token_setup:maybe_enable_token_auth_if_token_available")
     logging.getLogger(module).setLevel(logging.ERROR)
     enable(warn_if_disabled=False)
+
+
+def limit_job_requests(client: Any, seconds: float) -> None:
+    """Let each request of the job client fail that has no answer after `seconds`."""
+    client._do_request = functools.partial(RAY.attribute(client, "_do_request"), timeout=seconds)
 
 
 def job_request(client: Any, method: str, path: str) -> Any:

@@ -124,3 +124,13 @@ def test_a_cluster_that_is_gone_is_refused_within_seconds() -> None:
 
 def test_an_address_that_ray_looks_up_is_left_to_ray() -> None:
     local_cluster.require_reachable("auto")
+
+
+def test_a_cluster_on_loopback_alone_is_told_apart_from_one_that_others_reach() -> None:
+    # Each address that begins with 127 is this machine's own; 127.0.0.2 stands for the one that others reach.
+    with socket.create_server(("127.0.0.1", 0)) as alone, socket.create_server(("0.0.0.0", 0)) as open_to_all:
+        for host in ("127.0.0.1", "localhost"):
+            assert local_cluster.is_on_loopback_alone(f"{host}:{alone.getsockname()[1]}", "127.0.0.2")
+            assert not local_cluster.is_on_loopback_alone(f"{host}:{open_to_all.getsockname()[1]}", "127.0.0.2")
+    for address in ("auto", "10.0.0.1:6379", "127.0.0.1"):
+        assert not local_cluster.is_on_loopback_alone(address, "127.0.0.2")
