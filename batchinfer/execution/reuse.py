@@ -15,10 +15,10 @@ KEY_BYTES = 16
 """Length of a request's hash. Among 10^9 different requests, two have the same 128 bits with a chance of 10^-21."""
 
 REMEMBERED_BYTES = 256 * 2**20
-"""Bytes of answers that a replica remembers: some 300,000 short ones. Fewer miss duplicates that lie far apart, which
+"""Bytes of answers that a replica remembers: some 450,000 short ones. Fewer miss duplicates that lie far apart, which
 then run again. More takes memory of the machine for each of its replicas, which the plan does not count."""
 
-_BYTES_AN_ANSWER = 800
+_BYTES_AN_ANSWER = 500
 """Bytes of an answer besides its texts: the hash, the entry of the table, the object and its lists."""
 
 _BYTES_A_LOGPROB = 400
