@@ -93,3 +93,23 @@ def test_a_journal_that_others_damage_while_a_run_lasts_ends_it_with_one_message
         until(lambda: not watch._thread.is_alive())
         with pytest.raises(OutputError, match=r"0123456789ab\.json"):
             watch.check()
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_stop_file_lets_the_shards_in_flight_end_unless_nothing_has_begun(begun: bool) -> None:
+    listener, announced, asked = KeepingListener(), [], [False]
+    stopper = Stopper(lambda: announced.append(True), lambda: asked[0], lambda: begun, lambda: False, listener)
+    stopper.heed()
+    assert stopper.reason == ""
+    asked[0] = True
+    stopper.heed()
+    stopper.heed()
+    assert stopper.reason == "stopped by a request"
+    assert (announced, stopper.at_once) == (([True], False) if begun else ([], True))
+    assert [name for name, _ in listener.events] == (["stopping"] if begun else [])
+
+
+def test_a_stop_file_after_the_last_shard_changes_nothing() -> None:
+    stopper = Stopper(lambda: None, lambda: True, lambda: True, lambda: True, KeepingListener())
+    stopper.heed()
+    assert stopper.reason == ""
