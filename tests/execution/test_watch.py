@@ -108,3 +108,23 @@ def test_a_row_is_expected_to_cost_what_it_takes_at_this_sessions_price(tmp_path
     assert tally._standing().cost_per_row == pytest.approx(0.001)
     tally.add(make_record(1, gpu_seconds=8.0), won=True)
     assert tally._standing().cost_per_row == pytest.approx(0.002)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_stop_file_lets_the_shards_in_flight_end_unless_nothing_has_begun(begun: bool) -> None:
+    listener, announced, asked = KeepingListener(), [], [False]
+    stopper = Stopper(lambda: announced.append(True), lambda: asked[0], lambda: begun, lambda: False, listener)
+    stopper.heed()
+    assert stopper.reason == ""
+    asked[0] = True
+    stopper.heed()
+    stopper.heed()
+    assert stopper.reason == "stopped by a request"
+    assert (announced, stopper.at_once) == (([True], False) if begun else ([], True))
+    assert [name for name, _ in listener.events] == (["stopping"] if begun else [])
+
+
+def test_a_stop_file_after_the_last_shard_changes_nothing() -> None:
+    stopper = Stopper(lambda: None, lambda: True, lambda: True, lambda: True, KeepingListener())
+    stopper.heed()
+    assert stopper.reason == ""

@@ -14,10 +14,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchinfer.errors import InputError
+from batchinfer.jobspec import StoreSpec
 from batchinfer.python_api import kept_rows
 from batchinfer.python_api.data import row_stream
-from batchinfer.python_api.kept_rows import KeptRows, difference, fingerprint, write_rows
-from batchinfer.storage import LocalStorage
+from batchinfer.python_api.kept_rows import (
+    KeptRows,
+    difference,
+    fingerprint,
+    newest_rows,
+    remove_other_rows,
+    write_rows,
+)
+from batchinfer.rundir.paths import Layout
+from batchinfer.storage import LocalStorage, Storage
 
 TABLE = pa.table({"id": [1, 2, 3], "body": ["one", None, "three"], "score": [0.5, float("nan"), None]})
 
@@ -159,3 +168,17 @@ def test_rows_that_were_not_written_to_their_end_are_not_taken_for_complete(tmp_
     with pytest.raises(InputError, match="the source is gone"):
         written(reader, tmp_path)
     assert all(kept_rows.kept_rows(LocalStorage(), str(folder)) is None for folder in tmp_path.iterdir())
+
+
+def test_rows_are_kept_beside_an_output_in_a_store(bucket: str, store: Storage, s3_url: str) -> None:
+    layout = Layout(f"{bucket}/out", {"s3://": StoreSpec(endpoint_url=s3_url)})
+    assert newest_rows(layout) is None
+    before = write_rows(row_stream(TABLE.slice(0, 1)), store, layout.kept_input_folder)
+    kept = write_rows(row_stream(TABLE), store, layout.kept_input_folder)
+    remove_other_rows(layout, kept.uri)
+    assert newest_rows(layout) == kept
+    assert kept_rows.kept_rows(store, before.uri) is None
+    assert difference(row_stream(TABLE), kept, store) == []
+    # A job that reads its rows elsewhere leaves the folder alone.
+    remove_other_rows(layout, f"{bucket}/in")
+    assert newest_rows(layout) == kept

@@ -18,7 +18,7 @@ import batchinfer
 from batchinfer.errors import SpecError, UserError
 from batchinfer.jobspec import JobSpec
 from batchinfer.jobspec.base import keys_of
-from tests.support import ROOT
+from tests.support import ROOT, typed_script
 
 LEAST: dict[str, Any] = {"model": "scripted", "prompt": "{{ text }}"}
 
@@ -168,3 +168,10 @@ def test_every_public_name_is_there() -> None:
     assert set(batchinfer.__all__) <= set(dir(batchinfer))
     with pytest.raises(AttributeError, match="has no attribute 'Jobb'"):
         batchinfer.Jobb  # noqa: B018
+
+
+def test_the_script_that_is_type_checked_makes_the_job_that_it_says() -> None:
+    keys = typed_script.make_job().keys
+    assert keys["output"]["json_schema"]["properties"].keys() == {"total", "currency"}
+    assert keys["resources"]["replicas"] == {"min": 1, "max": 4}
+    assert keys["sampling"] == {"max_tokens": 200, "temperature": 0.0}

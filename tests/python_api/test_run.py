@@ -70,7 +70,10 @@ def left_as_found() -> Iterator[None]:
 
 
 def test_a_frame_becomes_a_typed_frame_and_the_same_call_goes_on(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.INFO, "batchinfer")
     with left_as_found():
@@ -114,7 +117,8 @@ def test_a_frame_becomes_a_typed_frame_and_the_same_call_goes_on(
         labelled().run(other, output=tmp_path)
     with pytest.raises(OutputError, match="belongs to another spec"):
         labelled(prompt="{{ body }}!").run(FRAME, output=tmp_path)
-    begun_anew = labelled().run(other, output=tmp_path, fresh=True)
+    monkeypatch.chdir(tmp_path.parent)
+    begun_anew = labelled().run(other, output=tmp_path.name, fresh=True)
     assert begun_anew.report.run_id != first
     assert begun_anew.to_arrow(join=True).column("body")[345].as_py() == "changed"
     assert len(list(tmp_path.glob("_input/*/_rows.json"))) == 1, "the rows of the first run are gone with it"
