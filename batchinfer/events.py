@@ -172,6 +172,11 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
         "the schedule changed: its folder has run": Event(
             "After a change of the schedule another tick's run is in this tick's folder.", ("tick", "ran", "output")
         ),
+        "notification failed": Event(
+            "A webhook or a program of `notify` was not told how the run ended; the run is as it is.",
+            ("occasion", "reason"),
+            "warning",
+        ),
         "page not written": Event(
             "The report for a browser could not be made or written; the run and its other files are complete.",
             ("reason",),

@@ -36,6 +36,7 @@ from batchinfer.execution.job import RunningJob
 from batchinfer.execution.metrics import Metrics, labels_of
 from batchinfer.execution.model_checks import require_model
 from batchinfer.execution.monthly_budget import within_month
+from batchinfer.execution.notify import telling
 from batchinfer.execution.plan_job import plan_job
 from batchinfer.execution.progress import Listener
 from batchinfer.execution.ray_pipeline import Work
@@ -96,10 +97,14 @@ def run(
         if layout.storage.stat(layout.spec) is None:
             _write_spec(layout, checked.spec)
         return conclude(layout, checked.spec, manifest)
-    limited = within_month(checked.spec, layout)
-    with ray_pipeline.announced(cluster, listener):
-        plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
-        return _carry_out(checked, plan, pending, listener, limited=limited)
+
+    def carry_out() -> Report:
+        limited = within_month(checked.spec, layout)
+        with ray_pipeline.announced(cluster, listener):
+            plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
+            return _carry_out(checked, plan, pending, listener, limited=limited)
+
+    return telling(checked.spec, layout.root, carry_out)
 
 
 def _carry_out(
@@ -213,23 +218,27 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
     if told is not None:
         listener.event("hint", text=told)
     checked = Checked(spec, facts, layout, manifest, frozenset(committed_shards(layout)), resumed=True)
-    limited = within_month(spec, layout)
-    with ray_pipeline.announced(cluster, listener):
-        plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
-        with layout.storage.lock(layout.lock) as require_held:
-            note_retry(layout, manifest.fingerprint.run_id, positions)
-            shards = [shard for shard in manifest.shards if shard.shard_id in positions]
-            listener.event(
-                "retrying",
-                run_id=manifest.fingerprint.run_id,
-                output=layout.root,
-                rows=sum(map(len, positions.values())),
-                shards=len(shards),
-            )
-            work = Work(shards, positions, generations)
-            job = _job(limited, plan, layout, manifest, begin_session(layout, "retry", plan, datetime.now(UTC)))
-            _execute(job, manifest, work, listener, require_held)
-            return conclude(layout, spec, manifest)
+
+    def carry_out() -> Report:
+        limited = within_month(spec, layout)
+        with ray_pipeline.announced(cluster, listener):
+            plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
+            with layout.storage.lock(layout.lock) as require_held:
+                note_retry(layout, manifest.fingerprint.run_id, positions)
+                shards = [shard for shard in manifest.shards if shard.shard_id in positions]
+                listener.event(
+                    "retrying",
+                    run_id=manifest.fingerprint.run_id,
+                    output=layout.root,
+                    rows=sum(map(len, positions.values())),
+                    shards=len(shards),
+                )
+                work = Work(shards, positions, generations)
+                job = _job(limited, plan, layout, manifest, begin_session(layout, "retry", plan, datetime.now(UTC)))
+                _execute(job, manifest, work, listener, require_held)
+                return conclude(layout, spec, manifest)
+
+    return telling(spec, layout.root, carry_out)
 
 
 def _job(spec: JobSpec, plan: Plan, layout: Layout, manifest: Manifest, session: int) -> RunningJob:

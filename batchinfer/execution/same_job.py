@@ -11,7 +11,7 @@ from batchinfer.input.manifest import Manifest
 from batchinfer.jobspec import JobSpec
 from batchinfer.rundir.paths import Layout
 
-_FREE_KEYS = ("name", "resources", "limits", "schedule", "storage", "labels")
+_FREE_KEYS = ("name", "resources", "limits", "schedule", "storage", "labels", "notify")
 """Keys that may change between the runs of one output: they shape no result."""
 
 

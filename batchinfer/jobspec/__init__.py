@@ -6,6 +6,7 @@ from batchinfer.jobspec.input_keys import CsvSpec, InputSpec, SampleSpec
 from batchinfer.jobspec.job_keys import EvaluateSpec, JobSpec
 from batchinfer.jobspec.load import from_keys, key_values, load, parse, to_yaml
 from batchinfer.jobspec.model_keys import SCRIPTED, LoraSpec, ModelSpec, SpeculativeSpec
+from batchinfer.jobspec.notify_keys import NotifySpec
 from batchinfer.jobspec.output_keys import AnswerSpec, EmbedSpec, OutputSpec
 from batchinfer.jobspec.prompt_keys import ExampleSpec, PromptSpec, TruncateSpec
 from batchinfer.jobspec.reasoning_keys import ReasoningSpec
@@ -33,6 +34,7 @@ __all__ = [
     "LimitsSpec",
     "LoraSpec",
     "ModelSpec",
+    "NotifySpec",
     "OutputSpec",
     "PromptSpec",
     "ReasoningSpec",

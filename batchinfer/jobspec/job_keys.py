@@ -17,6 +17,7 @@ from batchinfer.jobspec.constraints import require_reachable
 from batchinfer.jobspec.engine_keys import EngineSpec
 from batchinfer.jobspec.input_keys import InputSpec
 from batchinfer.jobspec.model_keys import SCRIPTED, ModelSpec
+from batchinfer.jobspec.notify_keys import NotifySpec
 from batchinfer.jobspec.output_keys import RESULT_COLUMNS, AnswerSpec, EmbedSpec, OutputSpec
 from batchinfer.jobspec.prompt_keys import PromptSpec
 from batchinfer.jobspec.reasoning_keys import ReasoningSpec
@@ -133,6 +134,8 @@ class JobSpec(Keys):
     """When the job runs, for jobs that recur. null: only when it is started."""
     evaluate: EvaluateSpec | None = None
     """Compare the output with a column of the input. null: no comparison."""
+    notify: NotifySpec | None = None
+    """Whom a command tells when a run ends; null: nobody. May change when a run resumes."""
     storage: StoresSpec = Field(default_factory=dict)
     """How to reach the stores of `s3://` URIs, by the beginnings of the URIs; the longest that fits applies.
 

@@ -501,6 +501,17 @@ class EvaluateKeys(TypedDict, total=False):
     """A column: the report has the accuracy for each of its values. null: one accuracy, over all rows."""
 
 
+class NotifyKeys(TypedDict, total=False):
+    """Whom a command tells when a run ends. What cannot be told is an event, and changes nothing of the run."""
+
+    webhook: str | None
+    """Where a JSON document is posted, up to three times: `https://...`, or `env:NAME` for an address that the environment variable NAME holds, because a spec is kept with the results."""
+    command: list | None
+    """A program and its arguments, run where the run was started, with the same document as its input."""
+    on: list
+    """The occasions. `completed`: every row is in the output. `failed`: an error ended the command, or more rows failed than `limits.max_error_rate`. `budget`: one of `limits` stopped the run, or the run cost more than `limits.max_cost_usd`."""
+
+
 class StoreKeys(TypedDict, total=False):
     """How to reach the S3 store of some URIs. null leaves a key to the AWS environment and profiles. Never a secret: credentials come from the environment, a profile or a role."""
 
