@@ -27,9 +27,9 @@ class NotifySpec(Keys):
 
     If the environment has `BATCHINFER_WEBHOOK_SECRET`, the request is signed with it: `X-Batchinfer-Signature` is
     `sha256=` and the HMAC of `X-Batchinfer-Timestamp`, a full stop, and the body."""
-    command: list[Text] | None = Field(default=None, min_length=1)
+    command: tuple[Text, ...] | None = Field(default=None, min_length=1)
     """A program and its arguments, run where the run was started, with the same document as its input."""
-    on: list[Occasion] = Field(default=["completed", "failed", "budget"], min_length=1)
+    on: tuple[Occasion, ...] = Field(default=("completed", "failed", "budget"), min_length=1)
     """The occasions. `completed`: every row is in the output. `failed`: an error ended the command, or more rows failed
     than `limits.max_error_rate`. `budget`: one of `limits` stopped the run, or the run cost more than
     `limits.max_cost_usd`."""

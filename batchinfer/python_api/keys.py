@@ -506,9 +506,9 @@ class NotifyKeys(TypedDict, total=False):
 
     webhook: str | None
     """Where a JSON document is posted, up to three times: `https://...`, or `env:NAME` for an address that the environment variable NAME holds, because a spec is kept with the results."""
-    command: list | None
+    command: Sequence[str] | None
     """A program and its arguments, run where the run was started, with the same document as its input."""
-    on: list
+    on: Sequence[Literal["completed", "failed", "budget"]]
     """The occasions. `completed`: every row is in the output. `failed`: an error ended the command, or more rows failed than `limits.max_error_rate`. `budget`: one of `limits` stopped the run, or the run cost more than `limits.max_cost_usd`."""
 
 

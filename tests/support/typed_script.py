@@ -70,5 +70,5 @@ def mistaken() -> None:
     batchinfer.Job(model="a", prompt="b", sampling={"max_token": 3})  # type: ignore[arg-type]
     batchinfer.Job(model="a", prompt="b", sampling={"max_tokens": "3"})  # type: ignore[arg-type]
     batchinfer.Job(model="a", prompt="b", resources={"accelerator": "H900"})  # type: ignore[arg-type]
-    batchinfer.Job(model="a")  # type: ignore[call-arg]
+    batchinfer.Job(prompt="b")  # type: ignore[call-arg]
     batchinfer.SamplingSpec(max_token=3)  # type: ignore[call-arg]
