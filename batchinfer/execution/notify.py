@@ -10,7 +10,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import batchinfer
@@ -59,7 +59,7 @@ def _tell(spec: JobSpec, occasion: Occasion, values: dict[str, Any]) -> None:
         return
     document = {"event": occasion, "job": spec.name, "labels": spec.labels, **values, "at": int(time.time())}
     body = json.dumps(document, ensure_ascii=False).encode()
-    ways: list[tuple[Callable[[Any, bytes], None], str | list[str] | None]] = [
+    ways: list[tuple[Callable[[Any, bytes], None], str | tuple[str, ...] | None]] = [
         (_post, notify.webhook),
         (_run, notify.command),
     ]
@@ -105,7 +105,7 @@ def _post(address: str, body: bytes) -> None:
         time.sleep(2.0**attempt)
 
 
-def _run(command: list[str], body: bytes) -> None:
+def _run(command: Sequence[str], body: bytes) -> None:
     done = subprocess.run(command, input=body, timeout=COMMAND_SECONDS, capture_output=True, check=False)
     if done.returncode:
         raise ValueError(f"{command[0]} ended with {done.returncode}: {done.stderr[-300:].decode(errors='replace')}")

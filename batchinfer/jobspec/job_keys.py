@@ -195,7 +195,10 @@ class JobSpec(Keys):
         """Do requests that are the same run once, and do the results tell so?"""
         if self.dedupe is not None:
             return self.dedupe
-        return all(job.sampling.repeats_itself for job in self.step_jobs)
+        samplings = [self.sampling] if self.steps is None else [step.sampling or self.sampling for step in self.steps]
+        if isinstance(self.combine, CombinePrompt) and self.combine.sampling is not None:
+            samplings.append(self.combine.sampling)
+        return all(sampling.repeats_itself for sampling in samplings)
 
     @property
     def answer_tokens(self) -> int:
