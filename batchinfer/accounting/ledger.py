@@ -19,8 +19,38 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from batchinfer.accounting.records import TIMESTAMP, MeterReading, Ran, ReplicaRecord, ShardRecord
+from batchinfer.accounting.records import TIMESTAMP, MeterReading, Ran, ReplicaRecord, ShardRecord, StepCount, column
 from batchinfer.catalog.accelerators import device_cost
+
+
+class Counts(BaseModel):
+    """What the committed shards of one replica, or of several, add up to."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    rows: int = 0
+    """Rows of the output: a retried row counts where it ran first."""
+    rows_ran: int = 0
+    """Rows that the engine ran, retried ones included."""
+    input_tokens: int = 0
+    """Tokens of the prompts that the engine ran."""
+    cached_tokens: int = 0
+    """Tokens of the prompts that the KV cache already held."""
+    output_tokens: int = 0
+    """Tokens of the answers."""
+
+    @classmethod
+    def of(cls, shard: ShardRecord) -> Counts:
+        return cls(
+            rows=0 if shard.generation else shard.rows,
+            rows_ran=shard.rows - shard.rows_rejected,
+            input_tokens=shard.input_tokens,
+            cached_tokens=shard.cached_tokens,
+            output_tokens=shard.output_tokens,
+        )
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in Counts.model_fields})
 
 
 class ReplicaAccount(Ran):
@@ -39,6 +69,8 @@ class ReplicaAccount(Ran):
     in_flight_seconds: float = 0.0
     """Device-seconds of a running replica's uncommitted shards. 0 once the replica has ended."""
     price_source: str = ""
+    committed: Counts
+    """What its committed shards add up to."""
 
     @property
     def gpu_seconds(self) -> float:
@@ -48,6 +80,35 @@ class ReplicaAccount(Ran):
     @property
     def cost_usd(self) -> float:
         return device_cost(self.gpu_seconds, self.price_per_gpu_hour)
+
+
+class StepTotals(BaseModel):
+    """What one of the job's `steps` did. Rows and failures count each row once, by its latest retry; the rest includes
+    retries.
+    """
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    rows: int
+    """Rows without those that skipped the step."""
+    rows_failed: int
+    """Rows in which the step failed, or had no earlier answer to use."""
+    errors: dict[str, int]
+    """Those rows by `error_code`."""
+    input_tokens: int
+    """Tokens of the prompts that the engine ran."""
+    cached_tokens: int
+    """Tokens of the prompts that the KV cache already held."""
+    output_tokens: int
+    """Tokens of the answers."""
+    work_seconds: float
+    """Device-seconds of the step, by how long the engine had its requests. All steps add up to the work of the run."""
+    cost_usd: float
+    """Dollars for the device-seconds."""
+    rows_reused: int = 0
+    """Rows whose answer was that of an equal request."""
+    tokens_reused: int = 0
+    """Tokens of those answers and their prompts, which did not run again."""
 
 
 class Totals(BaseModel):
@@ -76,6 +137,9 @@ class Totals(BaseModel):
     up_seconds: float
     cost_usd: float
     shards: int
+    steps: dict[str, StepTotals] = {}
+    rows_reused: int = 0
+    tokens_reused: int = 0
 
 
 class Ledger:
@@ -84,10 +148,12 @@ class Ledger:
     def __init__(self) -> None:
         self._work: dict[str, float] = defaultdict(float)
         self._newest: dict[str, ShardRecord] = {}
+        self._committed: dict[str, Counts] = defaultdict(Counts)
 
     def add(self, shard: ShardRecord) -> None:
         """Add the record of a committed shard."""
         self._work[shard.replica_id] += shard.gpu_seconds
+        self._committed[shard.replica_id] += Counts.of(shard)
         newest = self._newest.get(shard.replica_id)
         if newest is None or shard.meter.at_us >= newest.meter.at_us:
             self._newest[shard.replica_id] = shard
@@ -113,6 +179,7 @@ class Ledger:
         return ReplicaAccount(
             **journal.ran(),
             price_source=journal.price_source,
+            committed=self._committed.get(journal.replica_id, Counts()),
             started_at_us=journal.started_at_us,
             ready_at_us=journal.ready_at_us,
             finished_at_us=reading.at_us,
@@ -169,7 +236,7 @@ def totals(shards: Sequence[ShardRecord], replicas: Sequence[ReplicaAccount]) ->
         errors=dict(errors.most_common()),
         finish_reasons=_counted(shards),
         evaluation=_evaluation(shards),
-        rows_ran=sum(shard.rows - shard.rows_rejected for shard in shards),
+        rows_ran=sum(shard.rows - shard.rows_rejected - shard.rows_reused for shard in shards),
         input_tokens=sum(shard.input_tokens for shard in shards),
         rejected_tokens=sum(shard.rejected_tokens for shard in shards),
         reasoning_tokens=sum(shard.reasoning_tokens for shard in shards),
@@ -184,6 +251,34 @@ def totals(shards: Sequence[ShardRecord], replicas: Sequence[ReplicaAccount]) ->
         up_seconds=_covered([(r.started_at_us, r.finished_at_us) for r in replicas]),
         cost_usd=sum(r.cost_usd for r in replicas),
         shards=len(first),
+        steps=_steps(shards, newest.values()),
+        rows_reused=sum(shard.rows_reused for shard in shards),
+        tokens_reused=sum(shard.tokens_reused for shard in shards),
+    )
+
+
+def _steps(shards: Sequence[ShardRecord], newest: Iterable[ShardRecord]) -> dict[str, StepTotals]:
+    newest = list(newest)
+    names = dict.fromkeys(name for shard in shards for name in shard.steps)
+    return {name: _step(name, shards, [shard.steps[name] for shard in newest if name in shard.steps]) for name in names}
+
+
+def _step(name: str, shards: Sequence[ShardRecord], newest: Sequence[StepCount]) -> StepTotals:
+    mine = [(shard, shard.steps[name]) for shard in shards if name in shard.steps]
+    errors: Counter[str] = Counter()
+    for step in newest:
+        errors.update(step.errors)
+    return StepTotals(
+        rows=sum(step.rows for shard, step in mine if shard.generation == 0),
+        rows_failed=errors.total(),
+        errors=dict(errors.most_common()),
+        input_tokens=sum(step.input_tokens for _, step in mine),
+        cached_tokens=sum(step.cached_tokens for _, step in mine),
+        output_tokens=sum(step.output_tokens for _, step in mine),
+        work_seconds=sum(step.gpu_seconds for _, step in mine),
+        cost_usd=sum(device_cost(step.gpu_seconds, shard.price_per_gpu_hour) for shard, step in mine),
+        rows_reused=sum(step.rows_reused for _, step in mine),
+        tokens_reused=sum(step.tokens_reused for _, step in mine),
     )
 
 
@@ -244,6 +339,12 @@ REPLICAS_SCHEMA = pa.schema(
         ("tensor_parallel", pa.int32()),
         ("pipeline_parallel", pa.int32()),
         ("price_source", pa.string()),
+        column("session", pa.int32(), "which of the run's commands started it, from 1: `_run/plans/` has its plan"),
+        column("rows", pa.int64(), "rows of the output that it committed; a retried row counts where it ran first"),
+        column("rows_ran", pa.int64(), "rows that its engine ran, retried ones included"),
+        column("input_tokens", pa.int64(), "tokens of the prompts of its committed shards"),
+        column("cached_tokens", pa.int64(), "tokens of these prompts that were in the prefix cache"),
+        column("output_tokens", pa.int64(), "tokens of the answers of its committed shards"),
     ]
 )
 
@@ -252,9 +353,26 @@ def replicas_table(replicas: Sequence[ReplicaAccount]) -> pa.Table:
     """The rows of `_run/replicas.parquet`."""
     rows: list[dict[str, Any]] = []
     for replica in replicas:
-        row: dict[str, Any] = replica.model_dump(exclude={"running", "in_flight_seconds"})
+        row: dict[str, Any] = replica.model_dump(exclude={"running", "in_flight_seconds", "committed"})
+        row |= replica.committed.model_dump()
         row["labels"] = json.dumps(row["labels"], sort_keys=True)
         for name in ("started_at", "ready_at", "finished_at"):
             row[name] = row.pop(f"{name}_us")
         rows.append(row | {"gpu_seconds": replica.gpu_seconds, "cost_usd": replica.cost_usd})
     return pa.Table.from_pylist(rows, schema=REPLICAS_SCHEMA)
+
+
+def accounts_of(table: pa.Table) -> list[ReplicaAccount]:
+    """The inverse of `replicas_table`. Raises ValueError for a table of a version that wrote no tokens."""
+    times = ("started_at", "ready_at", "finished_at")
+    missing = sorted({*REPLICAS_SCHEMA.names} - {*table.column_names})
+    if missing:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    micros = {name: table.column(name).cast(pa.int64()).to_pylist() for name in times}
+    made = []
+    for i, row in enumerate(table.drop_columns([*times, "gpu_seconds", "cost_usd"]).to_pylist()):
+        row |= {f"{name}_us": micros[name][i] for name in times}
+        row["labels"] = json.loads(row["labels"])
+        row["committed"] = {name: row.pop(name) for name in Counts.model_fields}
+        made.append(ReplicaAccount.model_validate(row))
+    return made

@@ -21,6 +21,11 @@ from batchinfer.errors import REJECTED_CODES
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 
+def column(name: str, kind: pa.DataType, what: str) -> pa.Field:
+    """A column that says what it holds, for the reference."""
+    return pa.field(name, kind, metadata={"what": what})
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
@@ -60,6 +65,8 @@ class Ran(_Record, Setup):
     model: str
     labels: dict[str, str]
     """The spec's `labels`."""
+    session: NonNegativeInt = 0
+    """Which of the run's commands started the replica, from 1; 0 in files of versions that did not count them."""
 
     @model_validator(mode="before")
     @classmethod
@@ -83,6 +90,26 @@ class MeterReading(_Record):
     def seconds(self) -> float:
         """Device-seconds of the replica's life up to `at_us`."""
         return self.load_seconds + self.busy_seconds + self.idle_seconds
+
+
+class StepCount(_Record):
+    """What one step of a job with `steps` did in a shard, over the rows that asked the engine or failed before."""
+
+    rows: NonNegativeInt
+    """Rows without those that skipped the step."""
+    rows_failed: NonNegativeInt
+    input_tokens: NonNegativeInt
+    cached_tokens: NonNegativeInt
+    output_tokens: NonNegativeInt
+    reasoning_tokens: NonNegativeInt
+    rejected_tokens: NonNegativeInt
+    errors: dict[str, int]
+    gpu_seconds: NonNegativeFloat
+    """Its part of the record's device-seconds, by how long the engine had its requests."""
+    rows_reused: NonNegativeInt = 0
+    """Rows whose answer was that of an equal request."""
+    tokens_reused: NonNegativeInt = 0
+    """Tokens of those answers and their prompts, which did not run again."""
 
 
 class ShardRecord(Ran):
@@ -116,6 +143,12 @@ class ShardRecord(Ran):
     rejected_tokens: NonNegativeInt
     reasoning_tokens: NonNegativeInt = 0
     """Tokens of the thinking, a part of `output_tokens`."""
+    steps: dict[str, StepCount] = {}
+    """By the name of the step; empty for a job with one prompt. Tokens and seconds add up to the record's own."""
+    rows_reused: NonNegativeInt = 0
+    """Rows that took no tokens, since all their answers were those of equal requests."""
+    tokens_reused: NonNegativeInt = 0
+    """Tokens of such answers and their prompts, which did not run again; they count in no other field."""
 
     @property
     def rows_rejected(self) -> int:
@@ -193,10 +226,14 @@ ACCOUNTING_SCHEMA = pa.schema(
         ("rejected_tokens", pa.int64()),
         ("dtype", pa.string()),
         ("reasoning_tokens", pa.int64()),
+        ("steps", pa.string()),
+        column("session", pa.int32(), "which of the run's commands it was of, from 1: `_run/plans/` has its plan"),
+        ("rows_reused", pa.int64()),
+        ("tokens_reused", pa.int64()),
     ]
 )
 
-_JSON_COLUMNS = ("errors", "finish_reasons", "evaluation", "meter", "labels")
+_JSON_COLUMNS = ("errors", "finish_reasons", "evaluation", "meter", "labels", "steps")
 
 
 def shard_table(records: Sequence[ShardRecord]) -> pa.Table:

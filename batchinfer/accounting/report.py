@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
 from batchinfer.accounting.evaluation import wilson
-from batchinfer.accounting.ledger import ReplicaAccount, Totals
+from batchinfer.accounting.ledger import Counts, ReplicaAccount, StepTotals, Totals
 from batchinfer.accounting.records import Setup
+from batchinfer.accounting.sessions import Session
 from batchinfer.planner import Estimate, Plan
 
 
@@ -70,6 +72,23 @@ class ReportPart(Setup):
     """Dollars for the device-seconds."""
 
 
+class ReportSession(ReportPart):
+    """One session of a run, which is one command's share of it: what its replicas did, and what they cost."""
+
+    session: int
+    """The number of the session, from 1. 0: replicas of a version that did not count sessions."""
+    command: str | None = None
+    """`run` or `retry`. null: the session's plan is lost."""
+    began_at: datetime | None = None
+    """When the command began to run shards. null: not known."""
+    seconds: Seconds
+    """Device-seconds by what they were spent on."""
+    committed: Counts
+    """Rows and tokens of the shards that the session committed."""
+    planned: Estimate | None = None
+    """The estimate of the session's plan for the whole job. null: the plan had none, or is lost."""
+
+
 class Report(BaseModel):
     """One run. Rows and failures are of the current output. Tokens include retries; money includes retries and lost
     attempts.
@@ -127,6 +146,12 @@ class Report(BaseModel):
     """Tokens of the thinking before the answers, a part of `output_tokens`. 0 without `reasoning`."""
     rows_ran: int = 0
     """Rows that the engine ran, with retried rows and rows that failed in the engine."""
+    rows_reused: int = 0
+    """Rows that took no tokens, since their answers are those of equal requests (`dedupe`). Not in `rows_ran`."""
+    tokens_reused: int = 0
+    """Tokens, in and out, of the answers of equal requests. They did not run again, and count in no other figure."""
+    saved_usd: float = 0.0
+    """Dollars that `tokens_reused` would have cost at `cost_per_million_tokens`."""
     rejected_tokens: int = 0
     """Tokens of the prompts that the engine never ran, such as too long ones. No other figure counts these tokens."""
     tokens_per_second: float
@@ -151,6 +176,11 @@ class Report(BaseModel):
     parts: tuple[ReportPart, ...] = ()
     """The replicas by device, weights, layout and price: more than one part if a later command changed these. The
     parts' costs add up to `cost_usd`."""
+    steps: dict[str, StepTotals] = {}
+    """The parts of the work, by the names of the spec's `steps`. Empty for a job with one prompt."""
+    sessions: tuple[ReportSession, ...] = ()
+    """The commands that ran shards of this run, each by itself, with its own price and layout. Their costs add up to
+    `cost_usd`. A session that ended before a replica started has 0 replicas."""
     seconds: Seconds
     """Device-seconds by what they were spent on."""
     shards: int
@@ -184,6 +214,7 @@ def make_report(
     run_id: str,
     output: str,
     plan: Plan | None,
+    sessions: Sequence[Session] = (),
     totals: Totals,
     replicas: Sequence[ReplicaAccount],
     rows_in_input: int,
@@ -198,13 +229,15 @@ def make_report(
     task: str = "generate",
     files_skipped: Mapping[str, str] | None = None,
 ) -> Report:
-    """The report of a run with the accounts `totals`. `plan` is the run's plan, None if the plan is lost. The
-    replicas' accounts override the plan; `model` is the model's name if the plan is lost.
+    """The report of a run with the accounts `totals`. `plan` is the last session's plan, None if the plan is lost;
+    `sessions` are those whose plans are kept. The replicas' accounts override the plans; `model` is the model's name if
+    the plan is lost.
     """
     tokens = totals.input_tokens + totals.output_tokens
     active = totals.active_seconds
     begun = plan or _nothing_known(model)
-    parts = _parts(replicas, begun)
+    each = _sessions(replicas, begun, sessions)
+    parts = _parts(each)
     most = max(parts, key=lambda part: part.device_seconds, default=None)
     accuracy = _accuracy(totals)
     return Report(
@@ -233,6 +266,9 @@ def make_report(
         output_tokens=totals.output_tokens,
         reasoning_tokens=totals.reasoning_tokens,
         rows_ran=totals.rows_ran,
+        rows_reused=totals.rows_reused,
+        tokens_reused=totals.tokens_reused,
+        saved_usd=totals.cost_usd / tokens * totals.tokens_reused if tokens else 0.0,
         rejected_tokens=totals.rejected_tokens,
         tokens_per_second=tokens / active if active else 0.0,
         rows_per_second=totals.rows / active if active else 0.0,
@@ -244,6 +280,8 @@ def make_report(
         dtype=most.dtype if most else dtype,
         task=task,
         parts=parts,
+        steps=totals.steps,
+        sessions=each,
         seconds=Seconds(
             load=totals.load_seconds,
             work=totals.work_seconds,
@@ -288,22 +326,72 @@ def _nothing_known(model: str) -> Plan:
     )
 
 
-def _parts(replicas: Sequence[ReplicaAccount], plan: Plan) -> tuple[ReportPart, ...]:
-    """The replicas by what they ran on, in order of their first start."""
-    found: dict[tuple[Setup, str], list[ReplicaAccount]] = {}
+def _sessions(replicas: Sequence[ReplicaAccount], last: Plan, sessions: Sequence[Session]) -> tuple[ReportSession, ...]:
+    """Each session with its replicas, in order. Replicas whose sessions were not counted are apart by what they ran
+    on."""
+    known = {session.session: session for session in sessions}
+    found: dict[tuple[int, Setup, str], list[ReplicaAccount]] = {}
     for replica in replicas:
+        session = known.get(replica.session)
+        plan = session.plan if session is not None else last
         setup = {name: getattr(replica, name) for name in Setup.model_fields}
         if not replica.quantization:
             # Journals of earlier versions have only device and price.
             setup |= {name: getattr(plan, name) for name in ("quantization", "tensor_parallel", "pipeline_parallel")}
-        found.setdefault((Setup(**setup), replica.price_source or plan.price_source), []).append(replica)
+        of = (replica.session, Setup(**setup), replica.price_source or plan.price_source)
+        found.setdefault(of, []).append(replica)
+    ran = {number for number, _, _ in found}
+    for session in sessions:
+        if session.session and session.session not in ran:
+            found[session.session, _setup(session.plan), session.plan.price_source] = []
+    made = [
+        _session(number, setup, source, group, known.get(number)) for (number, setup, source), group in found.items()
+    ]
+    return tuple(sorted(made, key=lambda one: one.session))
+
+
+def _setup(plan: Plan) -> Setup:
+    return Setup(**{name: getattr(plan, name) for name in Setup.model_fields if name != "dtype"}, dtype="auto")
+
+
+def _session(
+    number: int, setup: Setup, price_source: str, group: Sequence[ReplicaAccount], session: Session | None
+) -> ReportSession:
+    return ReportSession(
+        **dict(setup),
+        price_source=price_source,
+        replicas=len(group),
+        device_seconds=sum(replica.gpu_seconds for replica in group),
+        cost_usd=sum(replica.cost_usd for replica in group),
+        session=number,
+        command=session.command if session is not None else None,
+        began_at=session.began_at if session is not None else None,
+        seconds=Seconds(
+            load=sum(replica.load_seconds for replica in group),
+            work=sum(replica.work_seconds for replica in group),
+            idle=sum(replica.idle_seconds for replica in group),
+            waste=sum(replica.wasted_seconds for replica in group),
+            in_flight=sum(replica.in_flight_seconds for replica in group),
+        ),
+        committed=sum((replica.committed for replica in group), Counts()),
+        planned=session.plan.estimate if session is not None else None,
+    )
+
+
+def _parts(sessions: Sequence[ReportSession]) -> tuple[ReportPart, ...]:
+    """The replicas of all sessions by what they ran on, in the order of the sessions."""
+    found: dict[tuple[Setup, str], list[ReportSession]] = {}
+    for session in sessions:
+        if session.replicas:
+            setup = Setup(**{name: getattr(session, name) for name in Setup.model_fields})
+            found.setdefault((setup, session.price_source), []).append(session)
     return tuple(
         ReportPart(
             **dict(setup),
             price_source=price_source,
-            replicas=len(group),
-            device_seconds=sum(replica.gpu_seconds for replica in group),
-            cost_usd=sum(replica.cost_usd for replica in group),
+            replicas=sum(session.replicas for session in group),
+            device_seconds=sum(session.device_seconds for session in group),
+            cost_usd=sum(session.cost_usd for session in group),
         )
         for (setup, price_source), group in found.items()
     )

@@ -26,6 +26,10 @@ Evaluate = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Compare the answers anew, as with evaluate.expected=COLUMN."),
 ]
+Html = Annotated[
+    str | None, typer.Option("--html", metavar="FILE", help="Write one HTML file for a browser, which needs no other.")
+]
+WithTexts = Annotated[bool, typer.Option("--with-texts", help="With --html: also messages and answers of failed rows.")]
 Expected = Annotated[
     str | None, typer.Option(metavar="COLUMN", help="The column with right answers, instead of evaluate.expected.")
 ]
@@ -196,10 +200,21 @@ def retry(uri: RunUri, overrides: Overrides = None, as_json: AsJson = False, add
 
 
 @app.command()
-def report(uri: RunUri, as_json: AsJson = False, overrides: Evaluate = None) -> None:
-    """Print the report of a run, from its accounting."""
+def report(
+    uri: RunUri,
+    as_json: AsJson = False,
+    overrides: Evaluate = None,
+    html: Html = None,
+    with_texts: WithTexts = False,
+) -> None:
+    """Print the report of a run, from its accounting, or write it for a browser."""
     from batchinfer.execution import reports
 
+    if html is not None:
+        reports.write_page(uri, html, with_texts, overrides or [])
+        if not as_json:
+            print(f"wrote {html}")
+            return
     _print(reports.report(uri, overrides or []), as_json)
 
 

@@ -43,11 +43,23 @@ class Completion:
     """Tokens of the thinking, a part of `output_tokens`."""
     values: list[Any] | None = None
     """The texts as values of the answer's type, once they were checked; None where answers are kept as text."""
+    reused_tokens: int | None = None
+    """Tokens that the engine did not run, in and out, since the answer is that of an equal request. None: it ran."""
+
+    chunks: int = 0
+    """Into how many chunks the row's text was cut."""
+    levels: int = 0
+    """How often answers to chunks were combined until one was left."""
 
     @classmethod
     def failed(cls, error: RowError, input_tokens: int = 0) -> Completion:
         """A row that the engine did not run."""
         return cls([], [], input_tokens, 0, 0, error)
+
+    @classmethod
+    def skipped(cls) -> Completion:
+        """A row without this step, or one whose answer is there already."""
+        return cls([], [], 0, 0, 0)
 
 
 def set_apart(

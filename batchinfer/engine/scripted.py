@@ -33,15 +33,8 @@ class ScriptedEngine:
 
     def __init__(self, spec: JobSpec) -> None:
         self._script = script = spec.engine.scripted
-        self._answer = script.answer
+        self._steps = [_StepScript(job) for job in spec.step_jobs]
         self._has_faults = any(mark is not None for mark in (script.kill_on, script.hang_on, script.reject_on))
-        self._choices = spec.output.choice_texts
-        self._many = spec.output.multi_label
-        self._tells_confidence = spec.output.confidence
-        self._thinks = spec.reasoning is not None and spec.reasoning.parser != "none"
-        self._n = spec.sampling.n
-        self._max_characters = spec.sampling.max_tokens * TOKEN_CHARACTERS
-        self._context = (spec.engine.max_model_len or 2**31) * TOKEN_CHARACTERS
         self._slots = spec.engine.max_num_seqs or 256
         self.steps = 0
         self._hangs = False
@@ -82,9 +75,41 @@ class ScriptedEngine:
 
     def _complete(self, prompt: Prompt) -> Completion:
         text = prompt.text if prompt.messages is None else prompt.messages[-1]["content"]
-        tokens = -(-len(text) // TOKEN_CHARACTERS)
         if self._has_faults and self._meets_fault(text):
-            return Completion.failed(RowError("engine_rejected", "refused by the script"), tokens)
+            return Completion.failed(RowError("engine_rejected", "refused by the script"), _tokens(text))
+        return self._steps[prompt.step].complete(text)
+
+    def _meets_fault(self, text: str) -> bool:
+        """Kill or hang the engine if the script says so for this text. Returns whether the row is refused."""
+        script = self._script
+        if script.kill_on is not None and script.kill_on in text:
+            self._process.kill()
+            self._process.wait()
+        if script.hang_on is not None and script.hang_on in text:
+            self._hangs = True
+        return script.reject_on is not None and script.reject_on in text
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+class _StepScript:
+    """The answers to the prompts of one of the job's steps."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self._answer = spec.engine.scripted.answer
+        self._choices = spec.output.choice_texts
+        self._many = spec.output.multi_label
+        self._tells_confidence = spec.output.confidence
+        self._thinks = spec.reasoning is not None and spec.reasoning.parser != "none"
+        self._n = spec.sampling.n
+        self._max_characters = spec.sampling.max_tokens * TOKEN_CHARACTERS
+        self._context = (spec.engine.max_model_len or 2**31) * TOKEN_CHARACTERS
+
+    def complete(self, text: str) -> Completion:
+        """The answer to a prompt with this text."""
+        tokens = _tokens(text)
         if len(text) >= self._context:
             return Completion.failed(RowError("prompt_too_long", f"{tokens} tokens do not fit"), tokens)
         if self._answer is not None:
@@ -116,16 +141,6 @@ class ScriptedEngine:
         sure = 0.5 + zlib.crc32(text.encode()[::-1]) % 1000 / 2000 if rest else 1.0
         return {label: sure if label == answer else (1 - sure) / max(1, len(rest)) for label in self._choices}
 
-    def _meets_fault(self, text: str) -> bool:
-        """Kill or hang the engine if the script says so for this text. Returns whether the row is refused."""
-        script = self._script
-        if script.kill_on is not None and script.kill_on in text:
-            self._process.kill()
-            self._process.wait()
-        if script.hang_on is not None and script.hang_on in text:
-            self._hangs = True
-        return script.reject_on is not None and script.reject_on in text
 
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+def _tokens(text: str) -> int:
+    return -(-len(text) // TOKEN_CHARACTERS)

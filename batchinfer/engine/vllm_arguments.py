@@ -42,7 +42,8 @@ def engine_arguments(
     elif plan.tensor_parallel * plan.pipeline_parallel > 1:
         # Ray has assigned the GPUs to this actor, so the workers are its child processes, not further Ray actors.
         arguments["distributed_executor_backend"] = "mp"
-    if plan.accelerator == "cpu" and spec.sampling.seed is not None:
+    jobs = spec.step_jobs
+    if plan.accelerator == "cpu" and any(job.sampling.seed is not None for job in jobs):
         # vLLM 0.32 dies on a CPU if the prefill of a seeded request is chunked: vLLM then rewinds the request's
         # random generator, which torch's CPU generator cannot do. A whole prefill needs no rewind.
         arguments["enable_chunked_prefill"] = False
@@ -53,9 +54,10 @@ def engine_arguments(
         arguments |= {"runner": "pooling", "convert": "embed" if spec.task == "embed" else "classify"}
     if spec.model.speculative is not None:
         arguments["speculative_config"] = spec.model.speculative.model_dump(exclude_none=True)
-    if spec.output.json_schema is not None:
+    typed = [job.output for job in jobs if job.output.json_schema is not None]
+    if typed:
         # For the whole engine: vLLM 0.32 has the same field for a request, which does nothing with xgrammar.
-        compact = spec.output.compact_json
+        compact = all(output.compact_json for output in typed)
         arguments["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": compact}
     if thinking is not None:
         # The grammar of an answer begins after the thinking, and vLLM can end the thinking.

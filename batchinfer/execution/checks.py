@@ -12,10 +12,12 @@ from typing import Any
 
 from batchinfer.engine.grammars import require_grammar
 from batchinfer.engine.installed import require_engine_arguments
-from batchinfer.errors import OutputError, SpecError, StoreRefused, UserError
+from batchinfer.errors import ModelError, OutputError, SpecError, StoreRefused, UserError
 from batchinfer.execution.model_checks import require_model
+from batchinfer.execution.row_chunks import require_room_to_combine
 from batchinfer.execution.same_job import require_same_input, require_same_spec, shaping
-from batchinfer.execution.sample_prompts import chat_template, require_room_for_choices
+from batchinfer.execution.sample_prompts import require_room_for_choices
+from batchinfer.execution.token_counter import chat_template, counter
 from batchinfer.input import build_manifest
 from batchinfer.input.files import fixed_part, is_glob
 from batchinfer.input.manifest import Fingerprint, Manifest, from_parquet
@@ -28,6 +30,7 @@ from batchinfer.model.resolve import ModelFacts
 from batchinfer.model.thinking import reasoning_parser
 from batchinfer.prompting.prompts import needed_columns
 from batchinfer.rundir.commit import committed_shards
+from batchinfer.rundir.groups import require_groups
 from batchinfer.rundir.ownership import require_own
 from batchinfer.rundir.past_runs import FileChoice, require_same_tick
 from batchinfer.rundir.paths import MANIFEST, Layout, reading
@@ -57,9 +60,16 @@ def absolute(spec: JobSpec) -> JobSpec:
             "model": _absolute_model(spec.model),
             "input": spec.input.model_copy(update={"uri": normal_uri(spec.input.uri)}),
             "output": spec.output.model_copy(update={"uri": normal_uri(spec.output.uri)}),
-            "prompt": _with_chat_template(spec.prompt),
+            **_with_chat_templates(spec),
         }
     )
+
+
+def _with_chat_templates(spec: JobSpec) -> dict[str, Any]:
+    if spec.steps is None:
+        return {"prompt": _with_chat_template(spec.prompt)}
+    steps = [step.model_copy(update={"prompt": _with_chat_template(step.prompt)}) for step in spec.steps]
+    return {"steps": tuple(steps)}
 
 
 def _with_chat_template(prompt: PromptSpec) -> PromptSpec:
@@ -148,15 +158,19 @@ def check(
     require_lasting(spec)
     layout = Layout(spec.output.uri, spec.storage)
     require_own(layout, thorough=fresh or trial)
-    require_room_for_choices(spec, facts.folder)
+    for job in spec.step_jobs:
+        require_room_for_choices(job, facts.folder)
     require_engine_arguments(spec)
     # Compiles the spec's own template.
-    chat_template(facts.folder, spec.prompt)
-    if spec.model.source != SCRIPTED:
-        require_grammar(spec.output, facts.folder)
-        if not is_remote(facts.location):
-            # A model in a store has its chat template there: the replica looks, once it has the model.
-            reasoning_parser(spec, facts.folder)
+    for job in spec.step_jobs:
+        chat_template(facts.folder, job.prompt)
+        if spec.model.source != SCRIPTED:
+            require_grammar(job.output, facts.folder)
+    if spec.model.source != SCRIPTED and not is_remote(facts.location):
+        # A model in a store has its chat template there: the replica looks, once it has the model.
+        reasoning_parser(spec.step_jobs[0], facts.folder)
+    if spec.chunk is not None and spec.model.source != SCRIPTED and not is_remote(facts.location):
+        _require_tokenizer(spec, facts)
     columns = needed_columns(spec)
     old = None if trial else find_manifest(layout)
     committed = set() if trial else committed_shards(layout)
@@ -176,6 +190,7 @@ def check(
         try:
             require_same_spec(old, spec, layout)
             require_same_input(old, spec)
+            require_groups(layout, old)
             resumed = True
         except UserError:
             # A run without a committed shard has nothing to lose, so it begins again with today's spec and input.
@@ -190,6 +205,19 @@ def check(
     require_files_apart(manifest, layout)
     layout.storage.require_writable(layout.root)
     return Checked(spec, facts, layout, manifest, frozenset(committed), resumed, choice)
+
+
+def _require_tokenizer(spec: JobSpec, facts: ModelFacts) -> None:
+    """Texts are cut by the tokens of the model, and answers combined: both are counted outside the engine."""
+    counters = [counter(facts.folder, job) for job in spec.step_jobs]
+    # Without a folder the model is downloaded for the run, and the replica looks.
+    if facts.folder is not None and not counters[0].exact:
+        raise ModelError(
+            f"{facts.name} has no tokenizer.json at hand, by whose tokens chunk cuts texts",
+            "download the model first, or save its fast tokenizer into its folder",
+        )
+    limits = (spec.engine.max_model_len, facts.shape.context if facts.shape is not None else None)
+    require_room_to_combine(spec, counters[-1], min((limit for limit in limits if limit), default=2**31))
 
 
 def find_manifest(layout: Layout) -> Manifest | None:

@@ -10,7 +10,7 @@ from batchinfer.rundir.paths import Layout
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class RunningJob:
     """One run as its workers see it."""
 
     run_id: str
@@ -18,5 +18,9 @@ class Job:
     plan: Plan
     layout: Layout
     shards_in_flight: int
+    session: int = 1
+    """Which of the run's commands this is; see `rundir.sessions`."""
     timed: bool = False
     """Whether the results say how long each row took."""
+    reuses: bool = False
+    """Whether equal requests run once. Whether the results tell so is `spec.reuses_answers`."""

@@ -40,9 +40,11 @@ def prepared() -> Iterator[str]:
     The folder is deleted at the end. Raises ClusterError, which says what to set.
     """
     _require_limits()
+    _require_loopback()
     folder = _folder()
     changed = _environment(folder)
-    before = {name: os.environ.get(name) for name in changed}
+    # Ray sets the mode once it has found the token, and a later cluster of this process is to have the token too.
+    before = {name: os.environ.get(name) for name in (*changed, "RAY_AUTH_MODE")}
     os.environ.update(changed)
     try:
         # Ray makes its folder writable for everybody, so the parent folder is one that only this user may enter.
@@ -68,6 +70,18 @@ def _require_limits() -> None:
         counts = limit != resource.RLIMIT_NPROC or os.getuid() != 0
         if counts and soft != resource.RLIM_INFINITY and soft < least:
             raise ClusterError(f"Ray does not start with a limit of {soft} {name}; it needs {least}", f"set {remedy}")
+
+
+def _require_loopback() -> None:
+    """Raise ClusterError if this machine cannot connect to itself: Ray's processes would retry for minutes."""
+    try:
+        with socket.create_server((ADDRESS, 0)) as server:
+            socket.create_connection(server.getsockname(), _REACH_SECONDS).close()
+    except OSError as error:
+        raise ClusterError(
+            f"this machine cannot connect to itself at {ADDRESS}: {error.strerror or error}",
+            "bring the loopback interface up: ip link set lo up",
+        ) from error
 
 
 def _folder() -> str:
@@ -113,13 +127,34 @@ def require_reachable(address: str) -> None:
 
     Other forms of an address, such as `auto`, are left to Ray.
     """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, port = _host_and_port(address)
     if not host or not port.isdigit():
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
+        socket.create_connection((host, int(port)), _REACH_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise ClusterError(
             f"no cluster answers at {address}: {getattr(error, 'strerror', None) or error}",
             "check --address and RAY_ADDRESS; without either, a cluster is started on this machine",
         ) from error
+
+
+def is_on_loopback_alone(address: str, outside: str) -> bool:
+    """Whether `address` is on loopback, and nothing listens on its port at `outside`, this machine's own address.
+
+    Ray would replace the loopback address by `outside`, and then retry for a quarter of an hour.
+    """
+    host, port = _host_and_port(address)
+    if host not in (ADDRESS, "localhost", "::1") or not port.isdigit():
+        return False
+    try:
+        socket.create_connection((outside, int(port)), _REACH_SECONDS).close()
+    except OSError:
+        return True
+    return False
+
+
+def _host_and_port(address: str) -> tuple[str, str]:
+    """Both are empty texts if the address is of another form."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    return host.strip("[]"), port

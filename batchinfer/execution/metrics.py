@@ -13,7 +13,7 @@ from types import MappingProxyType
 from ray.util import metrics as ray_metrics
 
 from batchinfer.accounting.records import ReplicaRecord, ShardRecord
-from batchinfer.execution.job import Job
+from batchinfer.execution.job import RunningJob
 
 LABELS = ("job", "run", "model", "accelerator")
 
@@ -43,7 +43,7 @@ Sample = tuple[str, Mapping[str, str], float]
 """A metric's name, its labels beside LABELS, and the value."""
 
 
-def labels_of(job: Job) -> dict[str, str]:
+def labels_of(job: RunningJob) -> dict[str, str]:
     """LABELS of the run."""
     return {"job": job.spec.name, "run": job.run_id, "model": job.plan.model, "accelerator": job.plan.accelerator}
 

@@ -23,13 +23,15 @@ def require_model(spec: JobSpec, access: bool = True) -> ModelFacts:
     facts = model_facts(spec.model, spec.storage)
     _require_engine_support(facts)
     require_head(spec, facts)
-    _require_known_tokens(spec, facts)
+    for job in spec.step_jobs:
+        _require_known_tokens(job, facts)
     if facts.shape is not None:
         require_consistent(spec, facts.shape, source_of(spec, facts.name, facts.entry, facts.quantization))
     if is_remote(facts.location) or os.path.isdir(facts.location):
         storage = storage_for(facts.location, spec.storage)
         names = storage.names(facts.location)
-        _require_model_folder(spec, facts.location, names, lambda name: storage.read(join(facts.location, name)))
+        for job in spec.step_jobs:
+            _require_model_folder(job, facts.location, names, lambda name: storage.read(join(facts.location, name)))
     elif access:
         require_access(facts, spec.model.revision)
     if spec.model.lora is not None:

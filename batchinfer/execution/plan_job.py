@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from batchinfer.accounting.report import Report
+from batchinfer.accounting.report import Report, Seconds
 from batchinfer.catalog import QUANTIZATIONS, ModelShape, accelerators
 from batchinfer.errors import StorageError
 from batchinfer.execution.checks import Checked
@@ -81,7 +83,7 @@ def plan_job(checked: Checked, cluster: Cluster, listener: Listener | None = Non
     plan = planned(None)
     if workload is None:
         return plan
-    same = [report for report in earlier if _same(report, plan)]
+    same = [measured for report in earlier for measured in measurements(report) if _same(measured, plan)]
     if facts.shape is not None and plan.num_gpus:
         of = (plan.model, plan.accelerator, plan.quantization)
         calibration = calibration_from(_readings(same, facts.shape, spec), *of)
@@ -150,17 +152,16 @@ def _require_sense(report: Report) -> None:
     """Raise ValueError for figures that no run can have."""
     if report.accelerator not in accelerators() or report.quantization not in (*QUANTIZATIONS, "auto"):
         raise ValueError(f"there is no {report.accelerator} with {report.quantization} weights")
-    counts = (report.rows, report.rows_ran, report.input_tokens, report.cached_tokens, report.output_tokens)
-    if not all(0 <= count <= MOST_TOKENS for count in counts):
-        raise ValueError("rows and tokens are from 0 to a quadrillion")
-    sizes = (report.replicas, report.tensor_parallel, report.pipeline_parallel)
-    if not all(0 < size <= MOST_DEVICES for size in sizes):
-        raise ValueError("replicas and their parts are from 1 to 100,000")
-    seconds = (report.seconds.load, report.seconds.work, report.seconds.idle)
-    if not all(math.isfinite(value) and 0 <= value <= MOST_TOKENS for value in seconds):
-        raise ValueError("device-seconds are 0 or more")
-    if _tokens(report) > FASTEST_TOKENS_PER_SECOND * report.seconds.work:
-        raise ValueError("no device works so fast")
+    for of in (_whole(report), *measurements(report)):
+        if not all(0 <= count <= MOST_TOKENS for count in (of.rows_ran, of.input_tokens, of.output_tokens)):
+            raise ValueError("rows and tokens are from 0 to a quadrillion")
+        if not all(0 < size <= MOST_DEVICES for size in (of.replicas, of.tensor_parallel, of.pipeline_parallel)):
+            raise ValueError("replicas and their parts are from 1 to 100,000")
+        seconds = (of.seconds.load, of.seconds.work, of.seconds.idle)
+        if not all(math.isfinite(value) and 0 <= value <= MOST_TOKENS for value in seconds):
+            raise ValueError("device-seconds are 0 or more")
+        if of.tokens > FASTEST_TOKENS_PER_SECOND * of.seconds.work:
+            raise ValueError("no device works so fast")
 
 
 def output_tokens(earlier: Sequence[Report], spec: JobSpec, model: str) -> float | None:
@@ -175,68 +176,115 @@ def output_tokens(earlier: Sequence[Report], spec: JobSpec, model: str) -> float
     return sum(report.output_tokens for report in same) / rows if rows else None
 
 
-def _same(report: Report, plan: Plan) -> bool:
-    """Whether the report measured the plan's kind of replica: same model, device, quantization and parallelism."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What replicas of one kind did, for one run or one session of it."""
+
+    model: str
+    accelerator: str
+    quantization: str
+    tensor_parallel: int
+    pipeline_parallel: int
+    replicas: int
+    seconds: Seconds
+    rows_ran: int
+    input_tokens: int
+    output_tokens: int
+
+    @property
+    def devices(self) -> int:
+        """Devices of a replica."""
+        return 1 if self.accelerator == "cpu" else self.tensor_parallel * self.pipeline_parallel
+
+    @property
+    def tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+
+def measurements(report: Report) -> list[Measured]:
+    """What a report measured: each session by itself, because another session may have had other devices.
+
+    A report of an earlier version has no sessions, and is one measurement, unless its parts differ.
+    """
+    sessions = [session for session in report.sessions if session.committed.rows_ran]
+    if sessions:
+        return [
+            Measured(
+                model=report.model,
+                accelerator=session.accelerator,
+                quantization=session.quantization,
+                tensor_parallel=session.tensor_parallel,
+                pipeline_parallel=session.pipeline_parallel,
+                replicas=session.replicas,
+                seconds=session.seconds,
+                rows_ran=session.committed.rows_ran,
+                input_tokens=session.committed.input_tokens,
+                output_tokens=session.committed.output_tokens,
+            )
+            for session in sessions
+        ]
+    if len({(p.accelerator, p.quantization, p.tensor_parallel, p.pipeline_parallel) for p in report.parts}) > 1:
+        return []
+    return [_whole(report)]
+
+
+def _whole(report: Report) -> Measured:
+    return Measured(**{field.name: getattr(report, field.name) for field in dataclasses.fields(Measured)})
+
+
+def _same(measured: Measured, plan: Plan) -> bool:
+    """Whether the plan's kind of replica was measured: same model, device, quantization and parallelism."""
     ours = (plan.model, plan.accelerator, plan.quantization, plan.tensor_parallel, plan.pipeline_parallel)
-    theirs = (report.model, report.accelerator, report.quantization, report.tensor_parallel, report.pipeline_parallel)
-    # If a later command changed the layout, the report has no separate speed for each part.
-    alike = len({(p.accelerator, p.quantization, p.tensor_parallel, p.pipeline_parallel) for p in report.parts}) <= 1
-    return alike and ours == theirs and report.rows_ran > 0 and _tokens(report) > 0 and report.seconds.work > 0
+    of = measured
+    theirs = (of.model, of.accelerator, of.quantization, of.tensor_parallel, of.pipeline_parallel)
+    return ours == theirs and of.rows_ran > 0 and of.tokens > 0 and of.seconds.work > 0
 
 
-def _devices(report: Report) -> int:
-    return 1 if report.accelerator == "cpu" else report.tensor_parallel * report.pipeline_parallel
-
-
-def _tokens(report: Report) -> int:
-    return report.input_tokens + report.output_tokens
-
-
-def _readings(reports: Sequence[Report], shape: ModelShape, spec: JobSpec) -> Iterator[Reading]:
-    """Each report's speed beside the planner's estimate for the lengths that the report's rows had."""
-    for report in reports:
-        facts, quantization = accelerators()[report.accelerator], QUANTIZATIONS[report.quantization]
+def _readings(same: Sequence[Measured], shape: ModelShape, spec: JobSpec) -> Iterator[Reading]:
+    """Each measured speed beside the planner's estimate for the lengths that the rows had."""
+    for measured in same:
+        facts, quantization = accelerators()[measured.accelerator], QUANTIZATIONS[measured.quantization]
         settings = engine_settings(spec.engine, facts)
-        layout = (shape, quantization, facts, report.tensor_parallel, report.pipeline_parallel)
-        output = report.output_tokens / report.rows_ran
+        layout = (shape, quantization, facts, measured.tensor_parallel, measured.pipeline_parallel)
+        output = measured.output_tokens / measured.rows_ran
         work = Workload(
-            rows=report.rows_ran,
-            input_tokens=report.input_tokens / report.rows_ran,
+            rows=measured.rows_ran,
+            input_tokens=measured.input_tokens / measured.rows_ran,
             longest_input_tokens=0,
             output_tokens=Interval(low=output, mid=output, high=output),
-            sampled_rows=report.rows_ran,
+            sampled_rows=measured.rows_ran,
             source="an earlier run",
         )
-        room = fit(*layout, False, settings, max(1, _tokens(report) // report.rows_ran))
+        room = fit(*layout, False, settings, max(1, measured.tokens // measured.rows_ran))
         yield Reading(
-            model=report.model,
-            accelerator=report.accelerator,
-            quantization=report.quantization,
-            tokens=_tokens(report),
-            work_seconds=report.seconds.work / _devices(report),
+            model=measured.model,
+            accelerator=measured.accelerator,
+            quantization=measured.quantization,
+            tokens=measured.tokens,
+            work_seconds=measured.seconds.work / measured.devices,
             estimated_tokens_per_second=replica_speed(*layout, room, settings, work).tokens_per_second,
         )
 
 
-def measured_estimate(same: Sequence[Report], plan: Plan, workload: Workload, spec: JobSpec) -> Estimate | None:
+def measured_estimate(same: Sequence[Measured], plan: Plan, workload: Workload, spec: JobSpec) -> Estimate | None:
     """Time and cost at the speed of earlier runs of the same model on the same device; None without such a run.
 
     A short trial is slower than a long run, because its engine warms up and its few rows leave slots empty.
     The fast end corrects for both effects. The slow end divides by 1 + 1/sqrt(rows), the uncertainty of few rows.
     The expected speed is the geometric mean of the trial's speed and the fast end.
     """
-    tokens = sum(map(_tokens, same))
+    tokens = sum(measured.tokens for measured in same)
     if not tokens:
         return None
-    work = sum(report.seconds.work / _devices(report) for report in same)
-    rows = sum(report.rows_ran for report in same)
-    lives = sum(report.replicas * _devices(report) for report in same)
-    load = sum(report.seconds.load for report in same) / lives
-    idle = sum(report.seconds.idle for report in same) / lives
+    work = sum(of.seconds.work / of.devices for of in same)
+    rows = sum(of.rows_ran for of in same)
+    lives = sum(of.replicas * of.devices for of in same)
+    load = sum(of.seconds.load for of in same) / lives
+    idle = sum(of.seconds.idle for of in same) / lives
     rate = tokens / work
     steady = work - min(START_UP_SECONDS, work * (1 - LEAST_STEADY))
     slots = spec.engine.max_num_seqs or (DEFAULT_SLOTS if plan.engine is None else plan.engine.max_num_seqs)
-    largest = max(report.rows_ran for report in same)
+    largest = max(of.rows_ran for of in same)
     fuller = max(1.0, min(slots, workload.rows / plan.max_replicas) / largest)
     fastest = rate * work / steady * fuller
     slowest = rate / (1 + 1 / math.sqrt(rows))
@@ -244,7 +292,7 @@ def measured_estimate(same: Sequence[Report], plan: Plan, workload: Workload, sp
     def at(tokens_per_second: float) -> ReplicaSpeed:
         return ReplicaSpeed(
             tokens_per_second=tokens_per_second,
-            output_tokens_per_second=tokens_per_second * sum(report.output_tokens for report in same) / tokens,
+            output_tokens_per_second=tokens_per_second * sum(of.output_tokens for of in same) / tokens,
             rows_per_second=tokens_per_second * rows / tokens,
             batch=0.0,
             bound="measured",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from batchinfer import signals
 from batchinfer.accounting.records import ShardRecord
 from batchinfer.errors import BatchinferError, ClusterError, WorkersLost
 from batchinfer.execution import local_cluster, ray_private
-from batchinfer.execution.job import Job
+from batchinfer.execution.job import RunningJob
 from batchinfer.execution.placement import replica_arguments
 from batchinfer.execution.process_guard import DRIVER, Guard
 from batchinfer.execution.progress import Listener
@@ -75,10 +76,10 @@ class Committed:
 class ShardSource(Datasource):  # type: ignore[misc] # Ray ships no types
     """Shards as blocks: one read task for each group of shards that are read together, longest work first."""
 
-    def __init__(self, job: Job, manifest: Manifest, work: Work) -> None:
+    def __init__(self, job: RunningJob, manifest: Manifest, work: Work) -> None:
         super().__init__()
         if job.spec.limits.max_cost_usd is None:
-            self._groups = in_order(work.shards, job.spec.sampling.max_tokens, work.positions)
+            self._groups = in_order(work.shards, job.spec.answer_tokens, work.positions)
         else:
             # With a budget, keep the input's order: its first shards are small and show what a shard costs.
             self._groups = list(read_together(work.shards))
@@ -100,9 +101,9 @@ class ShardSource(Datasource):  # type: ignore[misc] # Ray ships no types
 
 
 class _Read:
-    def __init__(self, job: Job, schema: pa.Schema, partitions: Sequence[str], work: Work) -> None:
+    def __init__(self, job: RunningJob, schema: pa.Schema, partitions: Sequence[str], work: Work) -> None:
         self._layout = job.layout
-        self._input = job.spec.input
+        self._input = job.spec.rows_input
         self._stores = job.spec.storage
         self._schema = schema
         self._partitions = partitions
@@ -148,15 +149,18 @@ def _commit(block: pa.Table, layout: Layout) -> pa.Table:
     return pa.table({"commit": pa.array(found, pa.string())})
 
 
-def run_shards(job: Job, manifest: Manifest, work: Work) -> Iterator[Committed]:
+def run_shards(job: RunningJob, manifest: Manifest, work: Work) -> Iterator[Committed]:
     """Run the work and yield each commit as it happens, in any order. Raises BatchinferError."""
-    _set_context()
-    with _plain_errors(), replica_arguments(job.plan, SMALL_TASK_CPUS, CPU_REPLICA_CPUS) as arguments:
+    with (
+        _contexts.entered(_context),
+        _plain_errors(),
+        replica_arguments(job.plan, SMALL_TASK_CPUS, CPU_REPLICA_CPUS) as arguments,
+    ):
         commits = _dataset(job, ShardSource(job, manifest, work), arguments)
         yield from _iterate(commits.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
 
 
-def _dataset(job: Job, source: ShardSource, arguments: dict[str, Any]) -> Any:
+def _dataset(job: RunningJob, source: ShardSource, arguments: dict[str, Any]) -> Any:
     """Read -> replica -> commit. `arguments` are Ray's arguments for the actor of each replica."""
     plan = job.plan
     if plan.min_replicas == plan.max_replicas:
@@ -209,8 +213,35 @@ def _iterate(batches: Iterable[pa.Table]) -> Iterator[Committed]:
             yield Committed(ShardRecord.model_validate(found["record"]), found["won"])
 
 
-def _set_context() -> None:
-    ray_private.set_data_context(
+class _Shared:
+    """A context that the runs of this process share: the first one enters it, and the last one leaves it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stack = contextlib.ExitStack()
+        self.users = 0
+
+    @contextlib.contextmanager
+    def entered(self, context: Callable[[], contextlib.AbstractContextManager[None]]) -> Iterator[None]:
+        with self._lock:
+            if not self.users:
+                self._stack.enter_context(context())
+            self.users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.users -= 1
+                if not self.users:
+                    self._stack.close()
+
+
+_contexts = _Shared()
+_connections = _Shared()
+
+
+def _context() -> contextlib.AbstractContextManager[None]:
+    return ray_private.data_context(
         DataContext.get_current(),
         # A shard travels as one row (`shard_block.seal`), and no block is to hold two: one block, one task, one shard.
         target_max_block_size=1,
@@ -260,17 +291,25 @@ def announced(address: str | None, listener: Listener) -> contextlib.AbstractCon
 def connected(address: str | None) -> Iterator[None]:
     """Connect to the cluster at `address`, or start a local cluster; an existing connection is used.
 
-    A local cluster ends with the context, and also if this process is killed.
+    A local cluster ends with the last such context of this process, and also if this process is killed.
     """
     ray_private.require()
-    if ray.is_initialized():
-        yield
+    if ray.is_initialized() and not _connections.users:
+        with ray_private.diverted(all_workers=False):
+            yield
         return
+    with _connections.entered(lambda: _connection(address)):
+        yield
+
+
+@contextlib.contextmanager
+def _connection(address: str | None) -> Iterator[None]:
     if address:
         _join(address)
         signals.retake()
         try:
-            yield
+            with ray_private.diverted(all_workers=True):
+                yield
         finally:
             ray.shutdown()
         return
@@ -282,7 +321,8 @@ def connected(address: str | None) -> Iterator[None]:
             with signals.cleaning(guard.end):
                 _start_local(folder)
                 signals.retake()
-                yield
+                with ray_private.diverted(all_workers=True):
+                    yield
         finally:
             ray.shutdown()
             guard.end()
@@ -293,13 +333,15 @@ def _start_local(folder: str) -> None:
     for _ in range(_STARTS):
         try:
             # Otherwise Ray joins any cluster that runs on this machine, even another user's.
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                log_to_driver=True,
-                _node_ip_address=local_cluster.ADDRESS,
-                _temp_dir=folder,
-            )
+            with ray_private.loopback_only():
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    log_to_driver=True,
+                    logging_level=ray_private.log_level(),
+                    _node_ip_address=local_cluster.ADDRESS,
+                    _temp_dir=folder,
+                )
             return
         except Exception as error:
             # Ray waits 30 seconds for its first node, which can be too short on a busy machine, and raises no
@@ -321,8 +363,10 @@ def _join(address: str) -> None:
             "`batchinfer submit` sends the job there; `run` on one of its nodes takes --address auto",
         )
     local_cluster.require_reachable(address)
+    alone = local_cluster.is_on_loopback_alone(address, ray.util.get_node_ip_address())
     try:
-        ray.init(address=address, log_to_driver=True)
+        with ray_private.loopback_only() if alone else contextlib.nullcontext():
+            ray.init(address=address, log_to_driver=True, logging_level=ray_private.log_level())
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         told = str(error).strip().splitlines()
         raise ClusterError(

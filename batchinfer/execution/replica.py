@@ -10,27 +10,40 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from batchinfer import events
 from batchinfer.accounting.meter import Meter
-from batchinfer.accounting.records import Ran, ReplicaRecord, ShardRecord
+from batchinfer.accounting.records import MeterReading, Ran, ReplicaRecord, ShardRecord, StepCount
 from batchinfer.engine import Completion, host_processes, start_engine
-from batchinfer.engine.supervisor import Outcome, Supervisor
-from batchinfer.errors import BatchinferError, RowError, StorageError
-from batchinfer.execution.job import Job
+from batchinfer.engine.supervisor import Supervisor
+from batchinfer.errors import BatchinferError, EngineError, StorageError
+from batchinfer.execution.job import RunningJob
 from batchinfer.execution.process_guard import REPLICA, Guard, kill_marked
 from batchinfer.execution.replica_events import EventFile
-from batchinfer.execution.result_rows import counts, evaluate, result_table
+from batchinfer.execution.result_rows import (
+    counts,
+    evaluate,
+    of_steps,
+    result_table,
+    reuse_counts,
+    step_count,
+    step_counts,
+)
+from batchinfer.execution.reuse import Reuse
+from batchinfer.execution.row_chunks import ChunkedRows
+from batchinfer.execution.row_steps import RowSteps, kept_answers
 from batchinfer.execution.shard_block import Envelope, seal, unseal
-from batchinfer.jobspec import JobSpec
+from batchinfer.execution.token_counter import counter
+from batchinfer.jobspec import SCRIPTED, JobSpec
 from batchinfer.model.download import is_remote, local_model
-from batchinfer.model.resolve import model_facts
+from batchinfer.model.resolve import model_facts, tokenizer_folder
 from batchinfer.planner import Plan
-from batchinfer.prompting.answers import OutputCheck
-from batchinfer.prompting.job_prompts import JobPrompts
+from batchinfer.prompting.prompts import NO_ANSWERS, Answers, Prompt
 
 JOURNAL_SECONDS = 1.0
 
@@ -41,6 +54,10 @@ collector scans repeatedly: at 700 for half of the time in which such rows are b
 
 NAMED_ROWS = 20
 """Rows that one event names: enough to find the fault. With many more, an event no longer fits on a line."""
+
+GROUPS = 16
+"""Groups of a shard's rows, each with a thread, that go through `steps` without waiting for one another. With 1, a
+shard's slowest answer delays all its next steps; with many more, each call brings the engine a handful of rows."""
 
 
 class Clock:
@@ -56,7 +73,7 @@ class Clock:
 class Journal:
     """Writes the replica's record every second, from a thread of its own, until closed."""
 
-    def __init__(self, job: Job, meter: Meter) -> None:
+    def __init__(self, job: RunningJob, meter: Meter) -> None:
         self.ran = _ran(job)
         self._job = job
         self._meter = meter
@@ -117,7 +134,7 @@ class Journal:
         self.write(finished=True)
 
 
-def _ran(job: Job) -> Ran:
+def _ran(job: RunningJob) -> Ran:
     """What the records of a new replica of the job, on this machine, have in common."""
     spec, plan = job.spec, job.plan
     return Ran(
@@ -134,6 +151,7 @@ def _ran(job: Job) -> Ran:
         pipeline_parallel=plan.pipeline_parallel,
         price_per_gpu_hour=plan.price_per_gpu_hour,
         labels=spec.labels,
+        session=job.session,
     )
 
 
@@ -146,7 +164,7 @@ class Replica:
     shard that the calling thread runs.
     """
 
-    def __init__(self, job: Job, lost: Counter[int], attempts: Callable[[], int]) -> None:
+    def __init__(self, job: RunningJob, lost: Counter[int], attempts: Callable[[], int]) -> None:
         clock = Clock()
         self._clock = clock
         self._job = job
@@ -157,12 +175,19 @@ class Replica:
         self._events = EventFile(job.layout, job.run_id, self._journal.ran.replica_id)
         events.tell("replica started", node=self._journal.ran.node)
         self._guard = Guard(REPLICA, self._journal.ran.replica_id)
-        self._maker = JobPrompts(job.spec)
+        self._names = job.spec.request_names
+        # A trial measures each row.
+        self._reuse = Reuse() if job.reuses and not job.timed else None
         self._width = vector_size(job.spec)
-        self._check = OutputCheck(job.spec.output, job.spec.sampling.max_tokens)
         self._engine: Supervisor | BatchinferError
         try:
-            self._engine = self._supervisor()
+            engine = self._supervisor()
+            try:
+                self._program = _program(job.spec, job.plan)
+            except BatchinferError:
+                engine.close()
+                raise
+            self._engine = engine
             # Objects loaded by now live as long as the process, so the collector can skip them.
             gc.freeze()
             gc.set_threshold(COLLECTED_AFTER)
@@ -186,20 +211,36 @@ class Replica:
             raise self._engine
         self._journal.begin(shard_id)
         started_at_us = self._clock()
-        prompts = self._maker.prompts(rows)
-        places = [place for place, prompt in enumerate(prompts) if not isinstance(prompt, RowError)]
-        outcome = self._engine.run(
-            [prompt for prompt in prompts if not isinstance(prompt, RowError)], _Note(envelope, places)
-        )
+        spec = self._job.spec
+        earlier = self._earlier(envelope) if spec.steps is not None else None
+        kept = NO_ANSWERS if earlier is None else kept_answers(self._program.jobs, earlier)
+        asked = Asked(self._engine, envelope, self._names, self._reuse)
+        answers = self._in_groups(rows, asked, kept) if self._names else self._program.run(rows, asked)
         self._journal.end(shard_id)
-        answers = iter(outcome.completed())
-        completions = [
-            Completion.failed(prompt) if isinstance(prompt, RowError) else self._checked(next(answers))
-            for prompt in prompts
-        ]
-        results = result_table(self._job.spec, rows, envelope, completions, self._job.timed, self._width)
-        record = self._record(envelope, rows, completions, results, started_at_us, outcome)
+        results = result_table(spec, rows, envelope, answers, self._job.timed, self._width, earlier)
+        record = self._record(envelope, rows, answers, results, started_at_us, asked)
         return seal(results, envelope.model_copy(update={"record": record}))
+
+    def _earlier(self, envelope: Envelope) -> pa.Table | None:
+        """The results of the retried rows before; None for rows that were not tried."""
+        if envelope.retried is None:
+            return None
+        layout = self._job.layout
+        with layout.storage.open(layout.data(envelope.shard_id)) as file:
+            return pq.read_table(file).take(pa.array(envelope.retried))
+
+    def _in_groups(self, rows: pa.Table, asked: Asked, kept: Answers) -> list[list[Completion]]:
+        """The answers of all steps. Groups of rows go on to their next steps without waiting for one another."""
+        size = max(1, -(-rows.num_rows // GROUPS))
+        starts = range(0, rows.num_rows, size)
+
+        def run(start: int) -> list[list[Completion]]:
+            mine = {name: values[start : start + size] for name, values in kept.items()}
+            return self._program.run(rows.slice(start, size), asked.group(start), mine)
+
+        with ThreadPoolExecutor(max(1, len(starts)), thread_name_prefix="steps") as pool:
+            groups = list(pool.map(run, starts)) or [self._program.run(rows, asked)]
+        return [[c for group in groups for c in group[step]] for step in range(len(groups[0]))]
 
     def _supervisor(self) -> Supervisor:
         job, limits = self._job, self._job.spec.limits
@@ -213,40 +254,33 @@ class Replica:
             last_words=self._events.write,
         )
 
-    def _checked(self, completion: Completion) -> Completion:
-        if completion.error is None and not self._check.trivial:
-            answers = list(map(self._check.check, completion.texts, completion.finish_reasons))
-            completion.texts = [answer.text for answer in answers]
-            problem = next((answer.problem for answer in answers if answer.problem is not None), None)
-            if problem is not None:
-                completion.error = RowError("output_invalid", problem)
-            elif self._job.spec.output.kind is not None:
-                completion.values = [answer.value for answer in answers]
-        return completion
-
     def _record(
         self,
         envelope: Envelope,
         rows: pa.Table,
-        completions: Sequence[Completion],
+        answers: Sequence[Sequence[Completion]],
         results: pa.Table,
         started_at_us: int,
-        outcome: Outcome,
+        asked: Asked,
     ) -> ShardRecord:
         spec = self._job.spec
+        steps = asked.counts()
+        if spec.steps is not None:
+            steps = step_counts(self._program.jobs, answers, asked.step_seconds)
         return ShardRecord(
             **self._journal.ran.ran(),
             shard_id=envelope.shard_id,
-            attempt=1 + envelope.generation + self._lost[envelope.shard_id] + self._attempts() + outcome.deaths,
+            attempt=1 + envelope.generation + self._lost[envelope.shard_id] + self._attempts() + asked.deaths,
             generation=envelope.generation,
             revision=spec.model.revision,
             rows=rows.num_rows,
             started_at_us=started_at_us,
-            finished_at_us=outcome.reading.at_us,
-            gpu_seconds=outcome.gpu_seconds,
-            **counts(results),
-            evaluation=evaluate(spec, rows, completions),
-            meter=outcome.reading,
+            finished_at_us=asked.reading.at_us,
+            gpu_seconds=asked.gpu_seconds,
+            **{**counts(results), **reuse_counts(results, answers), **(of_steps(steps) if steps else {})},
+            evaluation={} if spec.steps is not None else evaluate(spec, rows, answers[0]),
+            meter=asked.reading,
+            steps=steps,
         )
 
     def _leave(self) -> None:
@@ -256,6 +290,72 @@ class Replica:
         self._guard.end()
         self._events.close()
         self._journal.close()
+
+
+class Asked:
+    """Runs the requests of one shard, and adds up what they cost. Safe to use from several threads.
+
+    `steps`: the names of the requests of a row (`JobSpec.request_names`). `reuse`: the replica's answers to requests
+    that may come again, None if each request runs. `gpu_seconds`: device-seconds of the answers. `deaths`: engines that
+    died meanwhile. `reading`: the meter's reading when the last call ended.
+    """
+
+    def __init__(
+        self, engine: Supervisor, envelope: Envelope, steps: Sequence[str], reuse: Reuse | None = None
+    ) -> None:
+        self._engine = engine
+        self._reuse = reuse
+        self._envelope = envelope
+        self._steps = steps
+        self._lock = threading.Lock()
+        self._readings: list[MeterReading] = []
+        self.gpu_seconds = 0.0
+        self.deaths = 0
+        self.step_seconds: dict[str, float] = {}
+        self._made: dict[str, list[Completion]] = {name: [] for name in steps}
+
+    @property
+    def reading(self) -> MeterReading:
+        return max(self._readings, key=lambda reading: reading.at_us)
+
+    def __call__(self, prompts: Sequence[Prompt], places: Sequence[int]) -> list[Completion]:
+        """The completions of prompts of the rows at `places` of the shard. Raises EngineError."""
+        made = self._run(prompts, places) if self._reuse is None else self._reuse(prompts, places, self._run)
+        if self._steps:
+            with self._lock:
+                for prompt, completion in zip(prompts, made, strict=True):
+                    self._made[self._steps[prompt.step]].append(completion)
+        return made
+
+    def _run(self, prompts: Sequence[Prompt], places: Sequence[int]) -> list[Completion]:
+        outcome = self._engine.run(prompts, _Note(self._envelope, places))
+        completions = outcome.completed()
+        with self._lock:
+            self._readings.append(outcome.reading)
+            self.gpu_seconds += outcome.gpu_seconds
+            self.deaths += outcome.deaths
+            if prompts and self._steps:
+                self._share(prompts, completions, outcome.gpu_seconds)
+        return completions
+
+    def counts(self) -> dict[str, StepCount]:
+        """What each kind of request did."""
+        return {name: step_count(made, self.step_seconds.get(name, 0.0)) for name, made in self._made.items()}
+
+    def group(self, start: int) -> Callable[[Sequence[Prompt], Sequence[int]], list[Completion]]:
+        """The same for places that are counted from `start`."""
+        return lambda prompts, places: self(prompts, [start + place for place in places])
+
+    def _share(self, prompts: Sequence[Prompt], completions: Sequence[Completion], gpu_seconds: float) -> None:
+        """Share out device-seconds among steps, by how long the engine had their requests."""
+        weights: dict[int, float] = {}
+        for prompt, completion in zip(prompts, completions, strict=True):
+            weights[prompt.step] = weights.get(prompt.step, 0.0) + completion.seconds
+        whole = sum(weights.values())
+        for step, weight in weights.items():
+            part = weight / whole if whole else 1 / len(weights)
+            name = self._steps[step]
+            self.step_seconds[name] = self.step_seconds.get(name, 0.0) + gpu_seconds * part
 
 
 class _Note:
@@ -276,6 +376,28 @@ class _Note:
         position = self._places[place]
         retried = self._envelope.retried
         return self._envelope.number(position if retried is None else retried[position])
+
+
+def _program(spec: JobSpec, plan: Plan) -> RowSteps | ChunkedRows:
+    """What the rows of the job ask. Raises EngineError if the model has no tokenizer to cut texts by."""
+    if spec.chunk is None:
+        return RowSteps(spec)
+    spec, plan = with_local_model(spec, plan)
+    folder = tokenizer_folder(spec, plan.checkpoint)
+    counters = [counter(folder, job) for job in spec.step_jobs]
+    if not counters[0].exact and spec.model.source != SCRIPTED:
+        raise EngineError(
+            f"{spec.model.source} has no tokenizer.json, by whose tokens chunk cuts texts",
+            "save its fast tokenizer into its folder",
+        )
+    return ChunkedRows(spec, counters, _context(spec, plan))
+
+
+def _context(spec: JobSpec, plan: Plan) -> int:
+    """The longest sequence of the engine, in tokens."""
+    shape = model_facts(spec.model, spec.storage).shape
+    limits = (plan.engine and plan.engine.max_model_len, spec.engine.max_model_len, shape and shape.context)
+    return min((limit for limit in limits if limit), default=2**31)
 
 
 def vector_size(spec: JobSpec) -> int:

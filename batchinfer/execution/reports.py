@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from batchinfer import events
 from batchinfer.accounting.evaluation import Evaluation
-from batchinfer.accounting.ledger import replica_accounts, replicas_table, totals
+from batchinfer.accounting.ledger import replica_accounts, totals
 from batchinfer.accounting.records import ShardRecord
 from batchinfer.accounting.report import Report, make_report, overall_accuracy
 from batchinfer.errors import Stopped, TooManyFailedRows, UserError
 from batchinfer.execution.checks import open_run
 from batchinfer.execution.evaluate_later import accuracy_of_results, evaluate_results, evaluation
 from batchinfer.input.manifest import Manifest
-from batchinfer.jobspec import JobSpec
+from batchinfer.jobspec import EvaluateSpec, JobSpec, to_yaml
+from batchinfer.pages import RunStory, run_page
+from batchinfer.pages.samples import failed_rows, lengths
 from batchinfer.planner import Plan
+from batchinfer.rundir.accounts import journals_state, write_accounts
 from batchinfer.rundir.commit import committed_shards, read_accounting, read_records, repair
 from batchinfer.rundir.failed_rows import noted_retry
 from batchinfer.rundir.journals import living_replicas, read_journals, require_of_run
 from batchinfer.rundir.ownership import overwrite
 from batchinfer.rundir.paths import Layout, reading
+from batchinfer.rundir.sessions import read_sessions
+from batchinfer.storage import normal_uri, storage_for
+
+MOST_COMPARED = 1_000_000
+"""Rows up to which the page at the end of a run has the quality of the answers, for which all results are read again:
+some seconds a million. `report --html` has it for any run."""
 
 
 def report(uri: str, overrides: Sequence[str] = ()) -> Report:
@@ -53,6 +60,20 @@ def evaluate(uri: str, overrides: Sequence[str] = ()) -> dict[str, Evaluation]:
     return found
 
 
+def write_page(uri: str, file: str, texts: bool = False, overrides: Sequence[str] = ()) -> None:
+    """Write the report of the run at `uri` for a browser to `file`, a path or a URI.
+
+    `texts`: with messages and answers of failed rows. `overrides` may set `evaluate`. Raises UserError.
+    """
+    layout, manifest, spec = open_run(uri)
+    wanted = evaluation(uri, spec, overrides) if overrides else spec.evaluate
+    records = read_records(layout, manifest, noted_retry(layout))
+    alive = living_replicas(layout, read_journals(layout))
+    made = report(uri, overrides)
+    html = run_page(_story(layout, spec, made, records, alive, wanted, texts))
+    storage_for(file, layout.stores).put(normal_uri(file), html)
+
+
 def require_limits(made: Report) -> None:
     """Raise TooManyFailedRows if more rows failed than the spec allows, Stopped if the run exceeded its budget."""
     if made.error_rate > made.max_error_rate:
@@ -70,11 +91,46 @@ def require_limits(made: Report) -> None:
         )
 
 
-def conclude(layout: Layout, spec: JobSpec, manifest: Manifest) -> Report:
-    """Write the accounts and the report."""
-    made = _report(layout, spec, manifest, account_for(layout, manifest))
+def conclude(layout: Layout, spec: JobSpec, manifest: Manifest, page: bool = True) -> Report:
+    """Write the accounts and the report, with `page` also for a browser."""
+    records = account_for(layout, manifest)
+    made = _report(layout, spec, manifest, records)
     overwrite(layout, layout.report, made.model_dump_json(indent=2).encode())
+    if page:
+        _write_page(layout, spec, made, records)
     return made
+
+
+def _write_page(layout: Layout, spec: JobSpec, made: Report, records: list[ShardRecord]) -> None:
+    """Write the report for a browser. A run does not fail because of its picture."""
+    wanted = spec.evaluate if made.rows <= MOST_COMPARED else None
+    try:
+        overwrite(layout, layout.page, run_page(_story(layout, spec, made, records, (), wanted, texts=False)))
+    except Exception as error:
+        events.tell("page not written", reason=str(error))
+
+
+def _story(
+    layout: Layout,
+    spec: JobSpec,
+    made: Report,
+    records: list[ShardRecord],
+    alive: Collection[str],
+    wanted: EvaluateSpec | None,
+    texts: bool,
+) -> RunStory:
+    plans = [session.plan for session in read_sessions(layout) if session.plan.estimate is not None]
+    return RunStory(
+        report=made,
+        spec_text=to_yaml(spec),
+        replicas=replica_accounts(records, read_journals(layout), alive),
+        records=records,
+        plan=plans[0] if plans else read_plan(layout),
+        lengths=lengths(layout, records) if spec.generates else None,
+        failed=failed_rows(layout, spec, records, texts),
+        texts=texts,
+        evaluations=evaluate_results(layout, spec, wanted) if wanted is not None else {},
+    )
 
 
 def account_for(layout: Layout, manifest: Manifest) -> list[ShardRecord]:
@@ -82,9 +138,9 @@ def account_for(layout: Layout, manifest: Manifest) -> list[ShardRecord]:
     retried = noted_retry(layout)
     repair(layout, committed_shards(layout), read_accounting(layout), retried)
     records = read_records(layout, manifest, retried)
-    sink = pa.BufferOutputStream()
-    pq.write_table(replicas_table(replica_accounts(records, read_journals(layout))), sink)
-    overwrite(layout, layout.replicas, sink.getvalue().to_pybytes())
+    # Read before the journals: a journal that changes meanwhile makes the accounts count as older than it.
+    of = journals_state(layout)
+    write_accounts(layout, replica_accounts(records, read_journals(layout)), of)
     return records
 
 
@@ -99,6 +155,7 @@ def _report(
         run_id=manifest.fingerprint.run_id,
         output=layout.root,
         plan=read_plan(layout),
+        sessions=read_sessions(layout),
         totals=totals(records, replicas),
         replicas=replicas,
         rows_in_input=manifest.rows,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchinfer.accounting.records import StepCount
 from batchinfer.engine import Completion
 from batchinfer.errors import REJECTED_CODES
 from batchinfer.execution.shard_block import Envelope
 from batchinfer.jobspec import EvaluateSpec, JobSpec
+from batchinfer.jobspec.output_keys import RESULT_COLUMNS
 from batchinfer.jobspec.printed import printed
 from batchinfer.prompting.prompts import column_values
 from batchinfer.prompting.typed import arrow_type
@@ -28,52 +31,134 @@ def result_table(
     spec: JobSpec,
     rows: pa.Table,
     envelope: Envelope,
-    completions: Sequence[Completion],
+    answers: Sequence[Sequence[Completion]],
     timed: bool = False,
     width: int = 1,
+    earlier: pa.Table | None = None,
 ) -> pa.Table:
     """The rows of the result file: id, passed-through columns, output, and the row's outcome.
 
-    With n > 1 the output, the finish reason and the logprobs are lists of n. A list of labels is a list of texts, an
-    embedding a list of numbers. A row that failed before the engine has a null output. An answer of the wrong shape is
-    kept beside its error, unless answers are typed: then it is null. `timed` adds the column SECONDS. `width`: the
-    numbers of a vector, for a shard that has none.
+    `answers`: of each of `spec.step_jobs`. With n > 1 the output, the finish reason and the logprobs are lists of n. A
+    list of labels is a list of texts, an embedding a list of numbers. A row that failed before the engine has a null
+    output. An answer of the wrong shape is kept beside its error, unless answers are typed: then it is null. `timed`
+    adds the column SECONDS. `width`: the numbers of a vector, for a shard that has none. `earlier`: the results of an
+    earlier attempt at these rows, whose steps that did not fail stay.
     """
     columns: dict[str, pa.Array | pa.ChunkedArray] = {}
-    if spec.input.id_column is None:
+    if spec.rows_input.id_column is None:
         places = envelope.retried if envelope.retried is not None else range(rows.num_rows)
         columns[spec.id_column] = pa.array([envelope.number(place) for place in places], pa.int64())
     else:
-        columns[spec.id_column] = rows.column(spec.input.id_column)
-    for name in spec.input.columns:
+        columns[spec.id_column] = rows.column(spec.rows_input.id_column)
+    for name in spec.rows_input.columns:
         columns[name] = rows.column(name)
-    many = spec.sampling.n > 1
+    if spec.steps is None:
+        columns |= _answer_columns(spec, answers[0], width)
+    else:
+        for job, completions in zip(spec.step_jobs, answers, strict=True):
+            made = _answer_columns(job, completions, width, f"{job.output.column}_")
+            columns |= made if earlier is None else _with_kept(made, earlier, f"{job.output.column}_error_code")
+        columns |= _row_columns([job.output.column for job in spec.step_jobs], columns)
+        if spec.reuses_answers:
+            columns["reused"] = _reused_rows(spec, columns)
+    if timed:
+        seconds = [sum(c.seconds for c in of_row) for of_row in zip(*answers, strict=True)]
+        columns[SECONDS] = pa.array(seconds, pa.float64())
+    return pa.table(columns)
+
+
+def _answer_columns(
+    spec: JobSpec, completions: Sequence[Completion], width: int, prefix: str = ""
+) -> dict[str, pa.Array | pa.ChunkedArray]:
+    """The columns of one step: the output with its companions, and `prefix` with each name of `RESULT_COLUMNS`."""
+    many = spec.lists_answers
     text = pa.list_(pa.string()) if many else pa.string()
     first = slice(None) if many else 0
-    columns |= _outputs(spec, completions, width)
-    columns["finish_reason"] = pa.array(
+    columns = {**_outputs(spec, completions, width)}
+    columns[f"{prefix}finish_reason"] = pa.array(
         [c.finish_reasons[first] if c.finish_reasons else None for c in completions], text
     )
-    columns["input_tokens"] = pa.array([c.input_tokens for c in completions], pa.int32())
-    columns["cached_tokens"] = pa.array([c.cached_tokens for c in completions], pa.int32())
-    columns["output_tokens"] = pa.array([c.output_tokens for c in completions], pa.int32())
+    columns[f"{prefix}input_tokens"] = pa.array([c.input_tokens for c in completions], pa.int32())
+    columns[f"{prefix}cached_tokens"] = pa.array([c.cached_tokens for c in completions], pa.int32())
+    columns[f"{prefix}output_tokens"] = pa.array([c.output_tokens for c in completions], pa.int32())
     errors = [c.error for c in completions]
-    columns["error_code"] = pa.array([e.code if e else None for e in errors], pa.string())
-    columns["error_message"] = pa.array([e.message if e else None for e in errors], pa.string())
+    columns[f"{prefix}error_code"] = pa.array([e.code if e else None for e in errors], pa.string())
+    columns[f"{prefix}error_message"] = pa.array([e.message if e else None for e in errors], pa.string())
     if spec.sampling.logprobs is not None:
-        columns["logprobs"] = pa.array(
+        columns[f"{prefix}logprobs"] = pa.array(
             [c.logprobs[first] if c.logprobs else None for c in completions], _logprobs_type(many)
         )
     if spec.prompt.cut_column is not None:
-        columns["truncated_tokens"] = pa.array([c.truncated_tokens for c in completions], pa.int32())
-    if timed:
-        columns[SECONDS] = pa.array([c.seconds for c in completions], pa.float64())
+        columns[f"{prefix}truncated_tokens"] = pa.array([c.truncated_tokens for c in completions], pa.int32())
+    if spec.chunk is not None:
+        columns["chunks"] = pa.array([c.chunks for c in completions], pa.int32())
+        columns["levels"] = pa.array([c.levels for c in completions], pa.int32())
     if spec.reasoning is not None:
-        columns["reasoning_tokens"] = pa.array([c.reasoning_tokens for c in completions], pa.int32())
+        columns[f"{prefix}reasoning_tokens"] = pa.array([c.reasoning_tokens for c in completions], pa.int32())
         if spec.reasoning.column is not None:
             thought = [c.reasoning[first] if c.reasoning else None for c in completions]
-            columns[spec.reasoning.column] = pa.array(thought, text)
-    return pa.table(columns)
+            columns[f"{prefix}{spec.reasoning.column}"] = pa.array(thought, text)
+    if spec.reuses_answers:
+        columns[f"{prefix}reused"] = pa.array([c.reused_tokens is not None for c in completions], pa.bool_())
+    return columns
+
+
+def _with_kept(columns: Mapping[str, pa.Array], earlier: pa.Table, code: str) -> dict[str, pa.Array]:
+    """The columns of a step, with what it had in the rows of an earlier attempt in which it did not fail."""
+    kept = earlier.column(code).is_null()
+    # Rows are taken, not chosen with if_else, which has no kernel for some nested types.
+    rows = pa.array(range(len(kept)))
+    place = pc.if_else(kept, rows, pc.add(rows, len(kept)))
+    return {
+        name: pa.chunked_array([*earlier.column(name).cast(made.type).chunks, made]).take(place)
+        for name, made in columns.items()
+    }
+
+
+def _row_columns(names: Sequence[str], columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> dict[str, pa.Array]:
+    """The columns that tell of a whole row of several steps.
+
+    The finish reason is that of the first step that did not just stop. The error is that of the first step that failed,
+    as `step_failed` if another step has an answer.
+    """
+    told = {key: [columns[f"{name}_{key}"].to_pylist() for name in names] for key in RESULT_COLUMNS}
+    reasons: list[str | None] = []
+    for of_row in zip(*told["finish_reason"], strict=True):
+        ended = [one for found in of_row for one in (found if isinstance(found, list) else [found]) if one is not None]
+        reasons.append(next((one for one in ended if one != "stop"), "stop" if ended else None))
+    codes: list[str | None] = []
+    messages: list[str | None] = []
+    for of_row, message, ended_as in zip(
+        zip(*told["error_code"], strict=True),
+        zip(*told["error_message"], strict=True),
+        zip(*told["finish_reason"], strict=True),
+        strict=True,
+    ):
+        place = next((i for i, code in enumerate(of_row) if code is not None), None)
+        if place is None:
+            codes.append(None)
+            messages.append(None)
+            continue
+        answered = any(reason is not None for reason in ended_as)
+        codes.append("step_failed" if answered else of_row[place])
+        messages.append(f"step {names[place]}: {of_row[place]}: {message[place]}")
+    sums = {
+        key: pa.array([sum(of_row) for of_row in zip(*told[key], strict=True)], pa.int32())
+        for key in ("input_tokens", "cached_tokens", "output_tokens")
+    }
+    return {
+        "finish_reason": pa.array(reasons, pa.string()),
+        **sums,
+        "error_code": pa.array(codes, pa.string()),
+        "error_message": pa.array(messages, pa.string()),
+    }
+
+
+def _reused_rows(spec: JobSpec, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> pa.Array:
+    """Whether a row of several steps has the answers of equal requests only, so that it took no tokens."""
+    steps = zip(*(columns[f"{job.output.column}_reused"].to_pylist() for job in spec.step_jobs), strict=True)
+    tokens = zip(columns["input_tokens"].to_pylist(), columns["output_tokens"].to_pylist(), strict=True)
+    return pa.array([any(row) and not any(ran) for row, ran in zip(steps, tokens, strict=True)], pa.bool_())
 
 
 def _outputs(spec: JobSpec, completions: Sequence[Completion], width: int) -> dict[str, pa.Array]:
@@ -85,7 +170,7 @@ def _outputs(spec: JobSpec, completions: Sequence[Completion], width: int) -> di
         return {name: pa.array([c.score for c in completions], pa.float64())}
     if output.kind is not None:
         return _typed_columns(spec, completions)
-    if spec.sampling.n > 1:
+    if spec.lists_answers:
         texts = [c.texts or None for c in completions]
         if not output.multi_label:
             return {name: pa.array(texts, pa.list_(pa.string()))}
@@ -147,7 +232,7 @@ def _typed_columns(spec: JobSpec, completions: Sequence[Completion]) -> dict[str
             for name, kind in output.kind.fields
         }
     kind = arrow_type(output.kind)
-    if spec.sampling.n > 1:
+    if spec.lists_answers:
         return {output.column: pa.array([c.values for c in completions], pa.list_(kind))}
     return {output.column: pa.array([c.values[0] if c.values else None for c in completions], kind)}
 
@@ -229,6 +314,50 @@ def counts(results: pa.Table) -> dict[str, Any]:
         "errors": _numbers(codes),
         "finish_reasons": _numbers(reasons),
     }
+
+
+def reuse_counts(results: pa.Table, answers: Sequence[Sequence[Completion]]) -> dict[str, int]:
+    """The fields of a ShardRecord about answers that were those of equal requests."""
+    told = "reused" in results.column_names
+    return {
+        "rows_reused": pc.sum(results.column("reused"), min_count=0).as_py() if told else 0,
+        "tokens_reused": sum(c.reused_tokens or 0 for of_step in answers for c in of_step) if told else 0,
+    }
+
+
+def step_counts(
+    jobs: Sequence[JobSpec], answers: Sequence[Sequence[Completion]], seconds: Mapping[str, float]
+) -> dict[str, StepCount]:
+    """What each step of a job with `steps` did in this attempt. `seconds`: its device-seconds, by name."""
+    return {
+        job.output.column: step_count(completions, seconds.get(job.output.column, 0.0))
+        for job, completions in zip(jobs, answers, strict=True)
+    }
+
+
+def step_count(completions: Sequence[Completion], gpu_seconds: float) -> StepCount:
+    """What the requests of these completions did."""
+    asked = [c for c in completions if c.error is not None or c.finish_reasons]
+    ran = [c for c in asked if c.error is None or c.error.code not in REJECTED_CODES]
+    return StepCount(
+        rows=len(asked),
+        rows_failed=sum(c.error is not None for c in asked),
+        input_tokens=sum(c.input_tokens for c in ran),
+        cached_tokens=sum(c.cached_tokens for c in ran),
+        output_tokens=sum(c.output_tokens for c in ran),
+        reasoning_tokens=sum(c.reasoning_tokens for c in ran),
+        rejected_tokens=sum(c.input_tokens for c in asked) - sum(c.input_tokens for c in ran),
+        errors=dict(Counter(c.error.code for c in asked if c.error is not None)),
+        gpu_seconds=gpu_seconds,
+        rows_reused=sum(c.reused_tokens is not None for c in asked),
+        tokens_reused=sum(c.reused_tokens or 0 for c in asked),
+    )
+
+
+def of_steps(steps: Mapping[str, StepCount]) -> dict[str, int]:
+    """The tokens of a record, as the sums over its steps."""
+    names = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "rejected_tokens", "tokens_reused")
+    return {name: sum(getattr(step, name) for step in steps.values()) for name in names}
 
 
 def _numbers(values: pa.ChunkedArray) -> dict[str, int]:

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 
 from batchinfer import signals
 from batchinfer.accounting.budget import shards_with_budget
@@ -32,9 +32,11 @@ from batchinfer.execution.checks import (
     require_apart,
     resolved,
 )
-from batchinfer.execution.job import Job
+from batchinfer.execution.job import RunningJob
 from batchinfer.execution.metrics import Metrics, labels_of
 from batchinfer.execution.model_checks import require_model
+from batchinfer.execution.monthly_budget import within_month
+from batchinfer.execution.notify import telling
 from batchinfer.execution.plan_job import plan_job
 from batchinfer.execution.progress import Listener
 from batchinfer.execution.ray_pipeline import Work
@@ -51,9 +53,11 @@ from batchinfer.planner import Plan, shards_in_flight
 from batchinfer.planner.plan import DEFAULT_SLOTS
 from batchinfer.rundir.commit import committed_shards
 from batchinfer.rundir.failed_rows import failed_codes, failed_rows, note_retry
+from batchinfer.rundir.groups import keep_groups, require_groups
 from batchinfer.rundir.journals import read_journals
 from batchinfer.rundir.ownership import SPEC_MARK, STOP_MARK, clear, overwrite, remove, remove_leftovers, require_own
 from batchinfer.rundir.paths import Layout
+from batchinfer.rundir.sessions import begin_session, keep_earlier_plan
 
 JOURNAL_WAIT_SECONDS = 30.0
 """Seconds to wait at the end for the replicas' last entries. If shorter, a slow store leaves them out of the report."""
@@ -93,18 +97,31 @@ def run(
         if layout.storage.stat(layout.spec) is None:
             _write_spec(layout, checked.spec)
         return conclude(layout, checked.spec, manifest)
-    with ray_pipeline.announced(cluster, listener):
-        plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
-        return _carry_out(checked, plan, pending, listener)
+
+    def carry_out() -> Report:
+        limited = within_month(checked.spec, layout)
+        with ray_pipeline.announced(cluster, listener):
+            plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
+            return _carry_out(checked, plan, pending, listener, limited=limited)
+
+    return telling(checked.spec, layout.root, carry_out)
 
 
 def _carry_out(
-    checked: Checked, plan: Plan, pending: Sequence[Shard], listener: Listener, timed: bool = False
+    checked: Checked,
+    plan: Plan,
+    pending: Sequence[Shard],
+    listener: Listener,
+    timed: bool = False,
+    limited: JobSpec | None = None,
 ) -> Report:
-    """Write the files of the run, run the `pending` shards, and report. `timed`: see `Job`."""
-    layout, manifest = checked.layout, checked.manifest
+    """Write the files of the run, run the `pending` shards, and report. `timed`: see `RunningJob`. `limited`: the spec
+    with limits for this session alone."""
+    layout = checked.layout
     with layout.storage.lock(layout.lock) as require_held:
-        _begin(checked, plan)
+        manifest = _begin(checked, plan)
+        pending = [manifest.shards[shard.shard_id] for shard in pending]
+        session = begin_session(layout, "run", plan, datetime.now(UTC))
         listener.event(
             "resumed" if checked.resumed else "started",
             run_id=manifest.fingerprint.run_id,
@@ -115,9 +132,10 @@ def _carry_out(
             accelerator=plan.accelerator,
             replicas=plan.max_replicas,
         )
-        job = replace(_job(checked.spec, plan, layout, manifest), timed=timed)
+        job = replace(_job(limited or checked.spec, plan, layout, manifest, session), timed=timed)
         _execute(job, manifest, Work(pending), listener, require_held)
-        return conclude(layout, checked.spec, manifest)
+        # A trial is looked at in the terminal, and drawing takes as long as a few rows.
+        return conclude(layout, checked.spec, manifest, page=not timed)
 
 
 def try_rows(
@@ -191,6 +209,7 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
     read_plan(layout)
     facts = require_model(spec)
     require_same_input(manifest, spec)
+    require_groups(layout, manifest)
     positions, generations = failed_rows(layout)
     if not positions:
         listener.event("nothing to do", rows_failed=0)
@@ -199,58 +218,78 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
     if told is not None:
         listener.event("hint", text=told)
     checked = Checked(spec, facts, layout, manifest, frozenset(committed_shards(layout)), resumed=True)
-    with ray_pipeline.announced(cluster, listener):
-        plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
-        with layout.storage.lock(layout.lock) as require_held:
-            note_retry(layout, manifest.fingerprint.run_id, positions)
-            shards = [shard for shard in manifest.shards if shard.shard_id in positions]
-            listener.event(
-                "retrying",
-                run_id=manifest.fingerprint.run_id,
-                output=layout.root,
-                rows=sum(map(len, positions.values())),
-                shards=len(shards),
-            )
-            work = Work(shards, positions, generations)
-            _execute(_job(spec, plan, layout, manifest), manifest, work, listener, require_held)
-            return conclude(layout, spec, manifest)
+
+    def carry_out() -> Report:
+        limited = within_month(spec, layout)
+        with ray_pipeline.announced(cluster, listener):
+            plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
+            with layout.storage.lock(layout.lock) as require_held:
+                note_retry(layout, manifest.fingerprint.run_id, positions)
+                shards = [shard for shard in manifest.shards if shard.shard_id in positions]
+                listener.event(
+                    "retrying",
+                    run_id=manifest.fingerprint.run_id,
+                    output=layout.root,
+                    rows=sum(map(len, positions.values())),
+                    shards=len(shards),
+                )
+                work = Work(shards, positions, generations)
+                job = _job(limited, plan, layout, manifest, begin_session(layout, "retry", plan, datetime.now(UTC)))
+                _execute(job, manifest, work, listener, require_held)
+                return conclude(layout, spec, manifest)
+
+    return telling(spec, layout.root, carry_out)
 
 
-def _job(spec: JobSpec, plan: Plan, layout: Layout, manifest: Manifest) -> Job:
+def _job(spec: JobSpec, plan: Plan, layout: Layout, manifest: Manifest, session: int) -> RunningJob:
     rows = max((shard.rows for shard in manifest.shards), default=1)
     slots = spec.engine.max_num_seqs or (DEFAULT_SLOTS if plan.engine is None else plan.engine.max_num_seqs)
     sharing = plan.workload is not None and plan.workload.shares_apart
     cost = plan.estimate.cost_usd if plan.estimate is not None else None
     in_flight = shards_with_budget(shards_in_flight(slots, rows, sharing), spec.limits, cost)
-    return Job(manifest.fingerprint.run_id, spec, plan, layout, in_flight)
+    # The files of a run have the same columns, also if a retry samples in another way, or an earlier version began it.
+    told = manifest.fingerprint.spec.get("dedupe", False)
+    of_run = spec.model_copy(update={"dedupe": told})
+    return RunningJob(
+        manifest.fingerprint.run_id, of_run, plan, layout, in_flight, session, reuses=told and spec.reuses_answers
+    )
 
 
-def _begin(checked: Checked, plan: Plan) -> None:
-    """Write the files that make the run exist; for an incremental run they also list its input files."""
+def _begin(checked: Checked, plan: Plan) -> Manifest:
+    """Write the files that make the run exist; for an incremental run they also list its input files. Returns the
+    manifest as it is written.
+    """
     choice = None if checked.resumed else checked.choice
     with choice.claiming(checked.manifest) if choice is not None else contextlib.nullcontext():
         if not checked.resumed:
             _clear(checked.layout)
-        _write_run_files(checked.layout, checked, plan)
+        return _write_run_files(checked.layout, checked, plan)
 
 
 def _clear(layout: Layout) -> None:
     """Remove an earlier run, the manifest last: until the manifest is gone, the run can be resumed."""
     manifest = layout.manifest
-    clear(layout, kept=(manifest, layout.lock, layout.log))
+    groups = [entry.uri for entry in layout.storage.list(layout.groups_folder)]
+    clear(layout, kept=(manifest, layout.lock, layout.log, *groups))
     remove(layout, manifest)
+    for uri in groups:
+        remove(layout, uri)
 
 
-def _write_run_files(layout: Layout, checked: Checked, plan: Plan) -> None:
+def _write_run_files(layout: Layout, checked: Checked, plan: Plan) -> Manifest:
     remove_leftovers(layout)
     before = read_plan(layout) if checked.resumed else None
     if before is not None:
         # The report compares the run with the estimate made when the run began.
         plan = plan.model_copy(update={"first_estimate": before.first_estimate or before.estimate})
+        keep_earlier_plan(layout, before)
     _write_spec(layout, checked.spec)
     overwrite(layout, layout.plan, plan.model_dump_json(indent=2).encode())
-    if not checked.resumed:
-        layout.storage.create(layout.manifest, to_parquet(checked.manifest))
+    if checked.resumed:
+        return checked.manifest
+    manifest = keep_groups(layout, checked.manifest)
+    layout.storage.create(layout.manifest, to_parquet(manifest))
+    return manifest
 
 
 def _write_spec(layout: Layout, spec: JobSpec) -> None:
@@ -258,7 +297,9 @@ def _write_spec(layout: Layout, spec: JobSpec) -> None:
     overwrite(layout, layout.spec, mark + to_yaml(spec).encode())
 
 
-def _execute(job: Job, manifest: Manifest, work: Work, listener: Listener, require_held: Callable[[], None]) -> None:
+def _execute(
+    job: RunningJob, manifest: Manifest, work: Work, listener: Listener, require_held: Callable[[], None]
+) -> None:
     """Run the work to its end, or until a signal or a budget stops it (Stopped), or the lock is lost."""
     try:
         if work.shards:
@@ -268,7 +309,9 @@ def _execute(job: Job, manifest: Manifest, work: Work, listener: Listener, requi
         signals.let_end(True)
 
 
-def _work(job: Job, manifest: Manifest, work: Work, listener: Listener, require_held: Callable[[], None]) -> None:
+def _work(
+    job: RunningJob, manifest: Manifest, work: Work, listener: Listener, require_held: Callable[[], None]
+) -> None:
     layout = job.layout
     remove(layout, layout.stop)
     earlier = {journal.replica_id for journal in read_journals(layout)}
@@ -276,6 +319,7 @@ def _work(job: Job, manifest: Manifest, work: Work, listener: Listener, require_
     tally = Tally(job, manifest, work, counting.observed)
     stopper = Stopper(
         lambda: layout.storage.put(layout.stop, STOP_MARK),
+        lambda: layout.storage.stat(layout.stop) is not None,
         lambda: _begun(layout, earlier),
         lambda: not tally.left,
         listener,
@@ -298,6 +342,8 @@ def _work(job: Job, manifest: Manifest, work: Work, listener: Listener, require_
                     counting.committed(committed.record)
                     listener.advance(tally.progress(), committed.record)
                 watch.check()
+            # The readers see a stop file at once, so the shards may have ended before the watch looked.
+            stopper.heed()
             if not stopper.at_once:
                 _wait_for_journals(layout, earlier)
             tally.look()

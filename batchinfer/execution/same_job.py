@@ -11,7 +11,7 @@ from batchinfer.input.manifest import Manifest
 from batchinfer.jobspec import JobSpec
 from batchinfer.rundir.paths import Layout
 
-_FREE_KEYS = ("name", "resources", "limits", "schedule", "storage", "labels")
+_FREE_KEYS = ("name", "resources", "limits", "schedule", "storage", "labels", "notify")
 """Keys that may change between the runs of one output: they shape no result."""
 
 
@@ -24,11 +24,13 @@ def shaping(spec: JobSpec) -> dict[str, Any]:
     values = spec.model_dump(mode="json")
     for key in _FREE_KEYS:
         values.pop(key)
+    values["dedupe"] = spec.reuses_answers
     # These keys say which files are read, and a resume reads the files of the manifest.
     for key in ("incremental", "ignore", "on_bad_file", "on_bad_row"):
         values["input"].pop(key)
     # The schema of the class is there, and says what the answers are.
-    values["output"].pop("model")
+    for answer in (values["output"], *(step["output"] for step in values["steps"] or ())):
+        answer.pop("model")
     values["engine"] = {key: values["engine"][key] for key in _SHAPING_ENGINE_KEYS}
     return values
 

@@ -1,149 +1,45 @@
-"""How long the prompts are: a sample of the real input, counted with the model's own tokenizer.
-
-Planning needs lengths before an engine runs. Importing `transformers` needs seconds, so this module reads the model's
-`tokenizer.json` and renders its chat template. The engine counts every row itself and uses neither.
-"""
+"""How long the prompts are: a sample of the real input, counted with the model's own tokenizer."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
 
-import jinja2
+import pyarrow as pa
 
 from batchinfer.engine.prefix_order import scattered
-from batchinfer.errors import InputError, RowError, SpecError
+from batchinfer.errors import InputError, RowError
+from batchinfer.execution.row_chunks import ChunkedRows, folding, require_room_to_combine
+from batchinfer.execution.token_counter import TokenCounter, counter
 from batchinfer.input import read_shards
 from batchinfer.input.manifest import Manifest, Shard
 from batchinfer.input.shard_sizes import CHARACTERS_PER_TOKEN
-from batchinfer.jobspec import JobSpec, PromptSpec
-from batchinfer.model.tokenizer_files import chat_template_text, tokenizer_config
+from batchinfer.jobspec import JobSpec
+from batchinfer.jobspec.chunk_keys import CombinePrompt
+from batchinfer.jobspec.templates import Template
 from batchinfer.planner import Interval, PromptSample, TooLong, Workload
 from batchinfer.prompting.answers import label_list, require_whole_choices
-from batchinfer.prompting.chat_template import ChatTemplate
-from batchinfer.prompting.choices import described
-from batchinfer.prompting.control_tokens import is_control
+from batchinfer.prompting.conditions import holds
 from batchinfer.prompting.job_prompts import JobPrompts
-from batchinfer.prompting.prompts import Prompt
-from batchinfer.prompting.tokens import Tokenized, Writer, room_of_cut, tokens_of
+from batchinfer.prompting.prompts import NO_ANSWERS, Answers
+from batchinfer.prompting.tokens import Tokenized, room_of_cut
 
 SAMPLED_SHARDS = 16
 ROWS_OF_EACH = 32
+CUT_CHARACTERS = 8_000_000
+"""Characters of sampled texts that a survey cuts into chunks, which takes a few seconds. More would make a plan of long
+documents slow."""
+
 SHORTEST_ANSWER = 0.25
 """Share of max_tokens: the low end of an answer's expected length before the first run of a job. If higher, more jobs
 with short answers cost less than the plan's range; at 0.25, those with answers of 5% of max_tokens do."""
 
 SHOWN_OF_A_MESSAGE = 300
 """Characters of a failure's message in a plan: enough to see what is wrong, and no row's whole text."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenCounter:
-    """Counts the tokens of prompts; `source` names the tokenizer."""
-
-    tokens: Callable[[Sequence[Prompt]], list[Tokenized | RowError]]
-    text_tokens: Callable[[str], int]
-    decode: Callable[[Tokenized], str]
-    """The prompt as the model gets it, with its control tokens."""
-    source: str
-    exact: bool
-    """Whether the model's own tokenizer counts, as in the engine; otherwise the count is an estimate."""
-
-
-def counter(folder: str | None, spec: JobSpec, context: int | None = None) -> TokenCounter:
-    """The counter for the tokenizer in `folder`; without a tokenizer, four characters count as a token.
-
-    `context`: the longest sequence in tokens; prompts are cut to it if the spec says so. Raises SpecError for a chat
-    template that is none.
-    """
-    prompt = described(spec)
-    path = os.path.join(folder, "tokenizer.json") if folder else ""
-    template = chat_template(folder, prompt) if spec.wants_chat else None
-    if not os.path.isfile(path):
-        return TokenCounter(
-            lambda prompts: [Tokenized(text, range(_by_characters(text)), 0) for text in map(_whole_text, prompts)],
-            _by_characters,
-            lambda made: made.text,
-            "at four characters a token: the model's tokenizer is not at hand",
-            exact=False,
-        )
-    tokenizer = FolderTokenizer(path)
-    controls = tokenizer.controls
-    if template is None:
-        writer = Writer(prompt, None, controls)
-    else:
-        writer = Writer(prompt, template, controls | template.role_marks, template.knows_tool_calls)
-    return TokenCounter(
-        tokens_of(spec, tokenizer, writer, template is None, context),
-        lambda text: len(tokenizer.encode([text], False)[0]),
-        lambda made: tokenizer.decode(made.ids),
-        "the model's own",
-        exact=True,
-    )
-
-
-class FolderTokenizer:
-    """A `tokenizer.json`, read without `transformers`; see `prompting.tokens.Tokenizer`."""
-
-    def __init__(self, path: str) -> None:
-        from tokenizers import Tokenizer
-
-        self._tokenizer = Tokenizer.from_file(path)
-        self._tokenizer.no_truncation()
-        added = self._tokenizer.get_added_tokens_decoder().values()
-        self.controls = {token.content for token in added if is_control(token.content, token.special)}
-
-    def encode(self, texts: Sequence[str], special: bool) -> Sequence[Sequence[int]]:
-        return [found.ids for found in self._tokenizer.encode_batch(list(texts), add_special_tokens=special)]
-
-    def ends(self, text: str) -> Sequence[tuple[int, int]] | None:
-        ends: Sequence[tuple[int, int]] = self._tokenizer.encode(text, add_special_tokens=False).offsets
-        return ends
-
-    def pair(self, first: str, second: str) -> tuple[Sequence[int], Sequence[int] | None]:
-        found = self._tokenizer.encode(first, second)
-        return found.ids, found.type_ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens, control tokens among them."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
-        return text
-
-
-def _whole_text(prompt: Prompt) -> str:
-    query = () if prompt.query is None else (prompt.query.text,)
-    return "\n\n".join((*query, prompt.as_text()))
-
-
-def _by_characters(text: str) -> int:
-    return max(1, round(len(text) / CHARACTERS_PER_TOKEN))
-
-
-def chat_template(folder: str | None, prompt: PromptSpec) -> ChatTemplate | None:
-    """The spec's chat template or the model's own, None without one. Raises SpecError for a template of the spec that
-    is none."""
-    config = tokenizer_config(folder)
-    text = prompt.chat_template or chat_template_text(folder)
-    if text is None:
-        return None
-    # A special token is a text, or an object with a `content`.
-    special = {
-        name: token.get("content") if isinstance(token, dict) else token
-        for name, token in config.items()
-        if name.endswith("_token") and isinstance(token, str | dict)
-    }
-    try:
-        return ChatTemplate(text, special, prompt.chat_template_kwargs)
-    except jinja2.TemplateError as error:
-        if prompt.chat_template is None:
-            return None
-        raise SpecError(
-            f"prompt.chat_template is not a valid Jinja2 template: {error}",
-            "write a chat template, as a tokenizer_config.json has it, or the path of a file with one",
-        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +64,185 @@ def survey(
     `context`: the model's longest sequence, in tokens; None if it is not known.
     Raises InputError if the input cannot be read.
     """
+    sampled = _sample(manifest.shards)
+    read = read_shards(sampled, manifest.schema, manifest.partitions, spec.rows_input, spec.storage)
+    tables = [rows for _, rows in read]
+    jobs = spec.step_jobs
+    if spec.chunk is not None:
+        return _survey_chunks(spec, tables, manifest, tokenizer_folder, earlier_output_tokens, context)
+    if spec.steps is None:
+        return _survey_step(spec, 0, tables, manifest, tokenizer_folder, earlier_output_tokens, context, [])
+    answers: dict[str, Any] = {}
+    found = []
+    for place, (step, job) in enumerate(zip(spec.steps, jobs, strict=True)):
+        # What earlier answers will be is not known here, so a condition on them counts as true.
+        condition = step.condition()
+        if condition is not None and answers.keys() & set(condition.columns):
+            condition = None
+        mine = [rows if condition is None else _that_hold(condition, rows) for rows in tables]
+        given = [{name: [value] * rows.num_rows for name, value in answers.items()} for rows in mine]
+        of_step = _survey_step(job, place, mine, manifest, tokenizer_folder, None, context, given)
+        share = sum(rows.num_rows for rows in mine) / max(1, sum(rows.num_rows for rows in tables))
+        found.append((step.name, of_step, share))
+        answers[step.name] = stand_in(job)
+    return _together(found, manifest, earlier_output_tokens)
+
+
+def _survey_chunks(
+    spec: JobSpec,
+    tables: Sequence[pa.Table],
+    manifest: Manifest,
+    tokenizer_folder: str | None,
+    earlier_output_tokens: float | None,
+    context: int | None,
+) -> Survey:
+    """`survey` of a job with `chunk`: texts are cut as the replica cuts them, up to CUT_CHARACTERS of them."""
+    assert spec.chunk is not None
+    counters = [counter(tokenizer_folder, job) for job in spec.step_jobs]
+    limits = [limit for limit in (spec.engine.max_model_len, context) if limit is not None]
+    longest = min(limits) if limits else 2**31
+    require_room_to_combine(spec, counters[-1], longest)
+    program = ChunkedRows(spec, counters, longest)
+    failures: list[RowError] = []
+    lengths: list[int] = []
+    pieces: list[int] = []
+    characters = 0
+    for rows in tables:
+        for place in range(rows.num_rows):
+            if characters > CUT_CHARACTERS:
+                break
+            row = rows.slice(place, 1)
+            characters += sum(len(str(value)) for value in row.column(spec.chunk.column).to_pylist())
+            (found,) = program.parts(row)
+            if isinstance(found, RowError):
+                failures.append(found)
+                continue
+            pieces.append(len(found))
+            lengths += [len(made.ids) for made in counters[0].tokens(found) if isinstance(made, Tokenized)]
+    _require_some_valid(failures, len(pieces) + len(failures))
+    seen, cut = len(pieces) + len(failures), max(1, len(pieces))
+    answer, why = _answers(spec, counters[0], None)
+    combined, read = 0.0, 0.0
+    prompts_read = sum(lengths) / cut
+    if isinstance(spec.combine, CombinePrompt):
+        last = spec.step_jobs[1].sampling.max_tokens
+        around = counters[1].text_tokens(spec.combine.template)
+        fit = max(2, int((longest - last - around) / (answer.mid + 2)))
+        folded = [folding(count, fit) for count in pieces]
+        combined = sum(requests for requests, _ in folded) / cut
+        read = sum(count for _, count in folded) / cut
+        prompts_read += read * answer.mid + combined * around
+    requests = len(lengths) / cut + combined
+    output = answer.scaled(requests)
+    if earlier_output_tokens is not None:
+        mean, why = earlier_output_tokens, "as an earlier run of this job measured it"
+        output = Interval(low=mean * 0.9, mid=mean, high=mean * 1.1)
+    return Survey(
+        PromptSample(
+            rows=seen,
+            failed=dict(Counter(failure.code for failure in failures).most_common()),
+            messages={failure.code: failure.message[:SHOWN_OF_A_MESSAGE] for failure in reversed(failures)},
+            lengths=_histogram(lengths),
+            too_long=None,
+        ),
+        Workload(
+            rows=round(manifest.rows * len(pieces) / seen) if seen else manifest.rows,
+            input_tokens=prompts_read,
+            longest_input_tokens=max(lengths, default=0),
+            output_tokens=output,
+            sampled_rows=len(pieces),
+            source=f"input: {len(pieces):,} rows sampled{_selected(manifest)}, counted {_with(counters[0].source)}, "
+            f"{len(lengths) / cut:,.1f} chunks and {combined:,.1f} combined answers a row; output: {why}",
+        ),
+    )
+
+
+def _that_hold(condition: Template, rows: pa.Table) -> pa.Table:
+    return rows.filter(pa.array([held is not False for held in holds(condition, rows)], pa.bool_()))
+
+
+def _together(
+    found: Sequence[tuple[str, Survey, float]], manifest: Manifest, earlier_output_tokens: float | None
+) -> Survey:
+    """The survey of all steps; with each its name and the share of the rows that have it."""
+    samples = [survey.sample for _, survey, _ in found]
+    works = [(survey.workload, share) for _, survey, share in found]
+    output = [work.output_tokens.scaled(share) for work, share in works]
+    answer = Interval(low=sum(o.low for o in output), mid=sum(o.mid for o in output), high=sum(o.high for o in output))
+    if earlier_output_tokens is not None:
+        mean = earlier_output_tokens
+        answer = Interval(low=mean * 0.9, mid=mean, high=mean * 1.1)
+    lines = [
+        f"{name} {survey.workload.input_tokens:,.0f} + {survey.workload.output_tokens.mid:,.0f}"
+        + (f" for {share:.0%} of the rows" if share < 1 else "")
+        for name, survey, share in found
+    ]
+    lengths: Counter[int] = Counter()
+    failed: Counter[str] = Counter()
+    for sample in samples:
+        lengths.update(dict(sample.lengths))
+        failed.update(sample.failed)
+    first = samples[0]
+    return Survey(
+        first.model_copy(
+            update={
+                "failed": dict(failed.most_common()),
+                "messages": {code: text for sample in reversed(samples) for code, text in sample.messages.items()},
+                "lengths": tuple(sorted(lengths.items())),
+                "too_long": next((sample.too_long for sample in samples if sample.too_long is not None), None),
+            }
+        ),
+        works[0][0].model_copy(
+            update={
+                "rows": max(work.rows for work, _ in works),
+                "input_tokens": sum(work.input_tokens * share for work, share in works),
+                "longest_input_tokens": max(work.longest_input_tokens for work, _ in works),
+                "output_tokens": answer,
+                "source": f"{works[0][0].source}; tokens of each step, in + out: {', '.join(lines)}"
+                + ("" if earlier_output_tokens is None else "; all answers as an earlier run measured them"),
+            }
+        ),
+    )
+
+
+def stand_in(job: JobSpec) -> Any:
+    """A value of an answer's shape, to count the prompts of later steps before there is an answer."""
+    output = job.output
+    if output.choices is not None:
+        labels = sorted(output.choices, key=len)
+        value: Any = list(labels) if output.multi_label else labels[-1]
+    elif output.json_schema is not None:
+        value = _example(output.json_schema)
+    else:
+        value = "x" * round(CHARACTERS_PER_TOKEN * job.sampling.max_tokens * (1 + SHORTEST_ANSWER) / 2)
+    return [value] * job.sampling.n if job.sampling.n > 1 else value
+
+
+def _example(schema: dict[str, Any]) -> Any:
+    """A value of a JSON Schema's kind; not of all its rules."""
+    if "enum" in schema:
+        return schema["enum"][0]
+    if schema.get("type") == "object" or "properties" in schema:
+        return {
+            name: _example(inner) for name, inner in schema.get("properties", {}).items() if isinstance(inner, dict)
+        }
+    if schema.get("type") == "array":
+        items = schema.get("items")
+        return [_example(items)] if isinstance(items, dict) else []
+    return {"integer": 1, "number": 1.5, "boolean": True}.get(str(schema.get("type")), "x" * 20)
+
+
+def _survey_step(
+    spec: JobSpec,
+    step: int,
+    tables: Sequence[pa.Table],
+    manifest: Manifest,
+    tokenizer_folder: str | None,
+    earlier_output_tokens: float | None,
+    context: int | None,
+    answers: Sequence[Answers],
+) -> Survey:
+    """`survey` of one of `JobSpec.step_jobs`; `answers`: those to earlier steps, for each of `tables`."""
     limits = [limit for limit in (spec.engine.max_model_len, context) if limit is not None]
     longest = min(limits) if limits else None
     # Counted whole, whatever the job does with prompts that are too long: the plan says what each remedy does.
@@ -178,10 +253,9 @@ def survey(
     lengths: list[int] = []
     beginnings: list[list[str]] = []
     failures: list[RowError] = []
-    maker = JobPrompts(spec)
-    sampled = _sample(manifest.shards)
-    for _, rows in read_shards(sampled, manifest.schema, manifest.partitions, spec.input, spec.storage):
-        made = maker.prompts(rows)
+    maker = JobPrompts(spec, step)
+    for rows, given in zip_longest(tables, answers, fillvalue=NO_ANSWERS):
+        made = maker.prompts(rows, given)
         failures += [prompt for prompt in made if isinstance(prompt, RowError)]
         prompts = [prompt for prompt in made if not isinstance(prompt, RowError)]
         counted = counting.tokens(prompts) if prompts else []

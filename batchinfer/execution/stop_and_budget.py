@@ -15,7 +15,7 @@ from batchinfer.accounting.ledger import Ledger, ReplicaAccount, active_seconds
 from batchinfer.accounting.records import ReplicaRecord, ShardRecord
 from batchinfer.catalog.accelerators import device_cost
 from batchinfer.errors import BatchinferError, StorageError
-from batchinfer.execution.job import Job
+from batchinfer.execution.job import RunningJob
 from batchinfer.execution.progress import Listener, Progress, Speed
 from batchinfer.execution.ray_pipeline import Work
 from batchinfer.execution.replica_events import ReplicaEvents
@@ -39,7 +39,7 @@ class Tally:
     """
 
     def __init__(
-        self, job: Job, manifest: Manifest, work: Work, observe: Callable[[list[ReplicaRecord]], None]
+        self, job: RunningJob, manifest: Manifest, work: Work, observe: Callable[[list[ReplicaRecord]], None]
     ) -> None:
         self._job = job
         self._observe = observe
@@ -59,9 +59,10 @@ class Tally:
         self._moved_at: dict[str, float] = {}
         self._lost: set[str] = set()
         self._commits, self._wall_seconds = 0, 0.0
+        self._own_rows, self._own_device_seconds = 0, 0.0
         # Over all commits, also those of earlier sessions.
         self._ledger = Ledger()
-        self._rows, self._tokens, self._cost = 0, 0, 0.0
+        self._rows, self._tokens, self._device_seconds = 0, 0, 0.0
         self._failed: dict[int, int] = {}
         """Failed rows of each shard in its newest generation."""
         for record in read_accounting(job.layout):
@@ -72,7 +73,7 @@ class Tally:
         self._rows += record.rows
         self._tokens += record.input_tokens + record.output_tokens
         self._failed[record.shard_id] = record.rows_failed
-        self._cost += record.cost_usd
+        self._device_seconds += record.gpu_seconds
 
     @property
     def left(self) -> set[int]:
@@ -87,6 +88,8 @@ class Tally:
                 self._account(record)
                 self._commits += 1
                 self._wall_seconds += record.wall_seconds
+                self._own_rows += record.rows
+                self._own_device_seconds += record.gpu_seconds
                 self._speed.add(record)
 
     def look(self) -> None:
@@ -145,12 +148,23 @@ class Tally:
             cost_usd=sum(account.cost_usd for account in accounts),
             cost_to_start=0.0 if self._alive else device_cost(least, plan.price_per_gpu_hour),
             cost_in_flight=sum(device_cost(a.in_flight_seconds, a.price_per_gpu_hour) for a in accounts),
-            cost_per_row=self._cost / self._rows if self._rows else None,
+            cost_per_row=self._cost_per_row(),
             rows_in_flight=sum(self._waiting[shard] for shard in flying),
             rows_of_next=self._largest if len(flying) < len(self._waiting) else 0,
             seconds=time.monotonic() - self._began,
             seconds_per_shard=self._wall_seconds / self._commits if self._commits else None,
         )
+
+    def _cost_per_row(self) -> float | None:
+        """Dollars of a row in this session, whose price and layout may differ from those of earlier sessions.
+
+        Until a shard of this session is finished, the device-seconds of earlier sessions count, at this session's
+        price.
+        """
+        rows, seconds = self._own_rows, self._own_device_seconds
+        if not rows:
+            rows, seconds = self._rows, self._device_seconds
+        return device_cost(seconds, self._job.plan.price_per_gpu_hour) / rows if rows else None
 
     def progress(self) -> Progress:
         """Where the run stands."""
@@ -179,16 +193,23 @@ leaves a run without a report."""
 
 
 class Stopper:
-    """The first signal, or a budget, stops new shards and lets those in flight end; a second signal stops at once.
+    """The first signal, a budget or the run's stop file stops new shards and lets those in flight end; a second signal
+    stops at once.
 
     If no replica has begun, the first signal also stops at once: a replica may wait hours for a GPU. A signal after
     the last shard changes nothing.
     """
 
     def __init__(
-        self, announce: Callable[[], None], begun: Callable[[], bool], done: Callable[[], bool], listener: Listener
+        self,
+        announce: Callable[[], None],
+        asked: Callable[[], bool],
+        begun: Callable[[], bool],
+        done: Callable[[], bool],
+        listener: Listener,
     ) -> None:
         self._announce = announce
+        self._asked = asked
         self._begun = begun
         self._done = done
         self._listener = listener
@@ -235,9 +256,11 @@ class Stopper:
 
     def _signal(self, name: str, count: int) -> None:
         """Called in the thread that reads signals."""
-        if self._done():
-            return
-        reason = f"stopped by {name}"
+        if not self._done():
+            self.ask(f"stopped by {name}")
+
+    def ask(self, reason: str) -> None:
+        """Stop, or stop at once if a stop was asked for before or no replica has begun."""
         # If the store fails, the stop cannot be written.
         with contextlib.suppress(StorageError):
             if not self.reason and self._begun():
@@ -247,6 +270,11 @@ class Stopper:
         self.at_once = True
         self._arrived.put(None)
         signals.leave_after(LEAVE_SECONDS, f"{self.reason}: the same command goes on where this one stopped")
+
+    def heed(self) -> None:
+        """Ask for a stop if another process or thread has written the run's stop file. Raises StorageError."""
+        if not self.reason and not self._done() and self._asked():
+            self.ask("stopped by a request")
 
     def __enter__(self) -> None:
         self._handling.enter_context(signals.handled(self._signal))
@@ -294,6 +322,7 @@ class Watch:
         try:
             while not self._over.wait(LOOK_SECONDS):
                 self.relay()
+                self._stopper.heed()
                 if not self._stopper.reason:
                     self.check()
         except BatchinferError as error:

@@ -20,8 +20,10 @@ from batchinfer.errors import BatchinferError, OutputError, RowError, StorageErr
 from batchinfer.execution.checks import Checked, find_manifest
 from batchinfer.execution.progress import Listener
 from batchinfer.execution.result_rows import SECONDS
+from batchinfer.execution.row_chunks import ChunkedRows
+from batchinfer.execution.row_steps import kept_answers
 from batchinfer.execution.same_job import changed_keys
-from batchinfer.execution.sample_prompts import counter
+from batchinfer.execution.token_counter import counter
 from batchinfer.input import read_shards
 from batchinfer.input.manifest import Manifest
 from batchinfer.jobspec import JobSpec
@@ -140,26 +142,33 @@ def _change(manifest: Manifest, spec: JobSpec) -> str | None:
 def tried_rows(checked: Checked, plan: Plan) -> tuple[TriedRow, ...]:
     """The rows of a trial that ended, in the order of the input."""
     spec, manifest = checked.spec, checked.manifest
-    tables = read_shards(manifest.shards, manifest.schema, manifest.partitions, spec.input, spec.storage)
-    maker = JobPrompts(spec)
-    prompts = [prompt for _, rows in tables for prompt in maker.prompts(rows)]
-    shown = _shown(checked, plan, prompts)
+    tables = read_shards(manifest.shards, manifest.schema, manifest.partitions, spec.rows_input, spec.storage)
     results = _results(checked.layout)
+    shown = _prompts_shown(checked, plan, [rows for _, rows in tables], results)
     return tuple(
         TriedRow(
             id=row[spec.id_column],
             prompt=shown[place],
             answer=answer_of(spec, row),
             seconds=row[SECONDS],
-            truncated_tokens=row.get("truncated_tokens", 0),
+            truncated_tokens=_truncated(spec, row),
             **{name: row[name] for name in RESULT_COLUMNS},
         )
         for place, row in enumerate(results.to_pylist())
     )
 
 
+def _truncated(spec: JobSpec, row: dict[str, Any]) -> int:
+    names = ("truncated_tokens",) if spec.steps is None else [f"{step.name}_truncated_tokens" for step in spec.steps]
+    return sum(row.get(name) or 0 for name in names)
+
+
 def answer_of(spec: JobSpec, row: dict[str, Any]) -> Any:
-    """The answer of a row of the results; with `output.as: columns` an object of its columns, None for a failed row."""
+    """The answer of a row of the results. With `output.as: columns` an object of its columns, None for a failed row;
+    with `steps` an object of their answers.
+    """
+    if spec.steps is not None:
+        return {step.name: row[step.name] for step in spec.steps}
     if spec.output.as_ != "columns":
         return row[spec.output.column]
     return None if row["error_code"] is not None else {name: row[name] for name in spec.output.columns}
@@ -173,14 +182,50 @@ def _results(layout: Layout) -> pa.Table:
     return pa.concat_tables(found)
 
 
-def _shown(checked: Checked, plan: Plan, prompts: Sequence[Prompt | RowError]) -> list[str | None]:
-    """Each prompt as the model sees it; None for a row without one."""
-    facts = checked.facts
-    context = plan.engine.max_model_len if plan.engine is not None else None
-    if context is None:
-        limits = (checked.spec.engine.max_model_len, facts.shape.context if facts.shape is not None else None)
-        context = min((limit for limit in limits if limit is not None), default=None)
-    counting = counter(facts.folder, checked.spec, context)
+def _prompts_shown(checked: Checked, plan: Plan, tables: Sequence[pa.Table], results: pa.Table) -> list[str | None]:
+    """The prompts of each row as the model saw them, one after the other where a row has several."""
+    spec = checked.spec
+    rows = pa.concat_tables(tables)
+    if spec.chunk is not None:
+        return _first_chunks(checked, plan, rows)
+    if spec.steps is None:
+        return _shown(checked, plan, spec, JobPrompts(spec).prompts(rows))
+    answers = kept_answers(spec.step_jobs, results)
+    of_steps = []
+    for place, (step, job) in enumerate(zip(spec.steps, spec.step_jobs, strict=True)):
+        shown = _shown(checked, plan, job, JobPrompts(job, place).prompts(rows, answers))
+        asked = results.column(f"{step.name}_finish_reason").is_valid().to_pylist()
+        of_steps.append(
+            [f"[{step.name}] {text}" if text and ran else None for text, ran in zip(shown, asked, strict=True)]
+        )
+    return ["\n".join(filter(None, of_row)) or None for of_row in zip(*of_steps, strict=True)]
+
+
+def _first_chunks(checked: Checked, plan: Plan, rows: pa.Table) -> list[str | None]:
+    """The prompt of each row's first chunk, and how many follow."""
+    spec = checked.spec
+    counters = [counter(checked.facts.folder, job) for job in spec.step_jobs]
+    parts = ChunkedRows(spec, counters, context_of(checked, plan) or 2**31).parts(rows)
+    firsts: list[Prompt | RowError] = [part if isinstance(part, RowError) else part[0] for part in parts]
+    more = [0 if isinstance(part, RowError) else len(part) - 1 for part in parts]
+    return [
+        f"{text}\n[and {count:,} more chunks]" if text and count else text
+        for text, count in zip(_shown(checked, plan, spec, firsts), more, strict=True)
+    ]
+
+
+def context_of(checked: Checked, plan: Plan) -> int | None:
+    """The longest sequence of the engine, in tokens; None if it is not known."""
+    if plan.engine is not None and plan.engine.max_model_len is not None:
+        return plan.engine.max_model_len
+    shape = checked.facts.shape
+    limits = (checked.spec.engine.max_model_len, shape.context if shape is not None else None)
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _shown(checked: Checked, plan: Plan, spec: JobSpec, prompts: Sequence[Prompt | RowError]) -> list[str | None]:
+    """Each prompt of a step as the model sees it; None for a row without one."""
+    counting = counter(checked.facts.folder, spec, context_of(checked, plan))
     whole = [prompt for prompt in prompts if not isinstance(prompt, RowError)]
     made = iter(counting.tokens(whole) if whole else [])
     shown: list[str | None] = []

@@ -68,7 +68,7 @@ def positions_of(spec: JobSpec, manifest: Manifest, ids: Collection[str]) -> lis
     Raises InputError for an id that no row has.
     """
     found: dict[str, int] = {}
-    column = spec.input.id_column
+    column = spec.rows_input.id_column
     if column is None:
         wanted = set(ids)
         for shard in manifest.shards:
@@ -77,7 +77,7 @@ def positions_of(spec: JobSpec, manifest: Manifest, ids: Collection[str]) -> lis
     else:
         wanted = set(ids)
         only = manifest.schema.empty_table().select([column]).schema
-        for shard, rows in read_shards(manifest.shards, only, (), spec.input, spec.storage):
+        for shard, rows in read_shards(manifest.shards, only, (), spec.rows_input, spec.storage):
             texts = same_text(rows.column(column)).to_pylist()
             found |= {text: shard.first_row + place for place, text in enumerate(texts) if text in wanted}
             if len(found) == len(wanted):

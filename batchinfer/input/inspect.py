@@ -17,18 +17,20 @@ from batchinfer.input.csv import inspect_csv
 from batchinfer.input.cutting import cut
 from batchinfer.input.files import find_input, partition_schema, partition_values
 from batchinfer.input.formats import Inspected, first_line, fit
+from batchinfer.input.gather import Gathered, gather, group_schema
 from batchinfer.input.groups import Groups, find_groups
 from batchinfer.input.ids import require_id_kind, require_unique
 from batchinfer.input.json_types import require_exact, whole_numbers
 from batchinfer.input.jsonl import inspect_jsonl
-from batchinfer.input.manifest import Fingerprint, InputFile, Manifest, Shard
+from batchinfer.input.manifest import Fingerprint, InputFile, Manifest, Shard, Sources
 from batchinfer.input.parquet import inspect_parquet, parquet_column, require_arrow_reads, require_exact_times
 from batchinfer.input.row_bits import RowBits
 from batchinfer.input.scan import Scan
 from batchinfer.input.select_rows import select_rows
 from batchinfer.input.shard_sizes import at_groups, shard_sizes, small_at_first
-from batchinfer.jobspec import InputSpec, JobSpec
-from batchinfer.storage import REQUESTS_AT_ONCE, Entry
+from batchinfer.jobspec import InputSpec, JobSpec, ReduceSpec
+from batchinfer.jobspec.reduce_keys import MEMBERS
+from batchinfer.storage import REQUESTS_AT_ONCE, Entry, storage_for
 
 _MOST_HELD = 2**27
 """Bytes of the ids of CSV files that are kept from the first look. Further ids are read once more: memory must not grow
@@ -70,6 +72,8 @@ def build_manifest(
         selected = select_rows(given, scan, with_rows, whole)
         if given.id_column is not None:
             _require_unique_ids(given.id_column, scan, with_rows, whole, partitions, selected)
+        if spec.reduce is not None:
+            gathered = _gathered(spec, spec.reduce, columns, whole, scan, with_rows, selected)
         groups = None
         if given.group_by is not None:
             groups = find_groups(given.group_by, scan.column(with_rows, whole.field(given.group_by), selected))
@@ -81,6 +85,20 @@ def build_manifest(
     empty = [one.file.entry for one in found if not one.file.rows]
     if choose is not None:
         fingerprint = fingerprint.model_copy(update={"empty": {entry.uri: entry.tag for entry in empty}})
+    if spec.reduce is not None:
+        _require_storable(gathered.schema, gathered.schema.names)
+        return Manifest(
+            shards=tuple(_cut(spec, gathered.files, None, None)),
+            schema=gathered.schema,
+            partitions=(),
+            empty_files=tuple(entry.uri for entry in empty),
+            fingerprint=fingerprint,
+            skipped=tuple(skipped),
+            hint=_hint(given, None, selected),
+            left_out=there.left_out,
+            sources=Sources(gathered.rows, tuple(file.entry for file in files)),
+            temporary=gathered.folder,
+        )
     schema = pa.schema([field for field in whole if columns.get(field.name) != "input.where"])
     _require_storable(schema, given.columns)
     return Manifest(
@@ -95,6 +113,51 @@ def build_manifest(
         hint=_hint(given, groups, selected),
         left_out=there.left_out,
     )
+
+
+def _gathered(
+    spec: JobSpec,
+    reduce: ReduceSpec,
+    columns: Mapping[str, str],
+    whole: pa.Schema,
+    scan: Scan,
+    found: Sequence[Inspected],
+    selected: Sequence[RowBits] | None,
+) -> Gathered:
+    """The groups of the selected rows."""
+    listed = [name for name, key in columns.items() if key not in ("reduce.key", "input.id_column", "input.where")]
+    ids = spec.input.id_column if reduce.members else None
+    kind = whole.field(ids).type if ids is not None else pa.int64()
+    schema = group_schema(whole, reduce.key, listed, kind if reduce.members else None)
+    read = pa.schema([whole.field(name) for name in dict.fromkeys([reduce.key, *listed, *filter(None, [ids])])])
+
+    def rows() -> Iterator[pa.Table]:
+        for numbers, table in scan.rows(found, read, selected):
+            used = table.select([reduce.key, *listed])
+            members = pa.array(numbers) if ids is None else table.column(ids)
+            yield used.append_column(MEMBERS, members) if reduce.members else used
+
+    return gather(rows(), schema, sum(group.size for one in found for group in one.file.groups))
+
+
+def whole_schema(spec: JobSpec, manifest: Manifest) -> tuple[pa.Schema, tuple[str, ...]]:
+    """Every column of the input that the manifest was cut from, and which of them are partitions.
+
+    In the order of the first file if it is Parquet, otherwise by name. Raises InputError as `build_manifest` does.
+    """
+    entries = list(manifest.entries)
+    partitions = partition_schema(spec.input.uri, [entry.uri for entry in entries])
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        named = [one.names for one in _readable(spec, entries, _inspect(spec, entries, [], pool))[0]]
+        names = sorted(frozenset(partitions.names).union(*named))
+        if spec.input.format == "parquet" and entries:
+            with storage_for(entries[0].uri, spec.storage).open(entries[0].uri) as file:
+                order = {name: place for place, name in enumerate(pq.read_schema(file).names)}
+            names.sort(key=lambda name: order.get(name, len(order)))
+        found, _ = _readable(spec, entries, _inspect(spec, entries, names, pool))
+        partitions = _only_in_paths(spec, partitions, found)
+        schema = _whole_schema(spec, dict.fromkeys(names, "input.columns"), found, partitions)
+    return schema, tuple(name for name in schema.names if name in partitions.names)
 
 
 def _hint(given: InputSpec, groups: Groups | None, selected: Sequence[RowBits] | None) -> str | None:
@@ -308,7 +371,7 @@ def _cut(
     there = sum(file.rows for file in files)
     rows = there if selected is None else sum(bits.count for bits in selected)
     size = sum(group.size for file in files for group in file.groups) * rows // max(1, there)
-    sizes = shard_sizes(rows, size, spec.shards.rows, spec.sampling.max_tokens, spec.resources.replicas)
+    sizes = shard_sizes(rows, size, spec.shards.rows, spec.answer_tokens, spec.resources.replicas)
     if spec.limits.max_cost_usd is not None and spec.shards.rows == "auto":
         sizes = small_at_first(sizes)
     settle = None if groups is None else at_groups(groups.begins, rows)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from batchinfer.input.temporary import TemporaryFolder
 from batchinfer.storage import Entry
 
 
@@ -159,13 +160,23 @@ class ClaimedFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class Sources:
+    """The rows that the groups of `reduce` were made of: how many, and all files of the input that have rows."""
+
+    rows: int
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """All shards of a run, the schema of their rows, and the input that they were cut from.
 
     `schema`: the rows as they are read. `partitions`: columns of `schema` that come from a file's path if the file has
     no such column. `skipped`: (URI, reason) of each file that could not be read. `total_rows`: rows of the input, of
     which `rows` are selected; None if all are. `unselected`: files with rows, none of them selected. `hint`: advice for
-    a person. `left_out`: files that were ignored. `hint` and `left_out` are not written.
+    a person. `left_out`: files that were ignored. `sources`: of a manifest whose rows are groups, which lie in files of
+    their own; these are in the folder `temporary` before the run has them. The last four but for `sources` are not
+    written.
     """
 
     shards: tuple[Shard, ...]
@@ -178,6 +189,8 @@ class Manifest:
     unselected: tuple[Entry, ...] = ()
     hint: str | None = field(default=None, compare=False)
     left_out: tuple[str, ...] = field(default=(), compare=False)
+    sources: Sources | None = None
+    temporary: TemporaryFolder | None = field(default=None, compare=False)
 
     @property
     def rows(self) -> int:
@@ -186,6 +199,8 @@ class Manifest:
     @property
     def rows_of_all(self) -> str:
         """How many rows run, of how many, for a person."""
+        if self.sources is not None:
+            return f"{self.rows:,} groups of {self.sources.rows:,} rows"
         of_all = "" if self.total_rows is None else f" of {self.total_rows:,}"
         return f"{self.rows:,}{of_all} rows"
 
@@ -196,7 +211,12 @@ class Manifest:
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """The files that have rows, selected or not."""
+        """The files of the input that have rows, selected or not."""
+        return self.read_files if self.sources is None else self.sources.entries
+
+    @property
+    def read_files(self) -> tuple[Entry, ...]:
+        """The files that the shards were cut from: those of `entries`, or the files of groups."""
         used = {segment.entry.uri: segment.entry for shard in self.shards for segment in shard.segments}
         return (*used.values(), *self.unselected)
 
@@ -260,6 +280,11 @@ def to_parquet(manifest: Manifest) -> bytes:
         "fingerprint": manifest.fingerprint.model_dump(mode="json", exclude_none=True),
         "skipped": manifest.skipped,
     }
+    if manifest.sources is not None:
+        about["sources"] = {
+            "rows": manifest.sources.rows,
+            "files": [(entry.uri, entry.size, entry.tag) for entry in manifest.sources.entries],
+        }
     schema = _COLUMNS
     if manifest.total_rows is not None:
         schema = _SELECTED_COLUMNS
@@ -309,7 +334,13 @@ def from_parquet(data: bytes) -> Manifest:
         skipped=tuple((uri, why) for uri, why in about.get("skipped", ())),
         total_rows=about.get("total_rows"),
         unselected=tuple(Entry(*values) for values in about.get("unselected", ())),
+        sources=_sources(about),
     )
+
+
+def _sources(about: Mapping[str, Any]) -> Sources | None:
+    found = about.get("sources")
+    return None if found is None else Sources(found["rows"], tuple(Entry(*values) for values in found["files"]))
 
 
 def _require_whole(shards: Sequence[Shard]) -> None:
@@ -341,5 +372,8 @@ def claimed_files(data: bytes) -> ClaimedFiles:
     fingerprint = Fingerprint.model_validate(about["fingerprint"])
     pairs = table.group_by(["uri", "tag"]).aggregate([])
     files = dict(zip(pairs.column("uri").to_pylist(), pairs.column("tag").to_pylist(), strict=True))
+    sources = _sources(about)
+    if sources is not None:
+        files = {entry.uri: entry.tag for entry in sources.entries}
     files |= {uri: tag for uri, _, tag in about.get("unselected", ())}
     return ClaimedFiles(fingerprint, {**(fingerprint.empty or {}), **files}, frozenset(files))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from batchinfer.input.csv import csv_columns
@@ -13,7 +16,7 @@ from batchinfer.input.files import partition_values
 from batchinfer.input.formats import Inspected, fit
 from batchinfer.input.jsonl import jsonl_columns
 from batchinfer.input.parquet import parquet_columns
-from batchinfer.input.row_bits import RowBits
+from batchinfer.input.row_bits import RowBits, all_rows
 from batchinfer.jobspec import JobSpec
 from batchinfer.storage import REQUESTS_AHEAD
 
@@ -46,6 +49,25 @@ class Scan:
                 mask = bits[id(one)].mask(row, row + len(values)) if bits else None
                 row += len(values)
                 yield one.file.entry.uri, values if mask is None or mask.all() else values.filter(pa.array(mask))
+
+    def rows(
+        self, found: Sequence[Inspected], schema: pa.Schema, selected: Sequence[RowBits] | None
+    ) -> Iterator[tuple[npt.NDArray[np.int64], pa.Table]]:
+        """(numbers in the whole input, rows) of the selected rows."""
+        wanted, place = [], 0
+        for i, one in enumerate(found):
+            bits = all_rows(one.file.rows) if selected is None else selected[i]
+            if bits.count:
+                wanted.append((one, place, bits))
+            place += one.file.rows
+        tables = self.tables([one for one, _, _ in wanted], schema)
+        of_file = itertools.groupby(tables, key=lambda pair: id(pair[0]))
+        for (_, place, bits), (_, pairs) in zip(wanted, of_file, strict=True):
+            row = 0
+            for _, table in pairs:
+                mask = bits.mask(row, row + table.num_rows)
+                yield place + row + np.flatnonzero(mask), table if mask.all() else table.filter(pa.array(mask))
+                row += table.num_rows
 
     def tables(self, found: Sequence[Inspected], schema: pa.Schema) -> Iterator[tuple[Inspected, pa.Table]]:
         """(file, rows) of all rows of the files."""

@@ -1,21 +1,28 @@
 """The job spec: parses YAML into a validated `JobSpec`, with its templates, variables and ticks."""
 
+from batchinfer.jobspec.chunk_keys import ChunkSpec, CombinePrompt
 from batchinfer.jobspec.engine_keys import EngineSpec, ScriptedSpec
 from batchinfer.jobspec.input_keys import CsvSpec, InputSpec, SampleSpec
 from batchinfer.jobspec.job_keys import EvaluateSpec, JobSpec
-from batchinfer.jobspec.load import key_values, load, parse, to_yaml
+from batchinfer.jobspec.load import from_keys, key_values, load, parse, to_yaml
 from batchinfer.jobspec.model_keys import SCRIPTED, LoraSpec, ModelSpec, SpeculativeSpec
-from batchinfer.jobspec.output_keys import EmbedSpec, OutputSpec
+from batchinfer.jobspec.notify_keys import NotifySpec
+from batchinfer.jobspec.output_keys import AnswerSpec, EmbedSpec, OutputSpec
 from batchinfer.jobspec.prompt_keys import ExampleSpec, PromptSpec, TruncateSpec
 from batchinfer.jobspec.reasoning_keys import ReasoningSpec
+from batchinfer.jobspec.reduce_keys import ReduceSpec
 from batchinfer.jobspec.run_keys import AcceleratorName, LimitsSpec, ReplicaRange, ResourcesSpec, ShardsSpec
 from batchinfer.jobspec.sampling_keys import RepetitionSpec, SamplingSpec
 from batchinfer.jobspec.schedule_keys import IncrementalSpec, ScheduleSpec
+from batchinfer.jobspec.step_keys import StepSpec
 from batchinfer.jobspec.store_keys import StoreSpec
 
 __all__ = [
     "SCRIPTED",
     "AcceleratorName",
+    "AnswerSpec",
+    "ChunkSpec",
+    "CombinePrompt",
     "CsvSpec",
     "EmbedSpec",
     "EngineSpec",
@@ -27,9 +34,11 @@ __all__ = [
     "LimitsSpec",
     "LoraSpec",
     "ModelSpec",
+    "NotifySpec",
     "OutputSpec",
     "PromptSpec",
     "ReasoningSpec",
+    "ReduceSpec",
     "RepetitionSpec",
     "ReplicaRange",
     "ResourcesSpec",
@@ -39,8 +48,10 @@ __all__ = [
     "ScriptedSpec",
     "ShardsSpec",
     "SpeculativeSpec",
+    "StepSpec",
     "StoreSpec",
     "TruncateSpec",
+    "from_keys",
     "key_values",
     "load",
     "parse",

@@ -154,6 +154,9 @@ def _unknown(at: Key, name: str, parent: str) -> UserError:
     message = f"{parent or 'a spec'} has no key {name!r:.{_SHOWN_NAME}}"
     everywhere: dict[str, list[str]] = {}
     for key in whole_spec().walk():
+        if key.path.startswith("combine.sampling."):
+            # The same keys as those of `sampling`, which is what is meant.
+            continue
         everywhere.setdefault(key.name, []).append(key.path)
     siblings = {key.name: [f"{parent}.{key.name}" if parent else key.name] for key in at.keys}
     # A similar name in the same section is a likelier typo than the same name in another section.

@@ -7,26 +7,37 @@ person. `schemas/job-spec.schema.json` is generated from these models.
 from __future__ import annotations
 
 import difflib
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from batchinfer.jobspec.base import Keys, Text
+from batchinfer.jobspec.chunk_keys import ChunkSpec, CombinePrompt, CombineSpec
 from batchinfer.jobspec.constraints import require_reachable
 from batchinfer.jobspec.engine_keys import EngineSpec
 from batchinfer.jobspec.input_keys import InputSpec
 from batchinfer.jobspec.model_keys import SCRIPTED, ModelSpec
-from batchinfer.jobspec.output_keys import RESULT_COLUMNS, EmbedSpec, OutputSpec
+from batchinfer.jobspec.notify_keys import NotifySpec
+from batchinfer.jobspec.output_keys import RESULT_COLUMNS, AnswerSpec, EmbedSpec, OutputSpec
 from batchinfer.jobspec.prompt_keys import PromptSpec
 from batchinfer.jobspec.reasoning_keys import ReasoningSpec
+from batchinfer.jobspec.reduce_keys import ReduceSpec
 from batchinfer.jobspec.run_keys import LimitsSpec, ResourcesSpec, ShardsSpec
 from batchinfer.jobspec.sampling_keys import SamplingSpec
 from batchinfer.jobspec.schedule_keys import ScheduleSpec
+from batchinfer.jobspec.step_keys import StepSpec
 from batchinfer.jobspec.store_keys import StoresSpec
 from batchinfer.jobspec.variables import has_variables
 
 ROW_NUMBER = "row_number"
 """The id column of a job without `input.id_column`: the row's position in the input, from 0."""
+
+
+MOST_STEPS = 64
+"""Each step has some eight columns in every result file: far more make files that no tool shows well."""
+
+NO_PROMPT = PromptSpec()
+"""The `prompt` of a job with `steps`, where each step has its own."""
 
 
 class EvaluateSpec(Keys):
@@ -80,8 +91,29 @@ class JobSpec(Keys):
     """The model that runs."""
     input: InputSpec
     """The rows: where they are, and which of their columns to use."""
-    prompt: PromptSpec
-    """How a row becomes a prompt."""
+    reduce: ReduceSpec | None = None
+    """One answer for all rows that have the same key, as in `{key: customer}`. null: one answer for each row."""
+    prompt: PromptSpec = NO_PROMPT
+    """How a row becomes a prompt. A job has either this or `steps`."""
+    steps: tuple[StepSpec, ...] | None = Field(default=None, min_length=1, max_length=MOST_STEPS)
+    """Several prompts for each row, with one load of the model. Later ones may use the answers to earlier ones.
+
+    Each step has the column of its name, and the columns of a job with one prompt with that name in front, as in
+    `<name>_error_code`. The columns without a name in front tell of the whole row: the sum of its tokens, and
+    `step_failed` if a step failed and another has an answer. `retry` runs the failed steps alone."""
+    chunk: ChunkSpec | None = None
+    """Cut a column's text into chunks, for texts longer than the context. Needs `combine`. null: rows are run whole."""
+    combine: CombineSpec | None = None
+    """How one answer is made of those to a row's chunks.
+
+    A prompt, as in `{template: ...}`, or a word. `first`: the first answer that is not empty. `majority`: the most
+    frequent, the earlier of two. `max_confidence`: the label of the chunk that is most sure; needs `output.confidence`.
+    `list`: all answers, as a list."""
+    dedupe: bool | None = None
+    """Whether requests that are the same to the last token run once in a replica.
+
+    The others get the answer of the first, with `reused` true and no tokens. null: yes if each prompt's sampling has
+    temperature 0 or a seed, so that the answers would be the same. The results have the column `reused` then."""
     embed: EmbedSpec = EmbedSpec()
     """How `task: embed` makes vectors."""
     sampling: SamplingSpec = SamplingSpec()
@@ -102,6 +134,8 @@ class JobSpec(Keys):
     """When the job runs, for jobs that recur. null: only when it is started."""
     evaluate: EvaluateSpec | None = None
     """Compare the output with a column of the input. null: no comparison."""
+    notify: NotifySpec | None = None
+    """Whom a command tells when a run ends; null: nobody. May change when a run resumes."""
     storage: StoresSpec = Field(default_factory=dict)
     """How to reach the stores of `s3://` URIs, by the beginnings of the URIs; the longest that fits applies.
 
@@ -113,9 +147,75 @@ class JobSpec(Keys):
     `batchinfer submit --label KEY=VALUE` adds one. Quote a value that YAML reads as another type."""
 
     @property
+    def step_jobs(self) -> tuple[JobSpec, ...]:
+        """Each step as a job of one prompt, whose `output.column` is the step's name. A job without steps is its own
+        only step, but for the prompt of `combine`.
+        """
+        if self.steps is None:
+            return (self,) if not isinstance(self.combine, CombinePrompt) else (self, self._combining(self.combine))
+        return tuple(self.model_copy(update=self._of_step(step)) for step in self.steps)
+
+    def _combining(self, combine: CombinePrompt) -> JobSpec:
+        prompt = self.prompt.model_copy(
+            update={
+                "template": combine.template,
+                "column": None,
+                "system": self.prompt.system if combine.system is None else combine.system,
+                "examples": None,
+            }
+        )
+        return self.model_copy(update={"prompt": prompt, "sampling": combine.sampling or self.sampling})
+
+    def _of_step(self, step: StepSpec) -> dict[str, Any]:
+        answer = {name: getattr(step.output, name) for name in AnswerSpec.model_fields}
+        return {
+            "steps": None,
+            "dedupe": self.reuses_answers,
+            "prompt": step.prompt,
+            "sampling": step.sampling or self.sampling,
+            "output": self.output.model_copy(update={**answer, "column": step.name}),
+        }
+
+    @property
+    def lists_answers(self) -> bool:
+        """Is the output of a row a list of answers?"""
+        return self.sampling.n > 1 or self.combine == "list"
+
+    @property
+    def request_names(self) -> tuple[str, ...]:
+        """What the requests of a row are called in the accounting: the steps, or `chunk` and `combine`. Empty for a job
+        with one request a row.
+        """
+        if self.chunk is not None:
+            return ("chunk", "combine") if isinstance(self.combine, CombinePrompt) else ("chunk",)
+        return tuple(step.name for step in self.steps or ())
+
+    @property
+    def reuses_answers(self) -> bool:
+        """Do requests that are the same run once, and do the results tell so?"""
+        if self.dedupe is not None:
+            return self.dedupe
+        samplings = [self.sampling] if self.steps is None else [step.sampling or self.sampling for step in self.steps]
+        if isinstance(self.combine, CombinePrompt) and self.combine.sampling is not None:
+            samplings.append(self.combine.sampling)
+        return all(sampling.repeats_itself for sampling in samplings)
+
+    @property
+    def answer_tokens(self) -> int:
+        """The most tokens that the answers of one row may have, over all steps."""
+        return sum(job.sampling.max_tokens for job in self.step_jobs)
+
+    @property
     def id_column(self) -> str:
         """The name of the first column of the results."""
-        return self.input.id_column or ROW_NUMBER
+        return self.rows_input.id_column or ROW_NUMBER
+
+    @property
+    def rows_input(self) -> InputSpec:
+        """The input as the rows are read that run. With `reduce` these are the groups, in files of the run."""
+        if self.reduce is None:
+            return self.input
+        return InputSpec(uri=self.input.uri, id_column=self.reduce.key, columns=self.reduce.made)
 
     @property
     def generates(self) -> bool:
@@ -149,15 +249,108 @@ class JobSpec(Keys):
         return self.schedule is not None or self.input.incremental is not None
 
     @model_validator(mode="after")
-    def _columns_distinct(self) -> Self:
-        taken = [self.id_column, *(c for c in self.input.columns if c != self.input.id_column)]
-        own = (
+    def _steps_or_a_prompt(self) -> Self:
+        if self.steps is None:
+            if self.prompt == NO_PROMPT:
+                given = "needs exactly one of template, column, messages_column; given: none"
+                missing = "this key is missing (or steps, for several prompts a row)"
+                raise ValueError(f"prompt: {given if 'prompt' in self.model_fields_set else missing}")
+            return self
+        if self.prompt != NO_PROMPT:
+            raise ValueError("prompt does not go with steps: each step has its own")
+        if not self.generates:
+            raise ValueError(f"task {self.task} gives {_GIVES[self.task]} for one prompt: leave steps out")
+        if self.evaluate is not None:
+            raise ValueError("evaluate compares the answer to one prompt: it does not go with steps")
+        shape = [
+            key for key in AnswerSpec.model_fields if getattr(self.output, key) != AnswerSpec.model_fields[key].default
+        ]
+        if shape or self.output.column != "output":
+            key = (shape or ["column"])[0].rstrip("_")
+            raise ValueError(f"output.{key} does not go with steps: put it into the output of a step")
+        if len({step.output.compact_json for step in self.steps if step.output.json_schema is not None}) > 1:
+            raise ValueError("output.compact_json is for the whole engine: set the same in all steps")
+        names = [step.name for step in self.steps]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"steps: two have the name {twice!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _chunks_are_combined(self) -> Self:
+        if self.chunk is None:
+            if self.combine is not None:
+                raise ValueError("combine makes one answer of those to chunks: set chunk.column")
+            return self
+        if self.combine is None:
+            raise ValueError(
+                "chunk needs combine, which says how one answer is made: {template: ...}, first, list, ..."
+            )
+        column = self.chunk.column
+        given = {
+            "steps": self.steps is not None,
+            f"task {self.task}": not self.generates,
+            "prompt.messages_column": self.prompt.messages_column is not None,
+            "prompt.too_long: truncate": self.prompt.too_long == "truncate",
+            "sampling.n above 1": self.sampling.n > 1,
+            "sampling.logprobs": self.sampling.logprobs is not None,
+        }
+        for key, value in given.items():
+            if value:
+                raise ValueError(f"chunk does not go with {key}: leave one of the two out")
+        named = [name for name, _ in self.prompt.reads]
+        if column not in named:
+            raise ValueError(f"chunk.column names {column!r}, and the prompt is made of {', '.join(named)}")
+        if self.combine == "max_confidence" and not self.output.confidence:
+            raise ValueError("combine: max_confidence needs output.confidence: true")
+        of_one = self.output.as_ == "columns" or self.output.confidence or self.evaluate is not None
+        if self.combine == "list" and of_one:
+            raise ValueError("combine: list makes a list of answers: leave as: columns, confidence, evaluate out")
+        if isinstance(self.combine, CombinePrompt):
+            sampling = self.combine.sampling or self.sampling
+            if sampling.n > 1:
+                raise ValueError("combine.sampling.n must be 1: one answer is made of several")
+            require_reachable(self.output, sampling)
+            read = [name for name, _ in self._combining(self.combine).prompt.reads]
+            if column in read:
+                raise ValueError(f"combine.template names {column!r}, which is cut into chunks: use answers")
+        return self
+
+    @model_validator(mode="after")
+    def _each_step_is_a_job(self) -> Self:
+        later = [step.name for step in self.steps or ()]
+        for step in self.steps or ():
+            for name, key in step.reads:
+                if name in later:
+                    which = "its own answer" if name == step.name else f"the answer of {name}, which comes later"
+                    raise ValueError(f"step {step.name}: {key} uses {which}: a step knows the answers before it")
+            later.remove(step.name)
+            try:
+                JobSpec.model_validate({**{n: getattr(self, n) for n in JobSpec.model_fields}, **self._of_step(step)})
+            except ValidationError as error:
+                raise ValueError(
+                    f"step {step.name}: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
+                ) from None
+        return self
+
+    def row_columns(self) -> tuple[str, ...]:
+        """The columns of the results that tell of a row, besides its id, what is passed through, and the answer."""
+        return (
             *RESULT_COLUMNS,
             *(("logprobs",) if self.sampling.logprobs is not None else ()),
             *(("truncated_tokens",) if self.prompt.too_long == "truncate" else ()),
             *(("reasoning_tokens",) if self.reasoning is not None else ()),
-            *self.companions,
+            *(("chunks", "levels") if self.chunk is not None else ()),
+            *(("reused",) if self.reuses_answers else ()),
         )
+
+    @model_validator(mode="after")
+    def _columns_distinct(self) -> Self:
+        if self.steps is not None:
+            self._require_distinct_steps(self.steps)
+            return self
+        taken = [self.id_column, *(c for c in self.rows_input.columns if c != self.id_column)]
+        own = (*self.row_columns(), *self.companions)
         thinking = self.reasoning.column if self.reasoning is not None else None
         if thinking is not None and thinking in (*taken, *own, *self.output.columns):
             raise ValueError(f"reasoning.column {thinking!r} is the name of another column of the results")
@@ -166,6 +359,8 @@ class JobSpec(Keys):
         for name in (*answers, *own):
             if name in taken:
                 remedy = "set output.column to another name" if name in answers else "do not pass it through"
+                if name == "reused" and name in own:
+                    remedy = "do not pass it through, or set dedupe: false"
                 if typed and name in answers:
                     remedy = "rename the key of the schema, or store the answer as: struct"
                 raise ValueError(f"input column {name!r} would collide with a result column: {remedy}")
@@ -175,6 +370,48 @@ class JobSpec(Keys):
                 raise ValueError(f"{key} is the name of a result column: choose another")
         if self.input.id_column is None and ROW_NUMBER in self.input.columns:
             raise ValueError(f"input.columns holds {ROW_NUMBER!r}, the name of the generated id: set input.id_column")
+        return self
+
+    def _require_distinct_steps(self, steps: tuple[StepSpec, ...]) -> None:
+        taken = {self.id_column, *self.rows_input.columns, *RESULT_COLUMNS, "reasoning_tokens"}
+        taken |= {"reused"} if self.reuses_answers else set()
+        if self.input.id_column is None and ROW_NUMBER in self.input.columns:
+            raise ValueError(f"input.columns holds {ROW_NUMBER!r}, the name of the generated id: set input.id_column")
+        for step, job in zip(steps, self.step_jobs, strict=True):
+            for name in job.step_columns:
+                if name in taken:
+                    raise ValueError(f"step {step.name} makes the column {name!r}, which is there already: rename it")
+                taken.add(name)
+
+    @property
+    def step_columns(self) -> tuple[str, ...]:
+        """The columns of the results that a step makes; for the jobs of `step_jobs`."""
+        name = self.output.column
+        thinking = (f"{name}_{self.reasoning.column}",) if self.reasoning is not None and self.reasoning.column else ()
+        return (name, *self.companions, *(f"{name}_{column}" for column in self.row_columns()), *thinking)
+
+    @model_validator(mode="after")
+    def _has_the_label_of_its_budget(self) -> Self:
+        monthly = self.limits.monthly
+        if monthly is not None and monthly.label not in self.labels:
+            raise ValueError(f"limits.monthly is for the label {monthly.label!r}, which labels does not have")
+        return self
+
+    @model_validator(mode="after")
+    def _reduces_what_rows_have(self) -> Self:
+        if self.reduce is None:
+            return self
+        talks = any(job.prompt.messages_column for job in self.step_jobs)
+        of_row = (
+            (self.input.columns, "input.columns copies values of a row, and a group has several: leave it out"),
+            (self.input.group_by, "it brings rows together by its own key: leave input.group_by out"),
+            (self.evaluate, "evaluate compares with the value of a row, and a group has several: leave it out"),
+            (talks, "prompt.messages_column is the conversation of a row, and a group has several: use a template"),
+            (self.input.sets_aside, "input.on_bad_row: set_aside would leave rows out of their groups: leave it out"),
+        )
+        wrong = next((why for given, why in of_row if given), None)
+        if wrong is not None:
+            raise ValueError(f"reduce: {wrong}")
         return self
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,8 @@ _TAKES = {
 """Messages for keys of several types, because pydantic's message names only the first type of a union."""
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
-    """The spec at `path`, with `KEY.KEY=VALUE` overrides applied. Raises SpecError."""
+def load(path: str | Path, overrides: Sequence[str] = (), otherwise: Mapping[str, str] | None = None) -> JobSpec:
+    """The spec at `path`, with `KEY.KEY=VALUE` overrides applied. `otherwise`: see `parse`. Raises SpecError."""
     try:
         with Path(path).open("rb") as file:
             # Read one byte more than the limit: the path may be a device that never ends.
@@ -68,11 +68,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
         ) from None
     except ValueError:
         raise SpecError(f"{str(path)!r:.200} is no path: it has a NUL in it", "check the path") from None
-    return parse(text, str(path), overrides)
+    return parse(text, str(path), overrides, otherwise)
 
 
-def parse(text: str, name: str = "spec", overrides: Sequence[str] = ()) -> JobSpec:
-    """The spec in `text`; messages call it `name`. Raises SpecError."""
+def parse(
+    text: str, name: str = "spec", overrides: Sequence[str] = (), otherwise: Mapping[str, str] | None = None
+) -> JobSpec:
+    """The spec in `text`; messages call it `name`. `otherwise`: values of keys that the text need not have, as
+    `input.uri`. Raises SpecError."""
     try:
         _require_short(text, name)
         loader = yaml.SafeLoader(text)
@@ -97,9 +100,23 @@ def parse(text: str, name: str = "spec", overrides: Sequence[str] = ()) -> JobSp
         raise SpecError(
             f"{name}: a spec is a mapping of keys, not {_kind(raw)}", "`batchinfer explain` shows one to start from"
         )
+    for key, value in (otherwise or {}).items():
+        section, _, inner = key.partition(".")
+        if isinstance(raw.setdefault(section, {}), dict):
+            raw[section].setdefault(inner, value)
     given = key_values("--set", overrides, "sampling.max_tokens=32")
     for key, value in given:
         _apply(raw, key, value)
+    return _validated(raw, name, tree, [key for key, _ in given])
+
+
+def from_keys(keys: Mapping[str, Any], name: str = "job") -> JobSpec:
+    """The spec of these keys, whose values may be models of its sections; messages call it `name`. Raises SpecError."""
+    return _validated(dict(keys), name, None, ())
+
+
+def _validated(raw: dict[Any, Any], name: str, tree: yaml.Node | None, overrides: Sequence[str]) -> JobSpec:
+    """The spec of the values. `tree` is the text that they come from, `overrides` the keys that were set beside it."""
     try:
         return JobSpec.model_validate(raw)
     except RecursionError:
@@ -107,8 +124,7 @@ def parse(text: str, name: str = "spec", overrides: Sequence[str] = ()) -> JobSp
     except ValidationError as error:
         # Explain the first mistakes only: each explanation takes time.
         wrong = _without_union_noise(error.errors()[: _MISTAKES * 10])
-        keys = [key for key, _ in given]
-        lines = [_explain(e, name, tree, keys) for e in wrong[:_MISTAKES]]
+        lines = [_explain(e, name, tree, overrides) for e in wrong[:_MISTAKES]]
         lines = [line if len(line) <= _SHOWN * 2 else line[: _SHOWN * 2] + " ..." for line in lines]
         number = f"{len(wrong)}" if error.error_count() < _MISTAKES * 10 else f"{error.error_count():,}"
         more = ["  ..."] if len(wrong) > _MISTAKES else []

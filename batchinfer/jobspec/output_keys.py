@@ -45,25 +45,11 @@ def _require_references(schema: dict[str, Any]) -> None:
                 raise ValueError(f"refers to {reference!r}, which is not in it: put it under $defs") from None
 
 
-class OutputSpec(Keys):
-    """Where the results go, and which shape an answer must have. At most one of `choices`, `json_schema` and `regex`
-    may be set; decoding is constrained to it, and an answer that does not fit fails with `output_invalid`.
+class AnswerSpec(Keys):
+    """Which shape an answer must have, and how it is stored. At most one of `choices`, `json_schema` and `regex` may be
+    set; decoding is constrained to it, and an answer that does not fit fails with `output_invalid`.
     """
 
-    uri: PlaceWithVariables
-    """The folder of the run, local or on `s3://`: results in `data`, accounting in `accounting`, the rest in `_run`.
-
-    The same spec and the same folder resume the run; a spec that would change the results is refused there. The folder
-    must not lie inside `input.uri`.
-
-    Variables name the run of a recurring job, read on the clock of `schedule.timezone`: `{{ run.date }}` (2026-11-20;
-    `run.date - 1` is the day before), `run.year`, `run.month`, `run.day`, `run.hour` and `run.minute`. `run.time` is
-    the instant in UTC, as 20261120T010000Z; `run.id` is the job's name and that instant. `run.previous` has the same
-    parts for the tick before, and needs `schedule.cron`.
-
-    A job with `schedule` or `input.incremental` and without a variable here has each run in `<uri>/{{ run.time }}`."""
-    column: str = Field(default="output", min_length=1)
-    """The name of the column with the answer. Must differ from the other columns of the results."""
     choices: (
         Annotated[tuple[Text, ...], Field(min_length=1)] | Annotated[dict[Text, Text], Field(min_length=1)] | None
     ) = None
@@ -160,15 +146,7 @@ class OutputSpec(Keys):
                 raise ValueError(f"{key} needs choices: the labels")
         if self.multi_label and self.confidence:
             raise ValueError("confidence is for one label: leave it or multi_label out")
-        if self.column in RESULT_COLUMNS:
-            raise ValueError(f"column {self.column!r} is the name of a result column: choose another")
         return self
-
-    embedding_type: Literal["float32", "float16", "int8"] | None = None
-    """How `task: embed` stores a vector: a list of fixed size of this type. null: a list of float32.
-
-    `int8` stores round(x / scale), and the column `<column>_scale` the scale of each vector: its largest number over
-    127."""
 
     @property
     def choice_texts(self) -> tuple[str, ...] | None:
@@ -185,14 +163,46 @@ class OutputSpec(Keys):
         if self.as_ == "columns" and kind.name != "struct":
             why = kind.why or f"its answers are {kind.name}s"
             raise ValueError(f"as columns needs a json_schema of an object with named keys: {why}")
-        if self.as_ == "columns" and self.column != "output":
-            raise ValueError("column names no column beside as: columns: leave it out")
         return self
 
     @cached_property
     def kind(self) -> Kind | None:
         """What typed answers are; None if answers are kept as texts."""
         return None if self.json_schema is None or self.as_ == "json" else answer_kind(self.json_schema)
+
+
+class OutputSpec(AnswerSpec):
+    """Where the results go, and which shape an answer must have. At most one of `choices`, `json_schema` and `regex`
+    may be set; decoding is constrained to it, and an answer that does not fit fails with `output_invalid`.
+    """
+
+    uri: PlaceWithVariables
+    """The folder of the run, local or on `s3://`: results in `data`, accounting in `accounting`, the rest in `_run`.
+
+    The same spec and the same folder resume the run; a spec that would change the results is refused there. The folder
+    must not lie inside `input.uri`.
+
+    Variables name the run of a recurring job, read on the clock of `schedule.timezone`: `{{ run.date }}` (2026-11-20;
+    `run.date - 1` is the day before), `run.year`, `run.month`, `run.day`, `run.hour` and `run.minute`. `run.time` is
+    the instant in UTC, as 20261120T010000Z; `run.id` is the job's name and that instant. `run.previous` has the same
+    parts for the tick before, and needs `schedule.cron`.
+
+    A job with `schedule` or `input.incremental` and without a variable here has each run in `<uri>/{{ run.time }}`."""
+    column: str = Field(default="output", min_length=1)
+    """The name of the column with the answer. Must differ from the other columns of the results."""
+    embedding_type: Literal["float32", "float16", "int8"] | None = None
+    """How `task: embed` stores a vector: a list of fixed size of this type. null: a list of float32.
+
+    `int8` stores round(x / scale), and the column `<column>_scale` the scale of each vector: its largest number over
+    127."""
+
+    @model_validator(mode="after")
+    def _names_a_column_of_its_own(self) -> Self:
+        if self.column in RESULT_COLUMNS:
+            raise ValueError(f"column {self.column!r} is the name of a result column: choose another")
+        if self.as_ == "columns" and self.column != "output":
+            raise ValueError("column names no column beside as: columns: leave it out")
+        return self
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -37,7 +37,10 @@ class TruncateSpec(Keys):
 
 
 class PromptSpec(Keys):
-    """How a row becomes a prompt. Exactly one of `template`, `column` and `messages_column` must be set."""
+    """How a row becomes a prompt. Exactly one of `template`, `column` and `messages_column` must be set.
+
+    Without any key there is no prompt, as in a job with `steps`.
+    """
 
     system: str | None = None
     """The system message of every row; a text, or a template as `template` is.
@@ -122,6 +125,8 @@ class PromptSpec(Keys):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
+        if not self.model_fields_set:
+            return self
         given = [name for name in ("template", "column", "messages_column") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"needs exactly one of template, column, messages_column; given: {given or 'none'}")
@@ -161,6 +166,22 @@ class PromptSpec(Keys):
         """The first key that has no meaning without a chat template."""
         names = ("messages_column", "examples", "prefill", "chat_template", "chat_template_kwargs")
         return next((name for name in names if getattr(self, name) is not None), None)
+
+    @property
+    def reads(self) -> list[tuple[str, str]]:
+        """The columns that make prompts, each with the key that names it. Empty for a template without a column."""
+        if self.column is not None:
+            found = [(self.column, "column")]
+        elif self.messages_column is not None:
+            found = [(self.messages_column, "messages_column")]
+        else:
+            found = [(name, "template") for name in compile_template(self.template or "").columns]
+        if not found:
+            return []
+        for key, text in (("system", self.system), ("prefill", self.prefill)):
+            if is_template(text):
+                found += [(name, key) for name in compile_template(text).columns]
+        return found
 
     @property
     def cut_column(self) -> str | None:

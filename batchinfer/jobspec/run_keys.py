@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from batchinfer.jobspec.base import Keys
+from batchinfer.jobspec.base import Keys, Place, Text
 
 AcceleratorName = Literal[
     "auto", "cpu", "T4", "A10", "A10G", "L4", "L40S", "A100-40GB", "A100-80GB", "H100", "H100-PCIe", "H200",
@@ -55,6 +55,11 @@ class ResourcesSpec(Keys):
     """Dollars for one GPU and hour, or for one replica and hour on a CPU.
 
     null: the list price of the catalog, which `batchinfer gpus` shows with its source and date."""
+    bill: Literal["gpu", "machine"] = "gpu"
+    """What is paid for: the GPUs that replicas use, or the whole machines that these GPUs are in.
+
+    With `machine`, the GPUs that a layout leaves idle are charged to those it uses: a replica of 6 GPUs on a machine of
+    8 costs as much as 8. The plan then compares layouts by that. Take it if no other job can use the idle ones."""
 
 
 class ShardsSpec(Keys):
@@ -71,6 +76,17 @@ class ShardsSpec(Keys):
     A shard with larger rows has fewer of them, down to one."""
 
 
+class MonthlyLimit(Keys):
+    """A budget for a month, over all runs with one value of a label."""
+
+    label: Text
+    """The label's name, as `team`. The spec's own `labels` has the value."""
+    usd: float = Field(ge=0)
+    """Dollars for a calendar month in UTC."""
+    within: tuple[Place, ...] = ()
+    """The folders or buckets whose runs count, at any depth. Empty: the folder that `output.uri` lies in."""
+
+
 class LimitsSpec(Keys):
     """When the run stops by itself. May change when a run resumes."""
 
@@ -81,6 +97,12 @@ class LimitsSpec(Keys):
     are committed, and the command ends with exit code 4, also if they were the last ones and the run cost more. Unless
     the budget is twice the plan's estimate, a replica runs one shard at a time: a run passes its budget by at most one
     shard a replica. null: no limit."""
+    monthly: MonthlyLimit | None = None
+    """A month's budget for all runs with this job's value of a label, as `{label: team, usd: 500}`.
+
+    Checked before a run begins, by what `batchinfer costs` would say: if the month's runs cost as much already, the
+    command ends with exit code 4. Otherwise what is left of the month limits the run as `max_cost_usd` does. Runs that
+    begin at the same time do not see each other's cost. null: no budget."""
     max_runtime_hours: float | None = Field(default=None, ge=0)
     """Hours that this command may run; a command that resumes the run has as many again.
 

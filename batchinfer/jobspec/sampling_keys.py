@@ -95,6 +95,11 @@ class SamplingSpec(Keys):
     bad_words: tuple[str, ...] | None = None
     """Texts that an answer must not contain. vLLM forbids the last token that would complete one."""
 
+    @property
+    def repeats_itself(self) -> bool:
+        """Do two equal requests have the same answer? With a seed each of `n` answers has a seed of its own."""
+        return self.temperature == 0 or self.seed is not None
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.n > 1 and self.temperature == 0:

@@ -67,7 +67,7 @@ class Moment:
     before: Callable[[datetime], datetime] | None = None
 
 
-class Run:
+class RunVariable:
     """The variable `run` of a template."""
 
     def __init__(self, moment: Moment) -> None:
@@ -84,11 +84,11 @@ class Run:
         raise jinja2.UndefinedError("run has parts: write run.date or another of them")
 
     @property
-    def previous(self) -> Run:
+    def previous(self) -> RunVariable:
         moment = self._moment
         if moment.before is None:
             raise jinja2.UndefinedError("run.previous is the tick before this one, and there is no schedule.cron")
-        return Run(Moment(moment.job, moment.before(moment.at), moment.timezone, moment.before))
+        return RunVariable(Moment(moment.job, moment.before(moment.at), moment.timezone, moment.before))
 
 
 def has_variables(uri: str) -> bool:
@@ -127,7 +127,7 @@ def render(uri: str, moment: Moment) -> str:
         return uri
     template = _compiled(uri)
     try:
-        rendered = template.renderer()({"run": Run(moment)})
+        rendered = template.renderer()({"run": RunVariable(moment)})
     except SecurityError as error:
         raise ValueError(f"does what the sandbox forbids: {error}") from None
     except Exception as error:

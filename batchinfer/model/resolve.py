@@ -23,7 +23,7 @@ from batchinfer.catalog import (
     shape_from_config,
 )
 from batchinfer.errors import ModelError
-from batchinfer.jobspec import SCRIPTED, ModelSpec
+from batchinfer.jobspec import SCRIPTED, JobSpec, ModelSpec
 from batchinfer.model.download import is_remote
 from batchinfer.storage import Stores, join, local_path, normal_uri, storage_for
 
@@ -186,3 +186,9 @@ def require_access(facts: ModelFacts, revision: str | None) -> None:
     """Raise ModelError for a repository that cannot be read, before an engine starts."""
     if facts.folder is None and facts.location != SCRIPTED:
         repository_config(facts.location, revision)
+
+
+def tokenizer_folder(spec: JobSpec, checkpoint: str | None = None) -> str | None:
+    """The folder with the model's tokenizer and chat template, if it lies on this machine. `checkpoint`: see `Plan`."""
+    source = local_path(spec.engine.tokenizer or checkpoint or spec.model.source)
+    return source if os.path.isdir(source) else model_facts(spec.model, spec.storage).folder

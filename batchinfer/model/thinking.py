@@ -50,7 +50,7 @@ def thinking_line(spec: JobSpec, folder: str | None) -> str | None:
     """What a person is told of the model's thinking before a run; None if there is nothing to say."""
     entry = find_model(spec.model.source)
     if spec.reasoning is not None:
-        parser = reasoning_parser(spec, folder)
+        parser = reasoning_parser(spec.step_jobs[0], folder)
         if parser is not None:
             kept = f"goes to the column {spec.reasoning.column}" if spec.reasoning.column else "is not kept"
             return f"vLLM's parser {parser} tells the thinking from the answer; the thinking {kept}"

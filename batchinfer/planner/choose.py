@@ -15,7 +15,7 @@ from batchinfer.catalog.accelerators import GIB, Accelerator
 from batchinfer.catalog.shape import ModelShape
 from batchinfer.jobspec import ReplicaRange
 from batchinfer.planner.estimate import job_estimate, replica_speed
-from batchinfer.planner.layout import Nodes, ReplicaLayout, layouts, replicas_that_fit
+from batchinfer.planner.layout import Nodes, ReplicaLayout, layouts, machine_gpus, replicas_that_fit
 from batchinfer.planner.memory import fit
 from batchinfer.planner.quantize import Source, Weights
 from batchinfer.planner.values import Candidate, EngineSettings, Estimate, Fit, Interval, Workload
@@ -40,7 +40,8 @@ class LayoutRequest:
     """The input of the search for a layout: the model, the GPUs, the work, and what the user has set.
 
     `needed_tokens`: the longest sequence that one replica must hold. `value_bytes`: bytes of a weight that is not
-    quantized. `may_grow`: an autoscaler can add GPUs to `nodes`.
+    quantized. `may_grow`: an autoscaler can add GPUs to `nodes`. `per_machine`: GPUs of one machine as it is rented.
+    `by_machine`: whole machines are paid for (`resources.bill`).
     """
 
     shape: ModelShape
@@ -59,6 +60,15 @@ class LayoutRequest:
     pipeline: int | None
     value_bytes: float = 2.0
     may_grow: bool = False
+    per_machine: int = 1
+    by_machine: bool = False
+
+    def charged(self, layout: ReplicaLayout, replicas: int) -> float:
+        """Dollars for one used GPU and hour, with its share of GPUs that are paid for and idle (`by_machine`)."""
+        if not self.by_machine:
+            return self.price_per_gpu_hour
+        paid = machine_gpus(layout.gpus, layout.nodes, replicas, self.per_machine)
+        return self.price_per_gpu_hour * paid / (layout.gpus * replicas)
 
     @property
     def row_tokens(self) -> int:
@@ -210,7 +220,7 @@ def _estimate(
         replicas,
         layout.gpus,
         request.workload,
-        request.price_per_gpu_hour,
+        request.charged(layout, replicas),
         load_seconds(of.weight_bytes_per_gpu * layout.gpus / layout.nodes),
         request.calibration,
         ends=(low, high),

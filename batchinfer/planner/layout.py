@@ -111,6 +111,14 @@ def replicas_that_fit(layout: ReplicaLayout, nodes: Nodes) -> int:
     return whole * (nodes.per_node // layout.gpus) + rest // layout.gpus
 
 
+def machine_gpus(gpus: int, nodes: int, replicas: int, per_machine: int) -> int:
+    """GPUs of all machines that `replicas` replicas of `gpus` GPUs over `nodes` nodes each are on, used or not.
+
+    Replicas that fit one machine share it."""
+    machines = replicas * nodes if nodes > 1 else -(-replicas // max(1, per_machine // gpus))
+    return max(machines * per_machine, replicas * gpus)
+
+
 def layouts(
     shape: ModelShape,
     quantization: Quantization,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
@@ -20,7 +20,7 @@ from batchinfer.planner.choose import (
 )
 from batchinfer.planner.cluster import Cluster, accelerator_name, price_of
 from batchinfer.planner.host import default_kv_cache, plan_on_host, require_cpus, require_cut
-from batchinfer.planner.layout import Nodes
+from batchinfer.planner.layout import Nodes, machine_gpus
 from batchinfer.planner.quantize import AUTO, Source, Weights, explicit, usable
 from batchinfer.planner.refuse import MOST_NODES, refuse
 from batchinfer.planner.values import Candidate, EngineSettings, Estimate, PromptSample, Workload
@@ -44,7 +44,9 @@ class Plan(BaseModel):
     checkpoint: what the engine loads. online: the engine quantizes the checkpoint while loading. Fields from
     expert_parallel on are None or empty if the model's dimensions are unknown. engine: the arguments that the fit
     was computed for. first_estimate: the estimate of the first plan, for a resumed run. sample: lengths and failures
-    of the sampled rows. assumed: the GPUs do not exist yet.
+    of the sampled rows. assumed: the GPUs do not exist yet. bill: what is paid for (`resources.bill`);
+    price_per_gpu_hour has the share of idle GPUs in it with `machine`. machine_gpus: GPUs of all machines that the
+    replicas are on, used or not; None on the CPU.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -73,6 +75,13 @@ class Plan(BaseModel):
     candidates: tuple[Candidate, ...] = ()
     sample: PromptSample | None = None
     assumed: bool = False
+    bill: Literal["gpu", "machine"] = "gpu"
+    machine_gpus: int | None = None
+
+    @property
+    def idle_gpus(self) -> int:
+        """GPUs of the replicas' machines that no replica uses."""
+        return 0 if self.machine_gpus is None else self.machine_gpus - self.num_gpus * self.max_replicas
 
     @property
     def devices(self) -> int:
@@ -162,7 +171,7 @@ def _needed_tokens(spec: JobSpec, known: Known) -> int:
     if asked is not None:
         return asked
     prompt = UNKNOWN_PROMPT_TOKENS if known.workload is None else known.workload.longest_input_tokens
-    return min(context, prompt + (spec.sampling.max_tokens if spec.generates else 0))
+    return min(context, prompt + (max(job.sampling.max_tokens for job in spec.step_jobs) if spec.generates else 0))
 
 
 def engine_settings(engine: EngineSpec, facts: Accelerator | None = None) -> EngineSettings:
@@ -205,6 +214,8 @@ def _on_gpus(spec: JobSpec, cluster: Cluster, known: Known, needed: int, model: 
         pipeline=None if resources.pipeline_parallel == "auto" else resources.pipeline_parallel,
         value_bytes=4.0 if spec.model.dtype == "float32" else 2.0,
         may_grow=cluster.may_grow,
+        per_machine=_per_machine(cluster, facts.node_gpus),
+        by_machine=resources.bill == "machine",
     )
     weights = usable(known.source, spec.model.quantization, facts)
     _require_room(request)
@@ -222,8 +233,7 @@ def _on_gpus(spec: JobSpec, cluster: Cluster, known: Known, needed: int, model: 
         min_replicas=low,
         max_replicas=taken.replicas,
         num_gpus=layout.gpus,
-        price_per_gpu_hour=price,
-        price_source=price_source,
+        **_paid_for(spec, price, price_source, layout.gpus, layout.nodes, taken.replicas, request.per_machine),
         kv_cache_memory_bytes=None,
         checkpoint=taken.weights.checkpoint,
         online=taken.weights.online,
@@ -237,6 +247,23 @@ def _on_gpus(spec: JobSpec, cluster: Cluster, known: Known, needed: int, model: 
         candidates=choice.candidates,
         assumed=cluster.assumed,
     )
+
+
+def _per_machine(cluster: Cluster, of_kind: int) -> int:
+    """GPUs of one machine as it is rented: the cluster's largest, or the kind's if the cluster is not there yet."""
+    return of_kind if cluster.assumed or not cluster.gpus else cluster.largest_node_gpus
+
+
+def _paid_for(
+    spec: JobSpec, price: float, source: str, gpus: int, nodes: int, replicas: int, per_machine: int
+) -> dict[str, Any]:
+    """The fields of a plan that say what a used GPU costs, and which GPUs are paid for."""
+    used, paid = gpus * replicas, machine_gpus(gpus, nodes, replicas, per_machine)
+    if spec.resources.bill == "machine" and paid > used:
+        price, source = price * paid / used, f"{source}, for {paid} GPUs of which {used} are used"
+    return {
+        "price_per_gpu_hour": price, "price_source": source, "bill": spec.resources.bill, "machine_gpus": paid
+    }  # fmt: skip
 
 
 def _nodes(cluster: Cluster, facts: Accelerator) -> Nodes:
@@ -326,6 +353,11 @@ def _as_asked(spec: JobSpec, cluster: Cluster, model: str, accelerator: str) -> 
         )
     on_each = max(1, cluster.largest_node_gpus // tensor)
     price, price_source = price_of(spec, accelerator)
+    nodes = -(-pipeline // on_each) if num_gpus else 1
+    paid: dict[str, Any] = {"price_per_gpu_hour": price, "price_source": price_source, "bill": resources.bill}
+    if num_gpus:
+        of_kind = accelerators()[accelerator].node_gpus if accelerator in accelerators() else num_gpus
+        paid = _paid_for(spec, price, price_source, num_gpus, nodes, high, _per_machine(cluster, of_kind))
     return Plan(
         model=model,
         quantization=spec.model.quantization,
@@ -335,10 +367,9 @@ def _as_asked(spec: JobSpec, cluster: Cluster, model: str, accelerator: str) -> 
         min_replicas=low,
         max_replicas=high,
         num_gpus=num_gpus,
-        price_per_gpu_hour=price,
-        price_source=price_source,
+        **paid,
         kv_cache_memory_bytes=default_kv_cache(spec, cluster, high) if accelerator == "cpu" else None,
-        nodes_per_replica=-(-pipeline // on_each) if num_gpus else 1,
+        nodes_per_replica=nodes,
         assumed=cluster.assumed,
     )
 

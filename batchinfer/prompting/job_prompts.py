@@ -7,20 +7,26 @@ import pyarrow as pa
 from batchinfer.errors import RowError
 from batchinfer.jobspec import JobSpec, PromptSpec
 from batchinfer.prompting.choices import described
-from batchinfer.prompting.prompts import Prompt, PromptMaker
+from batchinfer.prompting.prompts import NO_ANSWERS, Answers, Prompt, PromptMaker
 
 
 class JobPrompts:
-    """Makes the prompts of the rows of a shard, as `PromptMaker` does, with what other keys of the job add."""
+    """Makes the prompts of the rows of a shard, as `PromptMaker` does, with what other keys of the job add.
 
-    def __init__(self, spec: JobSpec) -> None:
+    `spec`: one of `JobSpec.step_jobs`, at place `step` there.
+    """
+
+    def __init__(self, spec: JobSpec, step: int = 0) -> None:
+        self._step = step
         self._maker = PromptMaker(described(spec))
         self._instruction = spec.embed.instruction or ""
         self._queries = None if spec.prompt.query is None else PromptMaker(query_spec(spec.prompt))
 
-    def prompts(self, rows: pa.Table) -> list[Prompt | RowError]:
+    def prompts(self, rows: pa.Table, answers: Answers = NO_ANSWERS) -> list[Prompt | RowError]:
         """For each row its prompt, or the error of that row."""
-        made = self._maker.prompts(rows)
+        made = self._maker.prompts(rows, answers)
+        if self._step:
+            made = [p if isinstance(p, RowError) else p._replace(step=self._step) for p in made]
         if self._instruction:
             made = [p if isinstance(p, RowError) else p._replace(text=self._instruction + p.text) for p in made]
         if self._queries is None:

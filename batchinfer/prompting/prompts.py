@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jinja2
@@ -17,11 +18,17 @@ from batchinfer.errors import RowError, SpecError
 from batchinfer.input.bad_rows import BAD_ROW
 from batchinfer.input.column_types import PARSED
 from batchinfer.jobspec import JobSpec, PromptSpec
+from batchinfer.jobspec.chunk_keys import ANSWERS, CombinePrompt
 from batchinfer.jobspec.printed import Map, printed
 from batchinfer.jobspec.templates import Template, compile_template, is_template
 from batchinfer.jobspec.where import where_columns
 from batchinfer.prompting.choices import described
 from batchinfer.prompting.messages import NO_MESSAGES, Message, read_message
+
+Answers = Mapping[str, list[Any]]
+"""The answers of steps by name, one for each row: a value as templates use it, None, or a RowError."""
+
+NO_ANSWERS: Answers = MappingProxyType({})
 
 
 class Prompt(NamedTuple):
@@ -41,6 +48,8 @@ class Prompt(NamedTuple):
     """The values that the prompt was made of, if it may have to be made again: see `PromptMaker.carries_rows`."""
     query: Prompt | None = None
     """What `text` is scored against, for `task: score`."""
+    step: int = 0
+    """Which of `JobSpec.step_jobs` the prompt belongs to."""
 
     def as_messages(self) -> list[Message]:
         """The prompt as a chat."""
@@ -57,14 +66,18 @@ class Prompt(NamedTuple):
 def needed_columns(spec: JobSpec) -> dict[str, str]:
     """The columns that the job reads, each with the spec key that names it."""
     needed: dict[str, str] = {}
+    if spec.reduce is not None:
+        needed[spec.reduce.key] = "reduce.key"
+        # What a group has beside them is made when rows are brought together.
+        for name, key in _prompt_columns(spec):
+            if name not in spec.reduce.made:
+                needed.setdefault(name, key)
     if spec.input.id_column is not None:
-        needed[spec.input.id_column] = "input.id_column"
+        needed.setdefault(spec.input.id_column, "input.id_column")
     for name in spec.input.columns:
         needed.setdefault(name, "input.columns")
-    for name, key in _prompt_columns(described(spec)):
+    for name, key in () if spec.reduce is not None else _prompt_columns(spec):
         needed.setdefault(name, key)
-    for name in compile_template(spec.prompt.query or "").columns:
-        needed.setdefault(name, "prompt.query")
     if spec.input.group_by is not None:
         needed.setdefault(spec.input.group_by, "input.group_by")
     if spec.evaluate is not None:
@@ -77,21 +90,29 @@ def needed_columns(spec: JobSpec) -> dict[str, str]:
     return needed
 
 
-def _prompt_columns(prompt: PromptSpec) -> list[tuple[str, str]]:
-    """The columns that make prompts, each with the spec key that names it."""
-    if prompt.column is not None:
-        found = [(prompt.column, "prompt.column")]
-    elif prompt.messages_column is not None:
-        found = [(prompt.messages_column, "prompt.messages_column")]
-    else:
-        names = compile_template(prompt.template or "").columns
-        if not names:
+def _prompt_columns(spec: JobSpec) -> list[tuple[str, str]]:
+    """The columns of the input that make prompts, each with the spec key that names it."""
+    if spec.steps is None:
+        found = [(name, f"prompt.{key}") for name, key in described(spec).reads]
+        if not found:
             raise SpecError("prompt.template names no column of the input", "write a column in it, as {{ text }}")
-        found = [(name, "prompt.template") for name in names]
-    for key, text in (("prompt.system", prompt.system), ("prompt.prefill", prompt.prefill)):
-        if is_template(text):
-            found += [(name, key) for name in compile_template(text).columns]
-    return found
+        if isinstance(spec.combine, CombinePrompt):
+            read = spec.step_jobs[1].prompt.reads
+            found += [(name, f"combine.{key}") for name, key in read if name != ANSWERS]
+        return [*found, *((name, "prompt.query") for name in compile_template(spec.prompt.query or "").columns)]
+    answers = {step.name for step in spec.steps}
+    named: list[tuple[str, str]] = []
+    for step, job in zip(spec.steps, spec.step_jobs, strict=True):
+        read = [*((name, f"prompt.{key}") for name, key in described(job).reads), *step.reads]
+        if not read:
+            raise SpecError(
+                f"step {step.name}: its prompt names no column and no earlier answer",
+                "write one in it, as {{ text }}",
+            )
+        named += [(name, f"the {key} of step {step.name}") for name, key in read if name not in answers]
+    if not named:
+        raise SpecError("steps names no column of the input", "write a column in a step's prompt, as {{ text }}")
+    return named
 
 
 class PromptMaker:
@@ -99,7 +120,7 @@ class PromptMaker:
 
     def __init__(self, prompt: PromptSpec) -> None:
         self._source = prompt.column or prompt.messages_column
-        self._columns = list(dict.fromkeys(name for name, _ in _prompt_columns(prompt)))
+        self._columns = list(dict.fromkeys(name for name, _ in prompt.reads))
         self._chat = prompt.messages_column is not None
         self._template = None if prompt.template is None else compile_template(prompt.template)
         self._system = _TurnText(prompt.system)
@@ -115,9 +136,9 @@ class PromptMaker:
         """Whether prompts hold their row: where a value may be cut, and where the templates' own text may hold a
         control token, which must be told from one that stands in a value."""
 
-    def prompts(self, rows: pa.Table) -> list[Prompt | RowError]:
-        """One prompt, or the reason why there is none, for each of the rows."""
-        columns = {name: column_values(rows, name) for name in self._columns}
+    def prompts(self, rows: pa.Table, answers: Answers = NO_ANSWERS) -> list[Prompt | RowError]:
+        """One prompt, or the reason why there is none, for each of the rows. `answers`: of earlier steps, by name."""
+        columns = {name: answers[name] if name in answers else column_values(rows, name) for name in self._columns}
         made = self._made(columns, rows.num_rows)
         if BAD_ROW in rows.column_names:
             for place, problem in enumerate(rows.column(BAD_ROW).to_pylist()):
@@ -204,17 +225,25 @@ def _filled(template: Template, columns: Mapping[str, list[Any]], count: int) ->
             made.append(text)
             continue
         bad = next((value for value in row if isinstance(value, RowError)), None)
-        made.append(bad or _rendered(render, dict(zip(columns, row, strict=True))))
+        made.append(bad or _printed(render, dict(zip(columns, row, strict=True))))
     return made
 
 
-def _rendered(render: Callable[[Mapping[str, Any]], str], row: dict[str, Any]) -> str | RowError:
+def _printed(render: Callable[[Mapping[str, Any]], str], row: dict[str, Any]) -> str | RowError:
     try:
-        return render(row)
+        return rendered(render, row)
     except jinja2.UndefinedError as error:
         nulls = [name for name, value in row.items() if value is None]
         why = f"null in this row: {', '.join(nulls)}" if nulls else str(error)
         return RowError("template_error", _told(f"the template met a missing value: {why}"))
+
+
+def rendered(render: Callable[[Mapping[str, Any]], str], row: dict[str, Any]) -> str | RowError:
+    """The template over a row, or the row's error. Raises jinja2.UndefinedError for a missing value."""
+    try:
+        return render(row)
+    except jinja2.UndefinedError:
+        raise
     except SecurityError as error:
         return RowError("template_error", _told(f"the template did what the sandbox forbids: {error}"))
     except Exception as error:
@@ -231,7 +260,7 @@ def column_values(rows: pa.Table, name: str) -> list[Any]:
     column = rows.column(name)
     convert = _converter(column.type)
     if PARSED.items() <= (rows.schema.field(name).metadata or {}).items():
-        convert = json.loads
+        convert = _each_parsed if pa.types.is_list(column.type) else json.loads
     try:
         values: list[Any] = column.to_pylist()
     except Exception:
@@ -242,6 +271,11 @@ def column_values(rows: pa.Table, name: str) -> list[Any]:
     if convert is None:
         return values
     return [value if value is None or isinstance(value, RowError) else _converted(convert, value) for value in values]
+
+
+def _each_parsed(values: list[str | None]) -> list[Any]:
+    """The objects of a group's rows."""
+    return [None if value is None else json.loads(value) for value in values]
 
 
 def _python_value(value: pa.Scalar) -> Any:

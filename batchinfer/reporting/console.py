@@ -17,19 +17,16 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
 from batchinfer import events, signals
+from batchinfer.accounting.money import money
 from batchinfer.accounting.records import ShardRecord
 from batchinfer.errors import BatchinferError, StorageError
 from batchinfer.execution.progress import Listener, Progress
 from batchinfer.outlet import Outlet
-from batchinfer.reporting.terminal import money
 from batchinfer.rundir.ownership import LOG_MARK
 from batchinfer.rundir.paths import Layout
 from batchinfer.storage import LocalStorage, Stores, storage_for
 
 _LOG_HEADER = LOG_MARK + b": what Ray, vLLM and their workers printed, session after session.\n"
-
-_BEGINNINGS = ("started", "resumed", "retrying")
-"""Events after which the run's folder exists and can hold the log."""
 
 
 class Chatter:
@@ -38,10 +35,14 @@ class Chatter:
     File descriptors are redirected, because the native code of Ray and vLLM does not use Python's streams. `stdout`
     and `stderr` are the real streams, for batchinfer's own output. A store cannot append, so the log of a run in a
     store stays on this machine until the run ends, and is uploaded then.
+
+    Without `redirects` the streams stay the caller's, and the file holds only what is written with `write_line`.
     """
 
-    def __init__(self, stores: Stores) -> None:
+    def __init__(self, stores: Stores, redirects: bool = True) -> None:
         self._stores = stores
+        self._redirects = redirects
+        self._log = 2
         self._destination = ""
         self.stdout: TextIO = sys.stdout
         self.stderr: TextIO = sys.stderr
@@ -54,16 +55,22 @@ class Chatter:
     def __enter__(self) -> Chatter:
         sys.stdout.flush()
         sys.stderr.flush()
-        self._saved = [os.dup(1), os.dup(2)]
-        self.stdout = _outlet(self._saved[0], sys.stdout)
-        self.stderr = _outlet(self._saved[1], sys.stderr)
         self._leaving.enter_context(signals.cleaning(self._drop))
-        self._spoke_to = signals.speak_to(self._saved[1])
+        if self._redirects:
+            self._saved = [os.dup(1), os.dup(2)]
+            self.stdout = _outlet(self._saved[0], sys.stdout)
+            self.stderr = _outlet(self._saved[1], sys.stderr)
+            self._spoke_to = signals.speak_to(self._saved[1])
         handle, self.path = tempfile.mkstemp(prefix="batchinfer-", suffix=".log")
         self._redirect(handle)
         return self
 
     def _redirect(self, handle: int) -> None:
+        if not self._redirects:
+            before, self._log = self._log, handle
+            if before != 2:
+                os.close(before)
+            return
         for stream in (1, 2):
             os.dup2(handle, stream)
         os.close(handle)
@@ -90,7 +97,7 @@ class Chatter:
         """Write one of batchinfer's own lines to the log."""
         # A full disk must not end the run because of its log.
         with contextlib.suppress(OSError):
-            os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+            os.write(self._log, f"{line}\n".encode(errors="backslashreplace"))
 
     def _drop(self) -> None:
         """Delete the log unless it is kept."""
@@ -126,12 +133,15 @@ class Chatter:
         sys.stdout.flush()
         sys.stderr.flush()
         self._leaving.close()
-        signals.speak_to(self._spoke_to)
-        for stream, saved in zip((1, 2), self._saved, strict=True):
-            os.dup2(saved, stream)
-            os.close(saved)
-        self.stdout.close()
-        self.stderr.close()
+        if self._redirects:
+            signals.speak_to(self._spoke_to)
+            for stream, saved in zip((1, 2), self._saved, strict=True):
+                os.dup2(saved, stream)
+                os.close(saved)
+            self.stdout.close()
+            self.stderr.close()
+        else:
+            os.close(self._log)
         try:
             if self._destination:
                 self._send(kind is not None)
@@ -169,7 +179,7 @@ class TerminalListener:
         self._leaving = contextlib.ExitStack()
 
     def event(self, name: str, **values: Any) -> None:
-        if name in _BEGINNINGS:
+        if name in events.BEGINNINGS:
             self._chatter.keep_at(values["output"])
         line = events.plain_line(name, values)
         self._chatter.write_line(f"batchinfer: {line}")
@@ -209,7 +219,7 @@ class JsonListener:
         self._ids: dict[str, Any] = {}
 
     def event(self, name: str, **values: Any) -> None:
-        if name in _BEGINNINGS:
+        if name in events.BEGINNINGS:
             self._chatter.keep_at(values["output"])
             self._ids = {"run_id": values["run_id"]}
         if self._chatter.path:
@@ -257,16 +267,20 @@ def attending(stores: Stores) -> Iterator[Listener]:
     not the user's mistake names that file."""
     with Chatter(stores) as chatter:
         listener = TerminalListener(chatter) if sys.stderr.isatty() else JsonListener(chatter)
-        try:
-            with events.heard_by(listener.event):
-                yield listener
-        except BatchinferError as error:
-            if chatter.is_kept and error.exit_code == 1:
-                error.remedy += f"; the log is {chatter.keep()}"
-            raise
-        except Exception as error:
-            # A bug or an unforeseen failure: the traceback goes to the log, one line to the user.
-            traceback.print_exc()
-            raise BatchinferError(
-                f"{type(error).__name__}: {error}", f"the whole of it is in {chatter.keep()}"
-            ) from error
+        with events.heard_by(listener.event), log_named(chatter):
+            yield listener
+
+
+@contextlib.contextmanager
+def log_named(chatter: Chatter) -> Iterator[None]:
+    """A context in which an error that is not the user's mistake becomes a BatchinferError that names the log."""
+    try:
+        yield
+    except BatchinferError as error:
+        if chatter.is_kept and error.exit_code == 1:
+            error.remedy += f"; the log is {chatter.keep()}"
+        raise
+    except Exception as error:
+        # A bug or an unforeseen failure: the traceback goes to the log, one line to the user.
+        chatter.write_line(traceback.format_exc())
+        raise BatchinferError(f"{type(error).__name__}: {error}", f"the whole of it is in {chatter.keep()}") from error

@@ -6,10 +6,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from batchinfer.accounting.money import money
 from batchinfer.catalog import GIB, MIB
 from batchinfer.jobspec import LimitsSpec
 from batchinfer.planner import Candidate, Interval, Plan, PromptSample, TooLong
-from batchinfer.reporting.terminal import money
 
 _SHOWN = 16
 """Candidates shown on a terminal; `--json` has all."""
@@ -117,7 +117,9 @@ def _summary(plan: Plan, limits: LimitsSpec) -> Table:
             table.add_row("budget", _verdict(made.cost_usd, limits.max_cost_usd))
     else:
         table.add_row("time, cost", "not known before a run: no earlier run of this model on this device says more")
-    table.add_row("price", f"${plan.price_per_gpu_hour:g} per device-hour ({plan.price_source})")
+    table.add_row("price", f"${plan.price_per_gpu_hour:.6g} per device-hour ({plan.price_source})")
+    if plan.idle_gpus:
+        table.add_row("", _idle(plan))
     return table
 
 
@@ -144,6 +146,14 @@ def _layout(plan: Plan) -> str:
     if plan.expert_parallel:
         text += ", experts spread"
     return text + (f", over {plan.nodes_per_replica} nodes each" if plan.nodes_per_replica > 1 else "")
+
+
+def _idle(plan: Plan) -> str:
+    """What a layout says that leaves GPUs of its machines idle."""
+    count = f"{plan.idle_gpus} of the {plan.machine_gpus} GPUs of the machines"
+    if plan.bill == "machine":
+        return f"{count} are idle, and paid for (resources.bill: machine)"
+    return f"{count} are not used, and not in this cost: with resources.bill: machine they are"
 
 
 def _size(amount: int) -> str:

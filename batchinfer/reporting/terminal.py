@@ -6,7 +6,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from batchinfer.accounting.report import Accuracy, Report, ReportPart
+from batchinfer.accounting.ledger import StepTotals
+from batchinfer.accounting.money import money
+from batchinfer.accounting.report import Accuracy, Report, ReportPart, ReportSession
 
 
 def render(report: Report) -> RenderableType:
@@ -21,13 +23,6 @@ def render(report: Report) -> RenderableType:
         state = f"running, {state}"
     title = Text.assemble((report.job_name, "bold"), f": {report.model}, {_layout(report)}, {state}")
     return Group(title, table)
-
-
-def money(usd: float) -> str:
-    """Dollars: two decimals from $10, four from 1 cent, below that three digits."""
-    if usd >= 10:
-        return f"${usd:,.2f}"
-    return f"${usd:.4f}" if usd >= 0.01 or usd == 0 else f"${usd:.3g}"
 
 
 def _layout(report: Report) -> str:
@@ -54,13 +49,16 @@ def _lines(report: Report) -> list[tuple[str, str]]:
     rejected = f"; {report.rejected_tokens:,} in prompts that never ran" if report.rejected_tokens else ""
     thought = f" ({report.reasoning_tokens:,} of thinking)" if report.reasoning_tokens else ""
     lines.append(("tokens", f"{report.input_tokens:,} in{cached}, {report.output_tokens:,} out{thought}{rejected}"))
+    if report.tokens_reused:
+        lines.append(("reused", _reused(report)))
+    lines += [(f"step {name}", _step(step)) for name, step in report.steps.items()]
     lines.append(("speed", f"{report.tokens_per_second:,.0f} tokens/s, {report.rows_per_second:,.1f} rows/s"))
     lines.append(("device time", _seconds(report)))
     lines.append(("cost", _cost(report)))
     if report.planned is not None:
         lines.append(("planned", _planned(report)))
     if len(report.parts) > 1:
-        lines += [("price" if i == 0 else "", _part(part)) for i, part in enumerate(report.parts)]
+        lines += [(_session(session), _part(session)) for session in report.sessions]
     else:
         lines.append(("price", f"${report.price_per_gpu_hour:.6g} per device-hour ({report.price_source})"))
     lines.append(("weights", f"{report.dtype} dtype, {report.quantization} quantization"))
@@ -72,8 +70,33 @@ def _lines(report: Report) -> list[tuple[str, str]]:
     return lines
 
 
+def _reused(report: Report) -> str:
+    share = report.rows_reused / report.rows if report.rows else 0.0
+    return (
+        f"{report.rows_reused:,} rows ({share:.1%}), {report.tokens_reused:,} tokens that did not run again, "
+        f"about {money(report.saved_usd)} saved"
+    )
+
+
+def _step(step: StepTotals) -> str:
+    cached = f" ({step.cached_tokens:,} cached)" if step.cached_tokens else ""
+    reused = f", {step.rows_reused:,} answers reused" if step.rows_reused else ""
+    failed = ", ".join(f"{code} {count:,}" for code, count in step.errors.items())
+    return (
+        f"{step.rows:,} rows, {step.input_tokens:,} tokens in{cached}, {step.output_tokens:,} out{reused}, "
+        f"{step.work_seconds:,.1f} s, {money(step.cost_usd)}" + (f"; failed: {failed}" if failed else "")
+    )
+
+
 def _share(seen: Accuracy) -> str:
     return f"{seen.accuracy:.1%} of {seen.compared:,} ({seen.low:.1%} to {seen.high:.1%})"
+
+
+def _session(session: ReportSession) -> str:
+    """The name of a session, for a run whose sessions differ."""
+    if not session.session:
+        return "earlier"
+    return f"session {session.session}" + (f", {session.command}" if session.command == "retry" else "")
 
 
 def _part(part: ReportPart) -> str:

@@ -6,10 +6,10 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from batchinfer.accounting.money import money
 from batchinfer.execution.trial import Trial, TriedRow
 from batchinfer.jobspec.printed import printed
 from batchinfer.planner import Interval
-from batchinfer.reporting.terminal import money
 
 NARROW = 100
 """Columns of a terminal below which each row is a block of lines: five columns of a table would be too thin to read."""
@@ -34,15 +34,20 @@ class _Rows:
             for row in self._rows:
                 yield from _block(row)
             return
-        table = Table(show_lines=True, header_style="bold", expand=True)
-        table.add_column("row", ratio=2, overflow="fold")
-        table.add_column("prompt", ratio=10, overflow="fold")
-        table.add_column("answer", ratio=6, overflow="fold")
-        table.add_column("tokens", no_wrap=True, justify="right")
-        table.add_column("seconds", no_wrap=True, justify="right")
-        for row in self._rows:
-            table.add_row(_text(row.id), _text(row.prompt), _answer(row), _tokens(row), f"{row.seconds:.2f}")
-        yield table
+        yield rows_table(self._rows)
+
+
+def rows_table(rows: tuple[TriedRow, ...]) -> Table:
+    """The rows with their prompts and answers."""
+    table = Table(show_lines=True, header_style="bold", expand=True)
+    table.add_column("row", ratio=2, overflow="fold")
+    table.add_column("prompt", ratio=10, overflow="fold")
+    table.add_column("answer", ratio=6, overflow="fold")
+    table.add_column("tokens", no_wrap=True, justify="right")
+    table.add_column("seconds", no_wrap=True, justify="right")
+    for row in rows:
+        table.add_row(_text(row.id), _text(row.prompt), _answer(row), _tokens(row), f"{row.seconds:.2f}")
+    return table
 
 
 def _block(row: TriedRow) -> list[RenderableType]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.errors import OutputError, StorageError
+from batchinfer.input.gather import GROUPS_FOOTER
 from batchinfer.input.manifest import FOOTER as MANIFEST_FOOTER
 from batchinfer.rundir.commit import FOOTER
 from batchinfer.rundir.paths import Layout
@@ -24,10 +25,14 @@ from batchinfer.storage import REQUESTS_AT_ONCE, Entry, delete_many, join
 SPEC_MARK = b"# Written by batchinfer"
 LOG_MARK = b"# The log of a batchinfer run"
 EVENTS_MARK = b'{"written_by": "batchinfer", "file": "events"'
+PAGE_MARK = b'<meta name="generator" content="batchinfer '
 STOP_MARK = b"batchinfer: no shard starts any more\n"
 
 _LARGEST_JSON = 256 * 2**20
 """Bytes. A larger JSON file is refused unread, to save memory; the largest plan or report is far smaller."""
+
+_WHERE_PAGE_MARK = 1000
+"""Bytes of a page that hold its mark."""
 
 _NAMED = 3
 
@@ -55,6 +60,10 @@ def _json(*keys: str) -> _Check:
     return check
 
 
+def _page(file: BinaryIO) -> bool:
+    return PAGE_MARK in file.read(_WHERE_PAGE_MARK)
+
+
 def _lock(file: BinaryIO) -> bool:
     # A lock on a disk names a process; a lock in a store is a lease.
     text = file.read(10_000)
@@ -65,9 +74,12 @@ _KINDS: dict[str, _Check] = {
     r"data/shard-\d{6,}\.parquet": _parquet_footer(FOOTER),
     r"accounting/shard-\d{6,}(\.retry-\d+)?\.parquet": _parquet_columns("run_id", "shard_id", "replica_id", "meter"),
     r"_run/manifest\.parquet": _parquet_footer(MANIFEST_FOOTER),
+    r"_run/groups/part-\d{4,}\.parquet": _parquet_footer(GROUPS_FOOTER),
     r"_run/spec\.yaml": _begins(SPEC_MARK),
     r"_run/plan\.json": _json("accelerator", "max_replicas", "price_per_gpu_hour", "price_source"),
+    r"_run/plans/session-\d{4,}\.json": _json("session", "command", "plan"),
     r"_run/report\.json": _json("run_id", "job_name", "rows_in_input", "cost_usd"),
+    r"_run/report\.html": _page,
     r"_run/retry\.json": _json("run_id", "shards"),
     r"_run/skipped\.json": _json("job", "tick", "because"),
     r"_run/replicas\.parquet": _parquet_columns("replica_id", "run_id", "wasted_seconds", "killed"),
@@ -118,7 +130,10 @@ def clear(layout: Layout, kept: Iterable[str]) -> None:
 
 def remove_leftovers(layout: Layout) -> None:
     """Delete the temporary files of killed writers in the folders of the run."""
-    for folder in (layout.root, *layout.folders, layout.journals_folder, layout.events_folder):
+    for folder in (
+        *(layout.root, *layout.folders),
+        *(layout.journals_folder, layout.events_folder, layout.plans_folder, layout.groups_folder),
+    ):
         layout.storage.remove_leftovers(folder)
 
 

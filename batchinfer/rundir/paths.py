@@ -37,6 +37,11 @@ class Layout:
         """The folders that contain every file of a run."""
         return self.data_folder, self.accounting_folder, join(self.root, "_run")
 
+    @property
+    def kept_input_folder(self) -> str:
+        """The rows of a job whose input was in memory, each set of rows in a folder of its own."""
+        return join(self.root, "_input")
+
     def data(self, shard_id: int) -> str:
         return join(self.data_folder, f"{shard_name(shard_id)}.parquet")
 
@@ -57,8 +62,21 @@ class Layout:
         return self._of_run("plan.json")
 
     @property
+    def plans_folder(self) -> str:
+        return self._of_run("plans")
+
+    def plan_of_session(self, session: int) -> str:
+        """The plan of one session of the run; `plan` is the last one's."""
+        return join(self.plans_folder, f"session-{session:04d}.json")
+
+    @property
     def report(self) -> str:
         return self.root.rstrip("/") + REPORT
+
+    @property
+    def page(self) -> str:
+        """The report for a browser."""
+        return self._of_run("report.html")
 
     @property
     def replicas(self) -> str:
@@ -100,6 +118,14 @@ class Layout:
     def events(self, replica_id: str) -> str:
         """The replica's events, one JSON line each, after a first line that identifies the file."""
         return join(self.events_folder, f"{replica_id}.jsonl")
+
+    @property
+    def groups_folder(self) -> str:
+        """The rows of a job with `reduce`, one for each group."""
+        return self._of_run("groups")
+
+    def groups(self, number: int) -> str:
+        return join(self.groups_folder, f"part-{number:04d}.parquet")
 
     def _of_run(self, name: str) -> str:
         return join(self.root, "_run", name)

@@ -48,6 +48,9 @@ class Storage(Protocol):
     def names(self, uri: str) -> Sequence[str]:
         """The names directly in the folder `uri`, at least the first NAMES_AT_LEAST; empty if there are none."""
 
+    def folders(self, uri: str) -> Iterator[str]:
+        """The names of all folders directly in the folder `uri`, in the store's order; nothing if there are none."""
+
     def stat(self, uri: str) -> Entry | None:
         """The object at `uri`; None if there is none."""
 

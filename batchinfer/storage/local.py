@@ -82,6 +82,14 @@ class LocalStorage:
             except (FileNotFoundError, NotADirectoryError):
                 return []
 
+    def folders(self, uri: str) -> Iterator[str]:
+        with _naming(uri):
+            try:
+                with os.scandir(local_path(uri)) as found:
+                    yield from sorted(entry.name for entry in found if entry.is_dir(follow_symlinks=False))
+            except (FileNotFoundError, NotADirectoryError):
+                return
+
     def _entry(self, path: str, handle: int | None = None) -> Entry:
         status = os.stat(path if handle is None else handle)
         return Entry(path, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}")

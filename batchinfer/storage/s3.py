@@ -100,10 +100,22 @@ class S3Storage:
         yield from self._list(bucket, f"{key}/" if key else "", uri)
 
     def _list(self, bucket: str, prefix: str, uri: str) -> Iterator[Entry]:
+        for page in self._pages(uri, Bucket=bucket, Prefix=prefix):
+            yield from self._entries(bucket, page.get("Contents", []))
+
+    def folders(self, uri: str) -> Iterator[str]:
+        bucket, key = split(uri.rstrip("/"))
+        prefix = f"{key}/" if key else ""
+        for page in self._pages(uri, Bucket=bucket, Prefix=prefix, Delimiter="/"):
+            for found in page.get("CommonPrefixes", []):
+                yield str(found["Prefix"]).removeprefix(prefix).rstrip("/")
+
+    def _pages(self, uri: str, **which: Any) -> Iterator[Any]:
+        """Every page of a listing. Raises StorageError if the store does not say how it goes on."""
         after: dict[str, str] = {}
         while True:
-            page = self._page(uri, Bucket=bucket, Prefix=prefix, MaxKeys=KEYS_A_PAGE, **after)
-            yield from self._entries(bucket, page.get("Contents", []))
+            page = self._page(uri, MaxKeys=KEYS_A_PAGE, **which, **after)
+            yield page
             following = page.get("NextContinuationToken")
             if not page.get("IsTruncated") and not following:
                 return

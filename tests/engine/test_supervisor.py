@@ -11,71 +11,10 @@ from hypothesis import strategies as st
 from batchinfer import events
 from batchinfer.accounting.meter import Meter
 from batchinfer.engine import start_engine
-from batchinfer.engine.base import Completion, EngineDied
 from batchinfer.engine.supervisor import DEATHS_OF_A_ROW, PARTS, Stall, Supervisor, cut
 from batchinfer.errors import EngineError
-from batchinfer.prompting.prompts import Prompt
 from tests.support.builders import make_plan, make_spec
-
-
-class Machine:
-    """Makes engines that die of poison, and of what `accidents` says: after how many calls, in turn."""
-
-    def __init__(self, slots, poison, accidents=()):
-        self.slots = slots
-        self.poison = poison
-        self.accidents = list(accidents)
-        self.started = 0
-        self.asked = []
-
-    def start(self):
-        self.started += 1
-        return FragileEngine(self, self.accidents.pop(0) if self.accidents else None)
-
-    def kill(self):
-        pass
-
-
-class FragileEngine:
-    """Runs `slots` rows at a time; all that were running with a poisonous one are lost with it."""
-
-    def __init__(self, machine, calls):
-        self._machine = machine
-        self._calls = calls
-        self._dead = False
-        self.slots = machine.slots
-        self.steps = 0
-
-    def generate(self, prompts, begun, finished):
-        self._machine.asked.append([prompt.text for prompt in prompts])
-        done = []
-        if self._calls is not None:
-            self._calls -= 1
-        for start in range(0, len(prompts), self.slots):
-            rows = [prompt.text for prompt in prompts[start : start + self.slots]]
-            begun(len(rows))
-            if self._dead or self._calls == 0 or self._machine.poison & set(rows):
-                self._dead = True
-                missing = [None] * (len(prompts) - len(done))
-                raise EngineDied("dead", [*done, *missing], range(start, start + len(rows)))
-            self.steps += 1
-            done += [Completion([row], ["stop"], 1, 0, 1) for row in rows]
-            finished(len(rows))
-        return done
-
-    def close(self):
-        self._dead = True
-
-
-def supervised(machine, max_restarts=10_000):
-    meter = Meter(1, lambda: time.monotonic_ns() // 1000)
-    supervisor = Supervisor(machine.start, machine.kill, meter, max_restarts, timeout_seconds=600)
-    meter.ready()
-    return supervisor, meter
-
-
-def prompts_of(rows):
-    return [Prompt(text=row) for row in rows]
+from tests.support.fragile_engine import Machine, prompts_of, supervised
 
 
 @given(st.data())

@@ -48,7 +48,9 @@ for name, case in given["cases"].items():
     def run(texts):
         def begun(n): events["begun"] += n
         def finished(n): events["finished"] += n
-        prompts = [Prompt(text=t) if isinstance(t, str) else Prompt(messages=tuple(t)) for t in texts]
+        # With steps, a text is for each of them in turn.
+        count = len(spec.step_jobs)
+        prompts = [Prompt(text=t, step=i % count) for i, t in enumerate(texts)]
         return engine.generate(prompts, begun, finished)
 
     with ThreadPoolExecutor(4) as pool:
@@ -108,10 +110,16 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     # A cache for six prompts at a time.
     small_cache = spec({"max_tokens": 1})
     small_cache["engine"] |= {"num_gpu_blocks_override": 13, "enable_prefix_caching": True}
+    steps = spec({"max_tokens": 1}) | {"prompt": {}}
+    steps["steps"] = [
+        {"name": "free", "prompt": "{{ text }}", "sampling": SAMPLING["greedy"]},
+        {"name": "area", "prompt": "{{ text }}", "sampling": SAMPLING["choices"], "output": {"choices": AREAS}},
+    ]
     cases = {
         "greedy": {"spec": spec(SAMPLING["greedy"]), "batches": quarters},
         "seeded": {"spec": spec(SAMPLING["seeded"]), "batches": quarters},
         "choices": {"spec": spec(SAMPLING["choices"], {"choices": AREAS}), "batches": quarters},
+        "steps": {"spec": steps, "batches": [[text for text in quarter for _ in range(2)] for quarter in quarters]},
         "odd": {"spec": spec({"max_tokens": 3, "ignore_eos": True, "logprobs": 2}), "batches": [odd]},
         "shared": {"spec": small_cache, "batches": [asked_of_documents()]},
         "plain": {"spec": spec({"max_tokens": 3}, chat=False), "batches": [["fine"]]},
@@ -141,6 +149,13 @@ def test_answers_equal_vllms_own(name: str, answers: Any, reference: Any) -> Non
     assert [row["in"] for row in ours] == [row["in"] for row in reference[name]]
     assert [row["texts"] for row in ours] == [row["texts"] for row in reference[name]]
     assert [row["out"] for row in ours] == [row["out"] for row in reference[name]]
+
+
+@pytest.mark.parametrize(("step", "name"), [(0, "greedy"), (1, "choices")])
+def test_each_step_has_its_own_sampling_and_shape(step: int, name: str, answers: Any, reference: Any) -> None:
+    batches = answers["steps"]["batches"]
+    ours = [batches[i % 4][2 * (i // 4) + step] for i in range(len(TEXTS))]
+    assert [row["texts"] for row in ours] == [row["texts"] for row in reference[name]]
 
 
 def test_choices_are_kept_to(answers: Any) -> None:

@@ -80,9 +80,9 @@ def test_a_prompt_is_one_text_and_one_object() -> None:
 def test_the_result_table_makes_no_python_object_for_a_row(pool: pa.MemoryPool) -> None:
     done = [Completion([text], ["stop"], 30, 0, 5) for text in TABLE.column("text").to_pylist()]
     spec = make_spec()
-    assert python_bytes_a_row(lambda: result_table(spec, TABLE, ENVELOPE, done)) < 40
+    assert python_bytes_a_row(lambda: result_table(spec, TABLE, ENVELOPE, [done])) < 40
     before = pool.total_bytes_allocated()
-    results = result_table(spec, TABLE, ENVELOPE, done)
+    results = result_table(spec, TABLE, ENVELOPE, [done])
     assert pool.total_bytes_allocated() - before < 2.5 * results.nbytes
 
 

@@ -24,7 +24,7 @@ def table(completions: list[Completion], width: int = 1, **keys: Any) -> pa.Tabl
         | keys
     )
     rows = pa.table({"text": [""] * len(completions)})
-    return result_table(spec, rows, make_envelope(), completions, width=width)
+    return result_table(spec, rows, make_envelope(), [completions], width=width)
 
 
 def labelled(label: str, probability: float) -> Completion:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import socket
@@ -72,6 +73,16 @@ def test_limits_under_which_ray_dies_are_named(monkeypatch: pytest.MonkeyPatch, 
     assert remedy in caught.value.remedy
 
 
+def test_a_machine_that_cannot_connect_to_itself_is_told_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(address: tuple[str, int], timeout: float) -> socket.socket:
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setattr("socket.create_connection", unreachable)
+    with pytest.raises(ClusterError, match=r"connect to itself at 127\.0\.0\.1: Network is unreachable") as caught:
+        local_cluster.prepared().__enter__()
+    assert caught.value.remedy == "bring the loopback interface up: ip link set lo up"
+
+
 def test_warnings_that_are_errors_are_not_those_of_rays_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONWARNINGS", "error")
     with local_cluster.prepared():
@@ -84,6 +95,19 @@ def test_a_token_of_the_user_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     with local_cluster.prepared():
         assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+def test_what_ray_sets_for_its_token_ends_with_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    tokens = []
+    for _ in range(2):
+        with local_cluster.prepared():
+            tokens.append(os.environ["RAY_AUTH_TOKEN"])
+            # As Ray does once it has found the token.
+            os.environ["RAY_AUTH_MODE"] = "token"
+    assert tokens[0] == tokens[1]
+    assert "RAY_AUTH_MODE" not in os.environ
 
 
 def test_a_cluster_that_is_gone_is_refused_within_seconds() -> None:
@@ -100,3 +124,13 @@ def test_a_cluster_that_is_gone_is_refused_within_seconds() -> None:
 
 def test_an_address_that_ray_looks_up_is_left_to_ray() -> None:
     local_cluster.require_reachable("auto")
+
+
+def test_a_cluster_on_loopback_alone_is_told_apart_from_one_that_others_reach() -> None:
+    # Each address that begins with 127 is this machine's own; 127.0.0.2 stands for the one that others reach.
+    with socket.create_server(("127.0.0.1", 0)) as alone, socket.create_server(("0.0.0.0", 0)) as open_to_all:
+        for host in ("127.0.0.1", "localhost"):
+            assert local_cluster.is_on_loopback_alone(f"{host}:{alone.getsockname()[1]}", "127.0.0.2")
+            assert not local_cluster.is_on_loopback_alone(f"{host}:{open_to_all.getsockname()[1]}", "127.0.0.2")
+    for address in ("auto", "10.0.0.1:6379", "127.0.0.1"):
+        assert not local_cluster.is_on_loopback_alone(address, "127.0.0.2")

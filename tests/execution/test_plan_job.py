@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchinfer.execution.checks import check
-from batchinfer.execution.plan_job import measured_estimate, plan_job
+from batchinfer.execution.plan_job import measured_estimate, measurements, plan_job
 from batchinfer.jobspec import JobSpec
 from batchinfer.planner import Interval, Plan, Workload, assumed_cluster
 from tests.support.builders import make_plan, make_report_value, make_spec
@@ -203,7 +203,9 @@ def interval_after_trial(job: Simulated) -> Interval:
     )
     spec = make_spec(engine={"max_num_seqs": job.slots}, sampling={"max_tokens": job.most})
     plan = make_plan(accelerator="cpu", num_gpus=0, tensor_parallel=1, price_per_gpu_hour=1.0)
-    made = measured_estimate([report.model_copy(update={"seconds": seconds})], plan, workload, spec)
+    made = measured_estimate(
+        measurements(report.model_copy(update={"sessions": (), "seconds": seconds})), plan, workload, spec
+    )
     assert made is not None
     return made.hours.scaled(3600)
 

@@ -1,19 +1,16 @@
 from __future__ import annotations
 
 import time
-from types import SimpleNamespace
 
 import pytest
 
 from batchinfer.accounting.meter import Meter
 from batchinfer.accounting.records import ReplicaRecord
-from batchinfer.engine import Completion
 from batchinfer.errors import StorageError
 from batchinfer.events import heard_by
 from batchinfer.execution import replica as replica_module
-from batchinfer.execution.job import Job
-from batchinfer.execution.replica import Clock, Journal, Replica
-from batchinfer.prompting.answers import OutputCheck
+from batchinfer.execution.job import RunningJob
+from batchinfer.execution.replica import Clock, Journal
 from batchinfer.rundir.paths import Layout
 from batchinfer.storage import LocalStorage
 from tests.support.builders import make_plan, make_spec
@@ -38,19 +35,6 @@ def test_a_clock_that_is_set_while_a_replica_runs_moves_none_of_its_seconds(monk
     assert abs(reading.load_seconds + reading.busy_seconds + reading.idle_seconds - lifetime) < 1e-6
 
 
-@pytest.mark.parametrize(("reason", "cut"), [("length", True), ("stop", False)])
-def test_an_answer_that_max_tokens_cut_says_so(reason, cut):
-    spec = make_spec(output={"uri": "/out", "choices": ["concurrency"]}, sampling={"max_tokens": 3})
-    replica = SimpleNamespace(
-        _check=OutputCheck(spec.output, spec.sampling.max_tokens), _job=SimpleNamespace(spec=spec)
-    )
-    checked = Replica._checked(replica, Completion(["concur"], [reason], 5, 0, 3))
-    assert checked.error is not None
-    assert checked.error.code == "output_invalid"
-    assert "none of the choices" in checked.error.message
-    assert ("cut at sampling.max_tokens (3)" in checked.error.message) is cut
-
-
 def test_a_journal_that_the_store_did_not_take_is_written_later_with_all_seconds(tmp_path, monkeypatch):
     monkeypatch.setattr(replica_module, "JOURNAL_SECONDS", 0.02)
     real, down = LocalStorage.put, []
@@ -63,7 +47,7 @@ def test_a_journal_that_the_store_did_not_take_is_written_later_with_all_seconds
     monkeypatch.setattr(LocalStorage, "put", put)
     layout = Layout(str(tmp_path))
     told = []
-    journal = Journal(Job("run", make_spec(), make_plan(), layout, 1), Meter(1, Clock()))
+    journal = Journal(RunningJob("run", make_spec(), make_plan(), layout, 1), Meter(1, Clock()))
     with heard_by(lambda name, **values: told.append((name, values))):
         journal.begin(7)
         down.append(True)

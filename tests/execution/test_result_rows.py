@@ -29,7 +29,7 @@ def test_what_a_record_counts_is_what_the_rows_hold(drawn):
     n, done = drawn
     spec = make_spec(sampling={"n": n, "temperature": 1.0})
     rows = pa.table({"id": pa.array(range(len(done)), pa.int64())})
-    results = result_table(spec, rows, make_envelope(), done)
+    results = result_table(spec, rows, make_envelope(), [done])
     assert results.column("error_code").to_pylist() == [c.error.code if c.error else None for c in done]
     ran = [c for c in done if c.error is None or c.error.code not in REJECTED_CODES]
     errors = Counter(c.error.code for c in done if c.error)

@@ -89,6 +89,42 @@ def test_the_files_of_a_run_hold_what_the_report_says(ran: Ran) -> None:
         assert (output / "_run" / name).exists()
 
 
+def test_a_local_cluster_listens_on_loopback_alone_and_wants_its_token(ran: Ran) -> None:
+    listening: dict[str, list[tuple[str, int]]] = {}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for socket in process.net_connections("inet"):
+                if socket.status == psutil.CONN_LISTEN:
+                    listening.setdefault(process.name(), []).append(socket.laddr)
+    # The store, the node and the agents of Ray; its workers may have ended.
+    assert {"gcs_server", "raylet"} < listening.keys()
+    addresses = {ip.removeprefix("::ffff:") for sockets in listening.values() for ip, _ in sockets}
+    assert addresses <= {"127.0.0.1", "::1"}, listening
+    # A raylet listens for leases of workers and for objects, each on a port of its own.
+    for name, methods in {
+        "gcs_server": ["ray.rpc.InternalKVGcsService/InternalKVGet"],
+        "raylet": ["ray.rpc.NodeManagerService/RequestWorkerLease", "ray.rpc.ObjectManagerService/Push"],
+    }.items():
+        told = {called_without_token(port, method) for _, port in listening[name] for method in methods}
+        assert told <= {"UNAUTHENTICATED", "UNIMPLEMENTED"}, (name, told)
+        assert "UNAUTHENTICATED" in told
+
+
+def called_without_token(port: int, method: str) -> str:
+    """The status with which a gRPC server on this machine answers an empty request."""
+    import grpc
+
+    def same(data: bytes) -> bytes:
+        return data
+
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        try:
+            channel.unary_unary(f"/{method}", request_serializer=same, response_deserializer=same)(b"", timeout=30)
+        except grpc.RpcError as error:
+            return str(error.code().name)
+    return "OK"
+
+
 def test_running_again_does_nothing_and_says_so(ran: Ran, listener: KeepingListener) -> None:
     before = {p: p.stat().st_mtime_ns for p in (ran.output / "data").iterdir()}
     assert runner.run(ran.spec, listener) == ran.report

@@ -89,7 +89,7 @@ def test_thinking_has_a_column_of_its_own_and_a_share_of_the_tokens():
     done = set_apart(Completion(["<think>so</think>yes"], ["stop"], 5, 0, 9), ["so"], ["yes"], 7)
     cut = set_apart(Completion(["<think>so, o"], ["length"], 5, 0, 9), ["so, o"], [None], 9)
     refused = Completion.failed(RowError("prompt_empty", "it is empty"))
-    made = result_table(spec, pa.table({"id": [1, 2, 3]}), make_envelope(), [done, cut, refused])
+    made = result_table(spec, pa.table({"id": [1, 2, 3]}), make_envelope(), [[done, cut, refused]])
     assert made.column("output").to_pylist() == ["yes", None, None]
     assert made.column("why").to_pylist() == ["so", "so, o", None]
     assert made.column("reasoning_tokens").to_pylist() == [7, 9, 0]
@@ -99,6 +99,6 @@ def test_thinking_has_a_column_of_its_own_and_a_share_of_the_tokens():
 
 
 def test_without_reasoning_there_is_no_column_of_it():
-    made = result_table(make_spec(), pa.table({"id": [1]}), make_envelope(), [Completion(["a"], ["stop"], 1, 0, 1)])
+    made = result_table(make_spec(), pa.table({"id": [1]}), make_envelope(), [[Completion(["a"], ["stop"], 1, 0, 1)]])
     assert "reasoning_tokens" not in made.column_names
     assert "reasoning_tokens" not in counts(made)

@@ -99,7 +99,14 @@ def test_quoted_choices_are_the_texts_they_look_like():
     assert parse(LEAST + "  choices: ['yes', \"no\", '1.10']\n").output.choices == ("yes", "no", "1.10")
 
 
-@pytest.mark.parametrize("section", ["name", "model", "input", "prompt", "output"])
+def test_a_job_without_any_prompt_is_told_both_keys():
+    known = json.loads(spec_text())
+    del known["prompt"]
+    told = "job.yaml: prompt: this key is missing (or steps, for several prompts a row)"
+    assert refusal(json.dumps(known)) == told
+
+
+@pytest.mark.parametrize("section", ["name", "model", "input", "output"])
 def test_a_section_that_is_missing_is_named(section):
     known = json.loads(spec_text())
     del known[section]

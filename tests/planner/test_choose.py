@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from batchinfer.catalog import accelerators, find_model, models
 from batchinfer.errors import ResourceError, UserError
 from batchinfer.planner import assumed_cluster, make_plan
-from batchinfer.planner.layout import tensor_problem
+from batchinfer.planner.layout import machine_gpus, tensor_problem
 from batchinfer.planner.quantize import QUANTIZATIONS
 from tests.support.builders import make_spec
 from tests.support.plans import WORK, plan
@@ -221,3 +221,32 @@ def test_every_chosen_plan_fits_and_more_gpus_never_make_it_unfit(name, gpu, gpu
         assert one.estimate.cost_usd.mid <= 1.05 * min(money)
     if quantization != "auto":
         assert chosen(plan(name, gpu, gpus + more, quantization, work)).fit.fits
+
+
+def test_a_machine_that_is_paid_for_whole_charges_its_idle_gpus_to_those_in_use():
+    layout = {"tensor_parallel": 2, "pipeline_parallel": 3, "replicas": 1}
+    by_gpu, by_machine = (
+        plan("llama-4-maverick", "H100", 8, "fp8", WORK, bill=bill, **layout) for bill in ("gpu", "machine")
+    )
+    assert (by_machine.num_gpus, by_machine.machine_gpus, by_machine.idle_gpus) == (6, 8, 2)
+    assert by_machine.price_per_gpu_hour * 6 == pytest.approx(by_gpu.price_per_gpu_hour * 8)
+    assert by_machine.estimate.cost_usd.mid == pytest.approx(by_gpu.estimate.cost_usd.mid * 8 / 6)
+    assert by_machine.price_source == "resources.price_per_gpu_hour, for 8 GPUs of which 6 are used"
+    assert (by_gpu.idle_gpus, by_gpu.price_source) == (2, "resources.price_per_gpu_hour")
+
+
+def test_a_plan_for_whole_machines_fills_them():
+    by_gpu, by_machine = (plan("llama-3.1-8b", "H100", 8, "none", WORK, bill=bill) for bill in ("gpu", "machine"))
+    assert by_gpu.idle_gpus > 0
+    assert by_machine.idle_gpus == 0
+    assert by_machine.estimate.cost_usd.mid < by_gpu.estimate.cost_usd.mid * 8 / (8 - by_gpu.idle_gpus)
+
+
+@given(gpus=st.integers(1, 16), replicas=st.integers(1, 20), per_machine=st.sampled_from([1, 4, 8]))
+def test_the_machines_of_a_layout_hold_its_gpus_and_no_machine_is_empty(gpus, replicas, per_machine):
+    nodes = -(-gpus // per_machine)
+    paid = machine_gpus(gpus, nodes, replicas, per_machine)
+    assert paid >= gpus * replicas
+    if nodes == 1:
+        # One machine fewer would not hold the last replica.
+        assert paid - per_machine < gpus * replicas + (per_machine % gpus) * (paid // per_machine)

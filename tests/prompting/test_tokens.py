@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from batchinfer.errors import RowError, SpecError
-from batchinfer.execution.sample_prompts import TokenCounter, chat_template, counter
+from batchinfer.execution.token_counter import TokenCounter, chat_template, counter
 from batchinfer.jobspec import JobSpec
 from batchinfer.prompting.job_prompts import JobPrompts
 from batchinfer.prompting.prompts import PromptMaker

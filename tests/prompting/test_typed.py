@@ -60,7 +60,7 @@ def table(spec: JobSpec, texts: list[str | None]) -> pa.Table:
         values = [answer.value] if error is None else None
         completions.append(Completion([text], ["stop"], 1, 0, 1, error, values=values))
     rows = pa.table({"id": pa.array(range(len(texts)), pa.int64())})
-    return result_table(spec, rows, make_envelope(), completions)
+    return result_table(spec, rows, make_envelope(), [completions])
 
 
 def test_types_follow_from_the_schema():

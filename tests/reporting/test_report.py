@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from batchinfer.accounting.ledger import replica_accounts, totals
+from batchinfer.accounting.money import money
 from batchinfer.accounting.report import Accuracy, Report, make_report
 from batchinfer.reporting import render
-from batchinfer.reporting.terminal import money
 from tests.support.builders import make_journal, make_plan, make_reading, make_record
 
 RECORDS = [

@@ -25,6 +25,10 @@ def test_the_schema_in_the_repository_is_up_to_date(name: str) -> None:
     assert path.read_text(encoding="utf-8") == generate.schema_text(generate.MODELS[name]), "run `make schemas`"
 
 
+def test_the_dictionaries_of_the_sections_are_up_to_date() -> None:
+    assert generate.KEYS.read_text(encoding="utf-8") == generate.keys_text(), "run `make schemas`"
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.name)
 def test_the_jobs_fit_the_schema(path: Path) -> None:
     validator = Draft202012Validator(json.loads((ROOT / "schemas" / "job-spec.schema.json").read_text()))

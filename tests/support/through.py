@@ -48,6 +48,6 @@ def through(
                 Completion.failed(one) if isinstance(one, RowError) else Completion(["ok"], ["stop"], 1, 0, 1)
                 for one in prompts
             ]
-            results = result_table(spec, table, envelope, answers)
+            results = result_table(spec, table, envelope, [answers])
             assert commit(layout, results, make_record(shard.shard_id))
     return manifest, pq.read_table(output / "data") if manifest.shards else None

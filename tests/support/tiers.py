@@ -28,6 +28,10 @@ READS_FOOTERS = "parquet_footer.py"
 """The child process that belongs to reading a Parquet file: it takes a fraction of a second."""
 
 
+LISTS_FONTS = "fc-list"
+"""The child process of matplotlib's first import on a machine. The first picture of a session waits for it."""
+
+
 class NotAUnitTest(BaseException):
     """A unit test did what is for another tier. No Exception: code under test must not handle it."""
 
@@ -71,7 +75,7 @@ def _refuse(event: str, arguments: tuple[object, ...]) -> None:
     if not _watching:
         return
     if event == "subprocess.Popen":
-        if READS_FOOTERS in str(arguments[1]):
+        if READS_FOOTERS in str(arguments[1]) or LISTS_FONTS in str(arguments[1]):
             return
         raise NotAUnitTest(f"starts {arguments[1]}")
     if event == "import" and arguments[0] in HEAVY:

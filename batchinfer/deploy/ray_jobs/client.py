@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 10.0
 """Seconds until a dashboard that accepts no connection counts as unreachable. Ray itself would wait for minutes."""
 
+ANSWER_SECONDS = 60.0
+"""Seconds for an answer of the dashboard, for which Ray would wait without end. Shorter, and a busy head counts as
+dead."""
+
 POLL_SECONDS = 0.5
 """Seconds between looks at a job that is ending. Longer only delays the answer."""
 
@@ -106,8 +110,13 @@ class JobClient:
 
     def nodes(self) -> list[tuple[str, dict[str, float]]]:
         """The address and the resources of each node that is alive."""
-        found = self._get("/api/v0/nodes?detail=1&limit=10000")["result"]["result"]
-        alive = [(node["node_ip"], node["resources_total"]) for node in found if node["state"] == "ALIVE"]
+        with _explained(self.address):
+            found = self._get("/api/v0/nodes?detail=1&limit=10000")["result"]["result"]
+            alive = [
+                (str(node["node_ip"]), {str(name): float(amount) for name, amount in node["resources_total"].items()})
+                for node in found
+                if node["state"] == "ALIVE"
+            ]
         if not alive:
             raise ClusterError(f"the cluster at {self.address} has no node that is alive", "wait until it has started")
         return alive
@@ -115,24 +124,25 @@ class JobClient:
     def is_here(self) -> bool:
         """Whether every node is on this machine, so that its paths are the cluster's."""
         own = {a.address.partition("%")[0] for addresses in psutil.net_if_addrs().values() for a in addresses}
-        return all(ip in own or _is_loopback(ip) for ip, _ in self.nodes())
+        with _explained(self.address):
+            return all(ip in own or _is_loopback(ip) for ip, _ in self.nodes())
 
     def cluster(self) -> Cluster:
         """The machines to plan a job for."""
-        status = self._get("/api/cluster_status")["clusterStatus"]
-        if status is None:
-            # Autoscaler v2 does not report its state here, v1 always does. Only a cluster that can grow runs v2.
-            may_grow = True
-        else:
-            types = ((status.get("autoscalerReport") or {}).get("nodeTypeMapping") or {}).values()
-            may_grow = autoscaled(types)
+        with _explained(self.address):
+            status = self._get("/api/cluster_status")["clusterStatus"]
+            if status is None:
+                # Autoscaler v2 does not report its state here, v1 always does. Only a cluster that can grow runs v2.
+                may_grow = True
+            else:
+                types = ((status.get("autoscalerReport") or {}).get("nodeTypeMapping") or {}).values()
+                may_grow = autoscaled(types)
         return cluster_of([resources for _, resources in self.nodes()], may_grow)
 
     def _get(self, path: str) -> Any:
-        with _explained(self.address):
-            answer = ray_private.job_request(self._client, "GET", path)
-            answer.raise_for_status()
-            return answer.json()["data"]
+        answer = ray_private.job_request(self._client, "GET", path)
+        answer.raise_for_status()
+        return answer.json()["data"]
 
 
 def connect(address: str) -> JobClient:
@@ -146,6 +156,7 @@ def connect(address: str) -> JobClient:
     ray_private.use_token_that_is_there()
     with _explained(url), _winning(url):
         client = JobSubmissionClient(url)
+        ray_private.limit_job_requests(client, ANSWER_SECONDS)
         version = ray_private.job_request(client, "GET", "/api/version").json()["ray_version"]
     if version != ray.__version__:
         raise ClusterError(
@@ -170,7 +181,10 @@ def _winning(url: str) -> Iterator[None]:
 
 
 def _require_answer(address: str) -> str:
-    """The address as a URL. Raises ClusterError if nothing listens there, for which Ray would wait for minutes."""
+    """The address as a URL. Raises ClusterError if nothing listens or answers there, for which Ray would wait for
+    minutes or without end."""
+    import requests
+
     parts = urlsplit(address if "://" in address else f"http://{address}")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ClusterError(
@@ -183,7 +197,15 @@ def _require_answer(address: str) -> str:
         socket.create_connection((asked.hostname or "", port), CONNECT_SECONDS).close()
     except (OSError, ValueError, OverflowError) as error:
         raise _unreachable(address, error) from error
-    return parts.geturl().rstrip("/")
+    url = parts.geturl().rstrip("/")
+    try:
+        # Ray's client makes this request as its first, without a limit; what the answer says is for the client.
+        requests.get(f"{url}/api/version", timeout=ANSWER_SECONDS)
+    except requests.exceptions.Timeout as error:
+        raise _unreachable(address, error) from error
+    except (requests.exceptions.RequestException, ValueError):
+        pass
+    return url
 
 
 def _proxy(url: str) -> str | None:
@@ -214,7 +236,7 @@ def _spare_loopback_the_proxy(address: str) -> None:
 
 
 def _unreachable(address: str, error: Exception) -> ClusterError:
-    why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    why = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
     through = _through(address if "://" in address else f"http://{address}")
     remedy = (
         "check --address (http://HEAD:8265) and that the head's dashboard runs; for Kubernetes: kubectl port-forward"
@@ -222,6 +244,15 @@ def _unreachable(address: str, error: Exception) -> ClusterError:
     if through:
         remedy = f"if the proxy does not lead there, add the host to NO_PROXY; or {remedy}"
     return ClusterError(f"no cluster answers at {address}{through}: {why}", remedy)
+
+
+def _no_dashboard(address: str) -> ClusterError:
+    through = _through(address)
+    remedy = "give --address http://HEAD:8265"
+    return ClusterError(
+        f"what answers at {address}{through} is no Ray dashboard",
+        f"add the host to NO_PROXY, or {remedy}" if through else remedy,
+    )
 
 
 def _is_loopback(ip: str) -> bool:
@@ -251,15 +282,13 @@ def _explained(address: str, job_id: str | None = None) -> Iterator[None]:
         yield
     except AuthenticationError as error:
         raise ClusterError(f"the cluster at {address} does not accept the token, or got none", _TOKEN) from error
-    except (requests.exceptions.JSONDecodeError, KeyError, TypeError) as error:
-        through = _through(address)
-        remedy = "add the host to NO_PROXY, or give --address http://HEAD:8265"
-        raise ClusterError(
-            f"what answers at {address}{through} is no Ray dashboard",
-            remedy if through else "give --address http://HEAD:8265",
-        ) from error
+    except requests.exceptions.JSONDecodeError as error:
+        raise _no_dashboard(address) from error
     except (ConnectionError, requests.exceptions.RequestException, aiohttp.ClientError) as error:
         raise _unreachable(address, error) from error
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        # The answer is JSON, but not of the dashboard's form.
+        raise _no_dashboard(address) from error
     except RuntimeError as error:
         if job_id is not None and ("404" in str(error) or "does not exist" in str(error)):
             raise ClusterError(

@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
+from batchinfer.accounting.money import money
 from batchinfer.deploy.ray_jobs.jobs import SubmittedJob
-from batchinfer.reporting.terminal import money
 
 Progress = dict[str, int | float]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 import batchinfer
 from batchinfer.cli import submit as cli
@@ -313,7 +315,12 @@ def test_the_proxy_on_the_way_to_a_cluster_is_named(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     ("body", "message"),
-    [(b'{"ray_version": "2.9.0"}', "runs Ray 2.9.0, this is Ray"), (b"<html>", "is no Ray dashboard")],
+    [
+        (b'{"ray_version": "2.9.0"}', "runs Ray 2.9.0, this is Ray"),
+        (b"<html>", "is no Ray dashboard"),
+        (b'{"ray_version": {}}', "is no Ray dashboard"),
+        (b'{"ray_version": "none"}', "is no Ray dashboard"),
+    ],
 )
 def test_a_server_that_is_not_our_ray(body: bytes, message: str) -> None:
     class Other(BaseHTTPRequestHandler):
@@ -327,3 +334,29 @@ def test_a_server_that_is_not_our_ray(body: bytes, message: str) -> None:
         with pytest.raises(ClusterError, match=message):
             connect(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{}", b'{"data": 5}', b'{"data": {"clusterStatus": 5, "result": [1]}}', b"5"])
+def test_answers_of_another_form_are_one_message(body: bytes) -> None:
+    version = json.dumps({"ray_version": ray.__version__}).encode()
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(version if self.path == "/api/version" else body)
+
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = connect(f"http://127.0.0.1:{server.server_port}")
+        for ask in (lambda: client.job("a"), client.nodes, client.cluster, client.is_here):
+            with pytest.raises(ClusterError, match="is no Ray dashboard"):
+                ask()
+        server.shutdown()
+
+
+def test_a_dashboard_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchinfer.deploy.ray_jobs.client.ANSWER_SECONDS", 0.5)
+    # It accepts connections, and reads nothing.
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ClusterError, match="no cluster answers"):
+        connect(f"http://127.0.0.1:{silent.getsockname()[1]}")
