@@ -23,6 +23,7 @@ CLASSES = [c for c in vars(errors).values() if isinstance(c, type) and issubclas
         ("ClusterError", 2),
         ("WrongRelease", 2),
         ("TooManyFailedRows", 3),
+        ("BudgetPassed", 3),
         ("Stopped", 4),
         ("EngineError", 1),
         ("WorkersLost", 1),
