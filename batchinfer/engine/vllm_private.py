@@ -10,7 +10,7 @@ import json
 import multiprocessing
 import multiprocessing.context
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -210,20 +210,22 @@ def has_four_bit_kernel() -> bool:
 class ThinkingParser:
     """vLLM's reasoning parser for one model. Serves any number of threads, one at a time.
 
-    Raises ValueError if the model's tokenizer lacks the marks of the parser.
+    `chat_template_kwargs`: those of the prompts, by which some models think or do not. Raises ValueError if the
+    model's tokenizer lacks the marks of the parser.
     """
 
-    def __init__(self, name: str, tokenizer: Any) -> None:
+    def __init__(self, name: str, tokenizer: Any, chat_template_kwargs: Mapping[str, Any] | None = None) -> None:
         kind = VLLM.name(_PARSERS).get_reasoning_parser(name)
         try:
-            self._parser = kind(tokenizer)
+            self._parser = kind(tokenizer, chat_template_kwargs=dict(chat_template_kwargs or {}))
         except Exception as error:
             # RuntimeError, ValueError or KeyError, by the parser: all say that it is not made for this tokenizer.
             raise ValueError(str(error) or type(error).__name__) from error
         self._lock = threading.Lock()
         self._tokenizer = tokenizer
         end = self._parser.reasoning_end_str
-        if getattr(self._parser, "reasoning_end_token_ids", None) == frozenset():
+        lacks_end = getattr(self._parser, "reasoning_end_token_ids", None) == frozenset()
+        if lacks_end or getattr(self._parser, "end_token_id", 0) is None:
             # Such a parser would take every answer for thinking that never ends.
             raise ValueError(f"the tokenizer has no {end}")
         self._start = tuple(self._ids(tokenizer, self._parser.reasoning_start_str))
@@ -243,7 +245,10 @@ class ThinkingParser:
         ids = list(tokens)
         with self._lock:
             try:
-                thought, answer = self._parser.extract_reasoning(text, None)
+                found = self._parser.extract_reasoning(text, None)
+                if found is None:
+                    return self._by_its_marks(text, ids)
+                thought, answer = found
             except NotImplementedError:
                 thought, answer = _of_channels(text)
                 of_answer = len(self._tokenizer.encode(answer, add_special_tokens=False)) if answer else 0
@@ -253,6 +258,13 @@ class ThinkingParser:
                 return thought, None, len(ids)
             left = ids if thought is None else self._parser.extract_content_ids(ids)
         return thought, answer or "", len(ids) - len(left)
+
+    def _by_its_marks(self, text: str, ids: list[int]) -> tuple[str | None, str | None, int]:
+        """As `split`, for a parser of vLLM that only knows the marks: its server parses elsewhere."""
+        thought, _, answer = text.partition(self._parser.reasoning_end_str)
+        thought = thought.removeprefix(self._parser.reasoning_start_str)
+        place = _last(tuple(ids), self._end)
+        return (thought, None, len(ids)) if place < 0 else (thought, answer, place + len(self._end))
 
 
 _GENERATION_PROMPT = 24

@@ -151,7 +151,7 @@ class StepRequests:
 def _thinking(spec: JobSpec, name: str, engine: Any) -> vllm_private.ThinkingParser:
     """vLLM's parser. Raises SpecError if it is not made for this model."""
     try:
-        found = vllm_private.ThinkingParser(name, engine.get_tokenizer())
+        found = vllm_private.ThinkingParser(name, engine.get_tokenizer(), spec.prompt.chat_template_kwargs)
     except ValueError as error:
         raise SpecError(
             f"reasoning.parser {name} is not made for {spec.model.source}: {error}",

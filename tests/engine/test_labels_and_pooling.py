@@ -43,7 +43,8 @@ for name, keys in given["cases"].items():
     forget_groups()
 for name in ("bert", "modernbert"):
     reference[name] = pooling_models.classified(folder / name, given["texts"])
-reference["reranker"] = pooling_models.scored(folder / "reranker", "alpha file", given["texts"])
+for name in ("reranker", "xlmr"):
+    reference[name] = pooling_models.scored(folder / name, "alpha file", given["texts"])
 reference["qwen"] = pooling_models.embedded(folder / "qwen", given["texts"])
 reference["labels"] = pooling_models.label_probabilities(folder / "qwen", given["texts"], given["labels"])
 report({"found": found, "reference": reference})
@@ -79,6 +80,7 @@ CASES = {
     "bert": keys("bert", task="classify"),
     "modernbert": keys("modernbert", task="classify"),
     "reranker": keys("reranker", task="score", prompt={"column": "text", "query": "{{ q }}"}),
+    "xlmr": keys("xlmr", task="score", prompt={"column": "text", "query": "{{ q }}"}),
     "qwen": keys("qwen", task="embed"),
     "cut": keys(
         "qwen",
@@ -126,9 +128,11 @@ def test_a_classifier_gives_the_probabilities_of_transformers(name: str, made: A
         assert row["texts"] == [max(truth, key=lambda label: truth[label])]
 
 
-def test_a_reranker_gives_the_score_of_transformers(made: Any) -> None:
-    scores = [row["score"] for row in made["found"]["reranker"]]
-    assert scores == pytest.approx(made["reference"]["reranker"], abs=1e-4)
+@pytest.mark.parametrize("name", ["reranker", "xlmr"])
+def test_a_reranker_gives_the_score_of_transformers(name: str, made: Any) -> None:
+    scores = [row["score"] for row in made["found"][name]]
+    assert scores == pytest.approx(made["reference"][name], abs=1e-4)
+    assert max(scores) - min(scores) > 0.01, "the texts are told apart"
 
 
 def test_an_embedding_is_the_hidden_state_of_the_last_token(made: Any) -> None:

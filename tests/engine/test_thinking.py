@@ -17,6 +17,7 @@ SCRIPT = """
 from pathlib import Path
 from transformers import AutoTokenizer
 from batchinfer.engine import start_engine
+from batchinfer.engine.vllm_private import ThinkingParser
 from batchinfer.errors import BatchinferError
 from batchinfer.jobspec import JobSpec
 from batchinfer.prompting.prompts import Prompt
@@ -33,6 +34,14 @@ tokenizer.chat_template = given["template"]
 tokenizer.save_pretrained(folder)
 plan = make_plan(accelerator="cpu", tensor_parallel=1, num_gpus=0, price_per_gpu_hour=0.0)
 found = {"parsers": ReasoningParserManager.list_registered()}
+tokenizer.add_tokens(["<|START_THINKING|>", "<|END_THINKING|>", "<|CHATBOT_TOKEN|>"])
+found["split"] = {}
+for name, start, end, kwargs in given["marks"]:
+    parser = ThinkingParser(name, tokenizer, kwargs)
+    texts = [f"{start}so it is{end}yes", f"{start}so it, or"]
+    tokens = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    thought = len(tokens[0]) - len(tokenizer.encode("yes", add_special_tokens=False))
+    found["split"][name] = [*(parser.split(*pair) for pair in zip(texts, tokens)), thought, len(tokens[1])]
 for name, case in given["cases"].items():
     try:
         engine = start_engine(JobSpec.model_validate(case), plan)
@@ -50,6 +59,13 @@ for name, case in given["cases"].items():
     forget_groups()
 report(found)
 """
+
+MARKS = [
+    *((name, "<think>", "</think>", None) for name in ("qwen3", "deepseek_r1", "glm45", "minimax_m2", "nemotron_v3")),
+    ("deepseek_v3", "<think>", "</think>", {"thinking": True}),
+    ("cohere_command3", "<|START_THINKING|>", "<|END_THINKING|>", None),
+]
+"""Parsers of several families, with the marks of thinking, and what the chat template is told."""
 
 OPENED = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -76,7 +92,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "cut": thinking(str(folder), {"parser": "deepseek_r1"}, YES_OR_NO),
         "wrong": thinking(str(folder), {"parser": "seed_oss"}, YES_OR_NO),
     }
-    given = {"folder": str(folder), "template": OPENED, "cases": cases, "texts": TEXTS}
+    given = {"folder": str(folder), "template": OPENED, "cases": cases, "texts": TEXTS, "marks": MARKS}
     return in_one_process(SCRIPT, given, tmp_path_factory.mktemp("engine"))
 
 
@@ -110,6 +126,14 @@ def test_a_row_that_is_cut_while_it_thinks_has_no_answer(found: Any) -> None:
 def test_a_parser_that_is_made_for_another_model_is_the_jobs_mistake(found: Any) -> None:
     assert found["wrong"]["exit_code"] == 2
     assert "reasoning.parser seed_oss is not made for" in found["wrong"]["error"]
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("name", [name for name, *_ in MARKS])
+def test_every_familys_parser_tells_the_thinking_from_the_answer(name: str, found: Any) -> None:
+    done, cut, thought, of_cut = found["split"][name]
+    assert done == ["so it is", "yes", thought]
+    assert cut == ["so it, or", None, of_cut]
 
 
 @pytest.mark.end_to_end

@@ -14,7 +14,7 @@ _SIZE = {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddi
 
 
 def make_checkpoints(folder: Path) -> None:
-    """`bert` and `modernbert`, classifiers of three labels, and `reranker`, a cross-encoder."""
+    """`bert` and `modernbert`, classifiers of three labels, and the cross-encoders `reranker` and `xlmr`."""
     import torch
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -25,10 +25,17 @@ def make_checkpoints(folder: Path) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )  # fmt: skip
+        tokenizer_object=tokenizer, model_input_names=["input_ids", "token_type_ids", "attention_mask"], **names
+    )
+    # XLM-R puts two tokens between the texts of a pair, and does not tell them apart by types.
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    untyped = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_input_names=["input_ids", "attention_mask"], **names
+    )
     common = _SIZE | {"vocab_size": len(words), "hidden_size": 128, "intermediate_size": 64, "pad_token_id": 0}
     heads = {"id2label": NAMES, "label2id": {name: i for i, name in NAMES.items()}}
     one = {"id2label": {0: "LABEL_0"}, "label2id": {"LABEL_0": 0}}
@@ -40,10 +47,15 @@ def make_checkpoints(folder: Path) -> None:
             transformers.ModernBertConfig(**common, **heads, **tokens)
         ),
         "reranker": transformers.BertForSequenceClassification(transformers.BertConfig(**common, **one)),
+        "xlmr": transformers.XLMRobertaForSequenceClassification(
+            transformers.XLMRobertaConfig(
+                **common | {"max_position_embeddings": 130, "type_vocab_size": 1}, **one, **tokens
+            )
+        ),
     }
     for name, model in made.items():
         model.float().save_pretrained(folder / name)
-        fast.save_pretrained(folder / name)
+        (untyped if name == "xlmr" else fast).save_pretrained(folder / name)
 
 
 def _logits(folder: Path, *texts: Any) -> Any:
