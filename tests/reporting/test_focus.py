@@ -88,7 +88,7 @@ def test_the_official_validator_finds_no_fault(night, tmp_path):
     file = tmp_path / "focus.csv"
     file.write_bytes(rows_of(night).csv())
     asked = [str(VALIDATOR), "--data-file", str(file), "--validate-version", "1.2", "--block-download"]
-    done = subprocess.run(asked, capture_output=True, text=True)
+    done = subprocess.run(asked, capture_output=True, text=True, cwd=tmp_path)
     # Its exit code is 0 whatever it finds. Of two rules on InvoiceId ("MUST be null" without an invoice, "MUST NOT be
     # null" with one) it applies both to every row, and any file fails one of them.
     assert re.search(r"Total: \d{3} ", done.stdout), done.stderr[-2000:]
