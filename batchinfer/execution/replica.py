@@ -310,9 +310,14 @@ class Asked:
         self._lock = threading.Lock()
         self._readings: list[MeterReading] = []
         self.gpu_seconds = 0.0
-        self.deaths = 0
+        self._deaths = Counter[int]()
         self.step_seconds: dict[str, float] = {}
         self._made: dict[str, list[Completion]] = {name: [] for name in steps}
+
+    @property
+    def deaths(self) -> int:
+        # Each thread that waits for an engine sees its death, so the deaths that one thread saw are counted.
+        return max(self._deaths.values(), default=0)
 
     @property
     def reading(self) -> MeterReading:
@@ -333,7 +338,7 @@ class Asked:
         with self._lock:
             self._readings.append(outcome.reading)
             self.gpu_seconds += outcome.gpu_seconds
-            self.deaths += outcome.deaths
+            self._deaths[threading.get_ident()] += outcome.deaths
             if prompts and self._steps:
                 self._share(prompts, completions, outcome.gpu_seconds)
         return completions
