@@ -92,7 +92,9 @@ def require_same_input(manifest: Manifest, spec: JobSpec) -> None:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of a spec by their keys, as in `prompt.template`; none for an empty mapping."""
+    """The values of a spec by their keys, as in `prompt.template` and `steps.0.name`; none for an empty mapping."""
+    if isinstance(value, list | tuple) and value and all(isinstance(inner, Mapping) for inner in value):
+        value = dict(enumerate(value))
     if isinstance(value, Mapping):
         return {
             k: v

@@ -291,6 +291,8 @@ def _place(loc: tuple[Any, ...]) -> tuple[Any, ...]:
             break
         elif typing.get_origin(at) is dict:
             at = typing.get_args(at)[1]
+        elif isinstance(part, int):
+            at = _item_of(at)
         elif _is_real_union(at):
             at = model
             continue
@@ -298,6 +300,14 @@ def _place(loc: tuple[Any, ...]) -> tuple[Any, ...]:
             break
         place.append(part)
     return tuple(place)
+
+
+def _item_of(annotation: Any) -> Any:
+    """The type of the items of a list, also of one that may be null."""
+    for inner in typing.get_args(annotation):
+        if typing.get_origin(inner) in (tuple, list):
+            return typing.get_args(inner)[0]
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) in (tuple, list) else annotation
 
 
 def _is_real_union(annotation: Any) -> bool:
@@ -380,6 +390,9 @@ def _nearest(place: tuple[Any, ...]) -> str:
     for part in place[:-1]:
         if typing.get_origin(at) is dict:
             at = typing.get_args(at)[1]
+            continue
+        if isinstance(part, int):
+            at = _item_of(at)
             continue
         model = _model_in(at)
         field = keys_of(model).get(str(part)) if model else None

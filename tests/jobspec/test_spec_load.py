@@ -99,6 +99,25 @@ def test_quoted_choices_are_the_texts_they_look_like():
     assert parse(LEAST + "  choices: ['yes', \"no\", '1.10']\n").output.choices == ("yes", "no", "1.10")
 
 
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ("{nam: a, prompt: x}", "steps.0.nam: unknown key; did you mean 'name'?"),
+        (
+            "{name: a, prompt: {template: '{{ x }}', sytem: s}}",
+            "steps.0.prompt.sytem: unknown key; did you mean 'system'?",
+        ),
+        ("{name: a, prompt: '{{ x }}', sampling: {n: 0}}", "steps.0.sampling.n: "),
+    ],
+)
+def test_a_mistake_in_a_step_is_named_with_its_line(step, words):
+    known = yaml.safe_load(LEAST)
+    del known["prompt"]
+    text = yaml.safe_dump(known) + f"steps:\n- {step}\n"
+    assert words in refusal(text)
+    assert f"job.yaml:{text.count(chr(10))}: " in refusal(text)
+
+
 def test_a_job_without_any_prompt_is_told_both_keys():
     known = json.loads(spec_text())
     del known["prompt"]
