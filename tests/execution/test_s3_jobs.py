@@ -26,7 +26,8 @@ def test_a_job_with_everything_on_s3_runs_and_is_resumed(
     assert (report.rows, report.rows_failed, report.shards, report.complete) == (1000, 0, 10, True)
     assert_whole(store, output)
     assert sorted(store.names(join(output, "_run"))) == [
-        "events", "lock", "manifest.parquet", "plan.json", "replicas", "replicas.parquet", "report.json", "spec.yaml",
+        *("events", "lock", "manifest.parquet", "plan.json", "plans", "replicas", "replicas.parquet", "report.html"),
+        *("report.json", "spec.yaml"),
     ]  # fmt: skip
 
     for shard in (2, 7):

@@ -149,7 +149,7 @@ def test_between_two_runs_every_foreign_byte_stays(tmp_path_factory, finished, t
     said = every_command(finished, folder / "out")
     after = everything(folder)
     changed = {path for path in before if after.get(path) != before[path]}
-    own = {str(folder / "out" / "_run" / name) for name in ("report.json", "replicas.parquet")}
+    own = {str(folder / "out" / "_run" / name) for name in ("report.json", "report.html", "replicas.parquet")}
     assert changed <= own - {str(folder / "out" / name) for name in tree}
     assert said["run --fresh"] != "done"
 
