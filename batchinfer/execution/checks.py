@@ -17,7 +17,7 @@ from batchinfer.execution.model_checks import require_model
 from batchinfer.execution.row_chunks import require_room_to_combine
 from batchinfer.execution.same_job import require_same_input, require_same_spec, shaping
 from batchinfer.execution.sample_prompts import require_room_for_choices
-from batchinfer.execution.token_counter import chat_template, counter
+from batchinfer.execution.token_counter import UNLIMITED, chat_template, counter, longest_sequence
 from batchinfer.input import build_manifest
 from batchinfer.input.files import fixed_part, is_glob
 from batchinfer.input.manifest import Fingerprint, Manifest, from_parquet
@@ -216,8 +216,7 @@ def _require_tokenizer(spec: JobSpec, facts: ModelFacts) -> None:
             f"{facts.name} has no tokenizer.json at hand, by whose tokens chunk cuts texts",
             "download the model first, or save its fast tokenizer into its folder",
         )
-    limits = (spec.engine.max_model_len, facts.shape.context if facts.shape is not None else None)
-    require_room_to_combine(spec, counters[-1], min((limit for limit in limits if limit), default=2**31))
+    require_room_to_combine(spec, counters[-1], longest_sequence(spec, facts.context) or UNLIMITED)
 
 
 def find_manifest(layout: Layout) -> Manifest | None:

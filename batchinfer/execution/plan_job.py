@@ -70,8 +70,7 @@ def plan_job(checked: Checked, cluster: Cluster, listener: Listener | None = Non
     spec, facts = checked.spec, checked.facts
     tried = [(layout, report) for layout in trial_layouts(spec) for report in _reports([layout], listener)]
     earlier = [*earlier_reports(checked.layout, listener), *trial_report(spec, tried, listener)]
-    context = facts.shape.context if facts.shape is not None else None
-    found = survey(spec, checked.manifest, facts.folder, output_tokens(earlier, spec, facts.name), context)
+    found = survey(spec, checked.manifest, facts.folder, output_tokens(earlier, spec, facts.name), facts.context)
     surveyed = found.workload
     # Without a token, as in a night without new rows, there is nothing to estimate.
     workload = surveyed if surveyed.rows and surveyed.input_tokens + surveyed.output_tokens.mid else None

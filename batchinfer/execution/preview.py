@@ -27,8 +27,7 @@ def validate(spec: JobSpec, at: datetime | None = None) -> Checked:
 
 def forecast(checked: Checked) -> PromptSample:
     """A sample of a checked job's rows: how long the prompts are, and which rows will fail."""
-    context = checked.facts.shape.context if checked.facts.shape is not None else None
-    return survey(checked.spec, checked.manifest, checked.facts.folder, context=context).sample
+    return survey(checked.spec, checked.manifest, checked.facts.folder, context=checked.facts.context).sample
 
 
 @dataclass(frozen=True, slots=True)

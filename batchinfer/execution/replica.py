@@ -38,7 +38,7 @@ from batchinfer.execution.reuse import Reuse
 from batchinfer.execution.row_chunks import ChunkedRows
 from batchinfer.execution.row_steps import RowSteps, kept_answers
 from batchinfer.execution.shard_block import Envelope, seal, unseal
-from batchinfer.execution.token_counter import counter
+from batchinfer.execution.token_counter import UNLIMITED, counter, longest_sequence
 from batchinfer.jobspec import SCRIPTED, JobSpec
 from batchinfer.model.download import is_remote, local_model
 from batchinfer.model.resolve import model_facts, tokenizer_folder
@@ -266,6 +266,7 @@ class Replica:
         spec = self._job.spec
         steps = asked.counts()
         if spec.steps is not None:
+            # A step counts by rows, also those that failed before they asked; chunks count by requests.
             steps = step_counts(self._program.jobs, answers, asked.step_seconds)
         return ShardRecord(
             **self._journal.ran.ran(),
@@ -395,14 +396,8 @@ def _program(spec: JobSpec, plan: Plan) -> RowSteps | ChunkedRows:
             f"{spec.model.source} has no tokenizer.json, by whose tokens chunk cuts texts",
             "save its fast tokenizer into its folder",
         )
-    return ChunkedRows(spec, counters, _context(spec, plan))
-
-
-def _context(spec: JobSpec, plan: Plan) -> int:
-    """The longest sequence of the engine, in tokens."""
-    shape = model_facts(spec.model, spec.storage).shape
-    limits = (plan.engine and plan.engine.max_model_len, spec.engine.max_model_len, shape and shape.context)
-    return min((limit for limit in limits if limit), default=2**31)
+    context = longest_sequence(spec, model_facts(spec.model, spec.storage).context, plan)
+    return ChunkedRows(spec, counters, context or UNLIMITED)
 
 
 def vector_size(spec: JobSpec) -> int:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from batchinfer.engine.prefix_order import scattered
 from batchinfer.errors import InputError, RowError
 from batchinfer.execution.row_chunks import ChunkedRows, folding, require_room_to_combine
-from batchinfer.execution.token_counter import TokenCounter, counter
+from batchinfer.execution.token_counter import UNLIMITED, TokenCounter, counter, longest_sequence
 from batchinfer.input import read_shards
 from batchinfer.input.manifest import Manifest, Shard
 from batchinfer.input.shard_sizes import CHARACTERS_PER_TOKEN
@@ -99,8 +99,7 @@ def _survey_chunks(
     """`survey` of a job with `chunk`: texts are cut as the replica cuts them, up to CUT_CHARACTERS of them."""
     assert spec.chunk is not None
     counters = [counter(tokenizer_folder, job) for job in spec.step_jobs]
-    limits = [limit for limit in (spec.engine.max_model_len, context) if limit is not None]
-    longest = min(limits) if limits else 2**31
+    longest = longest_sequence(spec, context) or UNLIMITED
     require_room_to_combine(spec, counters[-1], longest)
     program = ChunkedRows(spec, counters, longest)
     failures: list[RowError] = []
@@ -138,13 +137,7 @@ def _survey_chunks(
         mean, why = earlier_output_tokens, "as an earlier run of this job measured it"
         output = Interval(low=mean * 0.9, mid=mean, high=mean * 1.1)
     return Survey(
-        PromptSample(
-            rows=seen,
-            failed=dict(Counter(failure.code for failure in failures).most_common()),
-            messages={failure.code: failure.message[:SHOWN_OF_A_MESSAGE] for failure in reversed(failures)},
-            lengths=_histogram(lengths),
-            too_long=None,
-        ),
+        _seen(seen, failures, lengths, None),
         Workload(
             rows=round(manifest.rows * len(pieces) / seen) if seen else manifest.rows,
             input_tokens=prompts_read,
@@ -243,8 +236,7 @@ def _survey_step(
     answers: Sequence[Answers],
 ) -> Survey:
     """`survey` of one of `JobSpec.step_jobs`; `answers`: those to earlier steps, for each of `tables`."""
-    limits = [limit for limit in (spec.engine.max_model_len, context) if limit is not None]
-    longest = min(limits) if limits else None
+    longest = longest_sequence(spec, context)
     # Counted whole, whatever the job does with prompts that are too long: the plan says what each remedy does.
     counting = counter(tokenizer_folder, spec)
     cuts = spec.prompt.too_long == "truncate"
@@ -271,13 +263,7 @@ def _survey_step(
     shared = f"; {apart:.0%} of them begin as rows elsewhere in the input do" if apart else ""
     seen = len(run) + len(failures)
     return Survey(
-        PromptSample(
-            rows=seen,
-            failed=dict(Counter(failure.code for failure in failures).most_common()),
-            messages={failure.code: failure.message[:SHOWN_OF_A_MESSAGE] for failure in reversed(failures)},
-            lengths=_histogram(lengths),
-            too_long=_remedies(spec, lengths, longest if counting.exact else None, context),
-        ),
+        _seen(seen, failures, lengths, _remedies(spec, lengths, longest if counting.exact else None, context)),
         Workload(
             rows=round(manifest.rows * len(run) / seen) if seen else manifest.rows,
             input_tokens=sum(run) / len(run) if run else 0.0,
@@ -288,6 +274,16 @@ def _survey_step(
             f"counted {_with(counting.source)}{shared}; output: {why}",
             scattered=apart,
         ),
+    )
+
+
+def _seen(rows: int, failures: Sequence[RowError], lengths: Sequence[int], too_long: TooLong | None) -> PromptSample:
+    return PromptSample(
+        rows=rows,
+        failed=dict(Counter(failure.code for failure in failures).most_common()),
+        messages={failure.code: failure.message[:SHOWN_OF_A_MESSAGE] for failure in reversed(failures)},
+        lengths=_histogram(lengths),
+        too_long=too_long,
     )
 
 

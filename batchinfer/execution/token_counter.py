@@ -16,11 +16,15 @@ from batchinfer.errors import RowError, SpecError
 from batchinfer.input.shard_sizes import CHARACTERS_PER_TOKEN
 from batchinfer.jobspec import JobSpec, PromptSpec
 from batchinfer.model.tokenizer_files import chat_template_text, tokenizer_config
+from batchinfer.planner import Plan
 from batchinfer.prompting.chat_template import ChatTemplate
 from batchinfer.prompting.choices import described
 from batchinfer.prompting.control_tokens import is_control
 from batchinfer.prompting.prompts import Prompt
 from batchinfer.prompting.tokens import Tokenized, Writer, tokens_of
+
+UNLIMITED = 2**31
+"""Tokens of a sequence where no limit is known: longer than any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,13 @@ def counter(folder: str | None, spec: JobSpec, context: int | None = None) -> To
         "the model's own",
         exact=True,
     )
+
+
+def longest_sequence(spec: JobSpec, model_context: int | None, plan: Plan | None = None) -> int | None:
+    """The longest sequence of the engine, in tokens; None if it is not known. `model_context`: the model's own."""
+    planned = plan.engine.max_model_len if plan is not None and plan.engine is not None else None
+    limits = (planned, spec.engine.max_model_len, model_context)
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 class FolderTokenizer:

@@ -23,7 +23,7 @@ from batchinfer.execution.result_rows import SECONDS
 from batchinfer.execution.row_chunks import ChunkedRows
 from batchinfer.execution.row_steps import kept_answers
 from batchinfer.execution.same_job import changed_keys
-from batchinfer.execution.token_counter import counter
+from batchinfer.execution.token_counter import UNLIMITED, counter, longest_sequence
 from batchinfer.input import read_shards
 from batchinfer.input.manifest import Manifest
 from batchinfer.jobspec import JobSpec
@@ -205,7 +205,7 @@ def _first_chunks(checked: Checked, plan: Plan, rows: pa.Table) -> list[str | No
     """The prompt of each row's first chunk, and how many follow."""
     spec = checked.spec
     counters = [counter(checked.facts.folder, job) for job in spec.step_jobs]
-    parts = ChunkedRows(spec, counters, context_of(checked, plan) or 2**31).parts(rows)
+    parts = ChunkedRows(spec, counters, longest_sequence(spec, checked.facts.context, plan) or UNLIMITED).parts(rows)
     firsts: list[Prompt | RowError] = [part if isinstance(part, RowError) else part[0] for part in parts]
     more = [0 if isinstance(part, RowError) else len(part) - 1 for part in parts]
     return [
@@ -214,18 +214,9 @@ def _first_chunks(checked: Checked, plan: Plan, rows: pa.Table) -> list[str | No
     ]
 
 
-def context_of(checked: Checked, plan: Plan) -> int | None:
-    """The longest sequence of the engine, in tokens; None if it is not known."""
-    if plan.engine is not None and plan.engine.max_model_len is not None:
-        return plan.engine.max_model_len
-    shape = checked.facts.shape
-    limits = (checked.spec.engine.max_model_len, shape.context if shape is not None else None)
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
 def _shown(checked: Checked, plan: Plan, spec: JobSpec, prompts: Sequence[Prompt | RowError]) -> list[str | None]:
     """Each prompt of a step as the model sees it; None for a row without one."""
-    counting = counter(checked.facts.folder, spec, context_of(checked, plan))
+    counting = counter(checked.facts.folder, spec, longest_sequence(spec, checked.facts.context, plan))
     whole = [prompt for prompt in prompts if not isinstance(prompt, RowError)]
     made = iter(counting.tokens(whole) if whole else [])
     shown: list[str | None] = []

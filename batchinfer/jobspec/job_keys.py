@@ -6,7 +6,6 @@ person. `schemas/job-spec.schema.json` is generated from these models.
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -15,6 +14,7 @@ from batchinfer.jobspec.base import Keys, Text
 from batchinfer.jobspec.chunk_keys import ChunkSpec, CombinePrompt, CombineSpec
 from batchinfer.jobspec.constraints import require_reachable
 from batchinfer.jobspec.engine_keys import EngineSpec
+from batchinfer.jobspec.evaluate_keys import EvaluateSpec, require_part
 from batchinfer.jobspec.input_keys import InputSpec
 from batchinfer.jobspec.model_keys import SCRIPTED, ModelSpec
 from batchinfer.jobspec.notify_keys import NotifySpec
@@ -40,37 +40,7 @@ NO_PROMPT = PromptSpec()
 """The `prompt` of a job with `steps`, where each step has its own."""
 
 
-class EvaluateSpec(Keys):
-    """Compare the output with a column of the input; the report has the accuracy. Needs `sampling.n: 1`.
-
-    A label that `output.abstain_below` withholds is compared too.
-    """
-
-    expected: str
-    """The column with the right answer; the output must equal it as text.
-
-    Rows where it is null are not compared. A failed row counts as wrong."""
-    part: str | None = None
-    """The key of a JSON answer to compare, as in `total`. null: the whole answer, as text.
-
-    Needed with `output.as: struct` or `columns`."""
-    by: str | None = None
-    """A column: the report has the accuracy for each of its values. null: one accuracy, over all rows."""
-
-
 _GIVES = {"embed": "a vector", "classify": "a label of its own", "score": "a number"}
-
-
-def _require_part(evaluate: EvaluateSpec | None, output: OutputSpec) -> None:
-    if evaluate is None:
-        return
-    keys = (output.json_schema or {}).get("properties", {})
-    if evaluate.part is None and output.as_ != "json":
-        raise ValueError(f"evaluate.part must name the key to compare beside output.as: {', '.join(keys)}")
-    if evaluate.part is not None and evaluate.part not in keys:
-        near = difflib.get_close_matches(evaluate.part, keys, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"its keys are {', '.join(keys) or 'none'}"
-        raise ValueError(f"evaluate.part {evaluate.part!r:.100} is no key of output.json_schema: {hint}")
 
 
 class JobSpec(Keys):
@@ -508,7 +478,7 @@ class JobSpec(Keys):
     def _evaluates_one_output(self) -> Self:
         if self.evaluate is not None and self.sampling.n > 1:
             raise ValueError("evaluate compares one output with one column: it needs sampling.n = 1")
-        _require_part(self.evaluate, self.output)
+        require_part(self.evaluate, self.output)
         for key, uri in (("input.uri", self.input.uri), ("output.uri", self.output.uri)):
             if self.schedule is None and has_variables(uri) and "previous" in uri:
                 raise ValueError(f"{key} uses run.previous, the tick before this one: it needs schedule.cron")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import re
 import types
 import typing
@@ -385,19 +386,19 @@ def _shown(value: Any) -> str:
         return "a number of thousands of digits"
 
 
+def _inside(annotation: Any, part: Any) -> Any:
+    """The type of the key or item `part` of a section, a mapping or a list of this type; None if it has none."""
+    if typing.get_origin(annotation) is dict:
+        return typing.get_args(annotation)[1]
+    if isinstance(part, int):
+        return _item_of(annotation)
+    model = _model_in(annotation)
+    field = keys_of(model).get(str(part)) if model else None
+    return field.annotation if field else None
+
+
 def _nearest(place: tuple[Any, ...]) -> str:
-    at: Any = JobSpec
-    for part in place[:-1]:
-        if typing.get_origin(at) is dict:
-            at = typing.get_args(at)[1]
-            continue
-        if isinstance(part, int):
-            at = _item_of(at)
-            continue
-        model = _model_in(at)
-        field = keys_of(model).get(str(part)) if model else None
-        at = field.annotation if field else None
-    model = _model_in(at)
+    model = _model_in(functools.reduce(_inside, place[:-1], JobSpec))
     if model is None:
         return ""
     names = list(keys_of(model))
@@ -409,12 +410,12 @@ def _known(place: tuple[Any, ...]) -> str:
     """The longest beginning of `place` that `batchinfer explain` knows; empty if the first key is unknown."""
     at: Any = JobSpec
     known: list[str] = []
-    for part in map(str, place):
+    for part in place:
         model = _model_in(at)
-        if model is None or part not in keys_of(model):
+        if model is None or str(part) not in keys_of(model):
             break
-        known.append(part)
-        at = keys_of(model)[part].annotation
+        known.append(str(part))
+        at = _inside(at, part)
     return ".".join(known)
 
 

@@ -35,12 +35,16 @@ def schema_of_class(reference: str) -> dict[str, Any]:
         raise ValueError(f"model {reference!r}: {module_name} has no {class_name}; {hint}")
     if not _is_model(found):
         raise ValueError(f"model {reference!r} is not a pydantic class (a subclass of pydantic.BaseModel)")
+    return schema_of(found, f"model {reference!r}")
+
+
+def schema_of(model: type[BaseModel], name: str) -> dict[str, Any]:
+    """The JSON Schema of a class, which messages call `name`. Raises ValueError."""
     try:
-        schema: dict[str, Any] = found.model_json_schema()
+        return model.model_json_schema()
     except Exception as error:
         # A class may hold anything that JSON cannot, and hooks of its own.
-        raise ValueError(f"model {reference!r} has no JSON Schema: {error!s:.{_SHOWN}}") from None
-    return schema
+        raise ValueError(f"{name} has no JSON Schema: {error!s:.{_SHOWN}}") from None
 
 
 def _is_model(value: Any) -> bool:

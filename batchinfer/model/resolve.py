@@ -47,6 +47,11 @@ class ModelFacts:
     """`config.json`; empty for a model of the catalog, which is not read for it."""
 
     @property
+    def context(self) -> int | None:
+        """The model's own longest sequence, in tokens; None if unknown."""
+        return self.shape.context if self.shape is not None else None
+
+    @property
     def vector_size(self) -> int | None:
         """The numbers of a hidden state, and so of an embedding; None if unknown."""
         size = self.config.get("hidden_size") if self.shape is None else self.shape.hidden_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import html
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +43,7 @@ from batchinfer.jobspec import (
     parse,
 )
 from batchinfer.jobspec.base import Keys, keys_of
+from batchinfer.jobspec.python_classes import schema_of
 from batchinfer.python_api.keys import (
     ChunkKeys,
     CombinePromptKeys,
@@ -68,7 +70,6 @@ if TYPE_CHECKING:
     from batchinfer.python_api.data import Data
     from batchinfer.python_api.run import Run
     from batchinfer.python_api.shown import JobPlan, JobTry
-    from batchinfer.rundir.paths import Layout
 
 _ANYWHERE = "(given when the job runs)"
 """Stands for a place that a job need not name: `run` takes the rows and the output as arguments."""
@@ -199,7 +200,7 @@ class Job:
         return f"<Job {self.name!r}: {self._keys['model']['source']}>"
 
     def _repr_html_(self) -> str:
-        text = self.to_yaml().replace("&", "&amp;").replace("<", "&lt;")
+        text = html.escape(self.to_yaml())
         return f"<details open><summary><b>{self.name}</b></summary><pre>{text}</pre></details>"
 
     # The use cases
@@ -368,6 +369,7 @@ class Job:
     def _spec(self, data: Data | None, output: str, fresh: bool = False) -> JobSpec:
         """The whole spec; rows in memory are written beside the output, or found there."""
         from batchinfer.python_api.data import row_stream
+        from batchinfer.python_api.kept_rows import rows_beside
         from batchinfer.rundir.paths import Layout
         from batchinfer.storage import normal_uri
 
@@ -382,7 +384,7 @@ class Job:
                 "a recurring job reads what comes to a place, and these rows are in memory",
                 "set input.uri, or leave schedule and input.incremental out",
             )
-        return _reading(spec, _kept_at(row_stream(data), Layout(normal_uri(output), spec.storage), fresh))
+        return _reading(spec, rows_beside(row_stream(data), Layout(normal_uri(output), spec.storage), fresh))
 
     def _at(self, uri: str | None, output: str) -> JobSpec:
         keys = self.keys
@@ -424,39 +426,6 @@ def _reading(spec: JobSpec, uri: str) -> JobSpec:
     return spec.model_copy(update={"input": spec.input.model_copy(update=known)})
 
 
-def _kept_at(stream: Any, layout: Layout, fresh: bool) -> str:
-    """The folder with the rows beside the output. Raises InputError if the run there was begun with other rows."""
-    from batchinfer.execution.checks import find_manifest, refusals_are_the_users
-    from batchinfer.python_api.kept_rows import difference, kept_rows, newest_rows, write_rows
-    from batchinfer.rundir.commit import committed_shards
-
-    with refusals_are_the_users():
-        layout.storage.require_writable(layout.root)
-        manifest = find_manifest(layout)
-        begun = manifest is not None and bool(committed_shards(layout)) and not fresh
-        if manifest is not None:
-            uri = str(manifest.fingerprint.spec["input"]["uri"])
-            kept = kept_rows(layout.storage, uri)
-            if kept is None and begun:
-                raise InputError(
-                    f"the run at {layout.root} was begun with the rows of {uri}, not with rows in memory",
-                    "choose another output, or begin anew with fresh=True",
-                )
-        else:
-            kept = newest_rows(layout)
-        if kept is not None and (stream.again or begun):
-            lines = difference(stream, kept, layout.storage)
-            if not lines:
-                return kept.uri
-            if begun:
-                raise InputError(
-                    "the rows are not those that this output was begun with:\n"
-                    + "\n".join(f"  {one}" for one in lines),
-                    "choose another output, or begin anew with fresh=True",
-                )
-        return write_rows(stream, layout.storage, layout.kept_input_folder).uri
-
-
 def _address(address: str | None) -> str | None:
     """As the commands: the argument, otherwise the environment."""
     return address or os.environ.get("RAY_ADDRESS") or None
@@ -487,12 +456,9 @@ def _schema_of(given: type[BaseModel] | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(given, Mapping):
         return dict(given)
     try:
-        return given.model_json_schema()
-    except Exception as error:
-        # A class may hold anything that JSON cannot, and hooks of its own.
-        raise SpecError(
-            f"output_schema {given!r:.200} has no JSON Schema: {error!s:.200}", "give a pydantic class of plain types"
-        ) from None
+        return schema_of(given, f"output_schema {given!r:.200}")
+    except ValueError as error:
+        raise SpecError(str(error), "give a pydantic class of plain types") from None
 
 
 def _with_places(keys: Mapping[str, Any]) -> dict[str, Any]:

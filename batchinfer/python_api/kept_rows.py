@@ -18,8 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchinfer.errors import InputError
+from batchinfer.execution.checks import find_manifest, refusals_are_the_users
 from batchinfer.jobspec.printed import printed
 from batchinfer.python_api.data import RowStream
+from batchinfer.rundir.commit import committed_shards
 from batchinfer.rundir.paths import Layout, reading
 from batchinfer.storage import Storage, delete_many, join
 
@@ -47,6 +49,35 @@ class KeptRows:
 
     def part(self, number: int) -> str:
         return join(self.uri, f"part-{number:05d}.parquet")
+
+
+def rows_beside(stream: RowStream, layout: Layout, fresh: bool) -> str:
+    """The folder with the rows beside the output. Raises InputError if the run there was begun with other rows."""
+    with refusals_are_the_users():
+        layout.storage.require_writable(layout.root)
+        manifest = find_manifest(layout)
+        begun = manifest is not None and bool(committed_shards(layout)) and not fresh
+        if manifest is not None:
+            uri = str(manifest.fingerprint.spec["input"]["uri"])
+            kept = kept_rows(layout.storage, uri)
+            if kept is None and begun:
+                raise InputError(
+                    f"the run at {layout.root} was begun with the rows of {uri}, not with rows in memory",
+                    "choose another output, or begin anew with fresh=True",
+                )
+        else:
+            kept = newest_rows(layout)
+        if kept is not None and (stream.again or begun):
+            lines = difference(stream, kept, layout.storage)
+            if not lines:
+                return kept.uri
+            if begun:
+                raise InputError(
+                    "the rows are not those that this output was begun with:\n"
+                    + "\n".join(f"  {one}" for one in lines),
+                    "choose another output, or begin anew with fresh=True",
+                )
+        return write_rows(stream, layout.storage, layout.kept_input_folder).uri
 
 
 def write_rows(stream: RowStream, storage: Storage, parent: str) -> KeptRows:

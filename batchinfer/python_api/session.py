@@ -7,6 +7,7 @@ nothing to stdout, and its events go through structlog to the standard logger `b
 from __future__ import annotations
 
 import contextlib
+import html
 import logging
 import os
 import sys
@@ -160,14 +161,10 @@ class NotebookListener:
 
     def _show(self) -> None:
         shown = {
-            "text/html": f"{self._bar}<br><small>{_escaped(self._line)}</small>",
+            "text/html": f"{self._bar}<br><small>{html.escape(self._line)}</small>",
             "text/plain": self._text or self._line,
         }
         if self._handle is None:
             self._handle = self._display(shown, raw=True, display_id=True)
         else:
             self._handle.update(shown, raw=True)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")

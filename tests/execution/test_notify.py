@@ -153,5 +153,5 @@ def test_the_key_on_is_a_name_though_yaml_reads_it_as_true():
     text = make_spec().model_dump(mode="json", exclude_defaults=True)
     spec = parse(yaml.safe_dump(text) + "notify: {webhook: 'https://x/y', on: [failed]}\n", "a spec")
     assert spec.notify is not None
-    assert spec.notify.on == ["failed"]
+    assert spec.notify.on == ("failed",)
     assert parse(to_yaml(spec), "the same again") == spec

@@ -131,7 +131,7 @@ def test_recurring_jobs_do_not_read_rows_in_memory(tmp_path: Path) -> None:
 
 def test_a_notebook_shows_a_job_without_reading_its_text_as_html() -> None:
     shown = batchinfer.Job(**(LEAST | {"prompt": "<b>{{ text }}</b>"}))._repr_html_()
-    assert "&lt;b>{{ text }}" in shown
+    assert "&lt;b&gt;{{ text }}" in shown
 
 
 def test_the_plan_of_rows_in_memory_starts_no_ray_and_leaves_no_file(tmp_path: Path) -> None:

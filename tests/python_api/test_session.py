@@ -46,7 +46,7 @@ def test_a_notebook_has_one_output_that_is_updated(monkeypatch: pytest.MonkeyPat
         listener.begin(PROGRESS)
         listener.advance(PROGRESS, cast(ShardRecord, SimpleNamespace(shard_id=3)))
         listener.end()
-    assert "&lt;b>" in shown.all[0]["text/html"]
+    assert "&lt;b&gt;" in shown.all[0]["text/html"]
     assert '<progress value="30" max="120"' in shown.all[-1]["text/html"]
     assert shown.all[-1]["text/plain"] == "30 of 120 rows, 2 failed, 1,234 tokens/s, $0.2500, 1:00 left"
 
