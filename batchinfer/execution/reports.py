@@ -37,12 +37,15 @@ def report(uri: str, overrides: Sequence[str] = ()) -> Report:
     `overrides` may set `evaluate`, which shapes no result: the answers are compared again. Raises UserError.
     """
     layout, manifest, spec = open_run(uri)
-    if overrides:
-        made = report(uri)
-        groups = accuracy_of_results(layout, spec, evaluation(uri, spec, overrides))
-        return made.model_copy(update={"accuracy": groups, "overall_accuracy": overall_accuracy(groups.values())})
     records = read_records(layout, manifest, noted_retry(layout))
-    return _report(layout, spec, manifest, records, living_replicas(layout, read_journals(layout)))
+    made = _report(layout, spec, manifest, records, living_replicas(layout, read_journals(layout)))
+    return _compared(made, layout, spec, evaluation(uri, spec, overrides)) if overrides else made
+
+
+def _compared(made: Report, layout: Layout, spec: JobSpec, wanted: EvaluateSpec) -> Report:
+    """The report with the accuracy that `wanted` asks for."""
+    groups = accuracy_of_results(layout, spec, wanted)
+    return made.model_copy(update={"accuracy": groups, "overall_accuracy": overall_accuracy(groups.values())})
 
 
 def evaluate(uri: str, overrides: Sequence[str] = ()) -> dict[str, Evaluation]:
@@ -69,7 +72,9 @@ def write_page(uri: str, file: str, texts: bool = False, overrides: Sequence[str
     wanted = evaluation(uri, spec, overrides) if overrides else spec.evaluate
     records = read_records(layout, manifest, noted_retry(layout))
     alive = living_replicas(layout, read_journals(layout))
-    made = report(uri, overrides)
+    made = _report(layout, spec, manifest, records, alive)
+    if overrides and wanted is not None:
+        made = _compared(made, layout, spec, wanted)
     html = run_page(_story(layout, spec, made, records, alive, wanted, texts))
     storage_for(file, layout.stores).put(normal_uri(file), html)
 
