@@ -21,7 +21,9 @@ SCRIPT = """
 import time
 import jinja2
 from batchinfer.engine import start_engine
-from batchinfer.engine.conversations import prompt_writer
+from batchinfer.engine.conversations import EngineTokenizer, prompt_writer
+from batchinfer.prompting.tokens import tokens_of
+from transformers import AutoTokenizer
 from batchinfer.errors import BatchinferError
 from batchinfer.planner import Cluster, make_plan
 from batchinfer.prompting.prompts import Prompt
@@ -41,9 +43,11 @@ for name, case in given["cases"].items():
     found[name] = {"texts": [a.texts[0] for a in answers], "reasons": [a.finish_reasons[0] for a in answers],
                    "tokens": [a.output_tokens for a in answers]}
     if name == "free":
-        tokenizer = engine._tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(spec.model.source)
+        writer = prompt_writer(spec.prompt, tokenizer, True)
+        tokens = tokens_of(spec, EngineTokenizer(tokenizer), writer, False, 512)
         chats = [tuple(chat) for chat in given["chats"]]
-        found["chats"] = [made.ids for made in engine._tokens([Prompt(messages=chat) for chat in chats])]
+        found["chats"] = [made.ids for made in tokens([Prompt(messages=chat) for chat in chats])]
         found["plain"] = [tokenizer.apply_chat_template(list(c), add_generation_prompt=True, return_dict=False)
                           for c in chats]
         found["decoded"] = [tokenizer.decode(ids) for ids in found["chats"]]
@@ -52,7 +56,7 @@ for name, case in given["cases"].items():
         times = {"ours": [], "plain": []}
         for _ in range(5):
             began = time.process_time()
-            ours = engine._tokens(prompts)
+            ours = tokens(prompts)
             times["ours"].append(time.process_time() - began)
             began = time.process_time()
             plain = [tokenizer.apply_chat_template(p.as_messages(), tokenize=False, add_generation_prompt=True)
