@@ -11,6 +11,7 @@ from batchinfer.accounting.evaluation import wilson
 from batchinfer.accounting.ledger import Counts, ReplicaAccount, StepTotals, Totals
 from batchinfer.accounting.records import Setup
 from batchinfer.accounting.sessions import Session
+from batchinfer.catalog.accelerators import device_cost
 from batchinfer.planner import Estimate, Plan
 
 
@@ -151,7 +152,7 @@ class Report(BaseModel):
     tokens_reused: int = 0
     """Tokens, in and out, of the answers of equal requests. They did not run again, and count in no other figure."""
     saved_usd: float = 0.0
-    """Dollars that `tokens_reused` would have cost at `cost_per_million_tokens`."""
+    """Dollars that `tokens_reused` would have cost, at what the work for a token cost, without load, idle and waste."""
     rejected_tokens: int = 0
     """Tokens of the prompts that the engine never ran, such as too long ones. No other figure counts these tokens."""
     tokens_per_second: float
@@ -268,7 +269,7 @@ def make_report(
         rows_ran=totals.rows_ran,
         rows_reused=totals.rows_reused,
         tokens_reused=totals.tokens_reused,
-        saved_usd=totals.cost_usd / tokens * totals.tokens_reused if tokens else 0.0,
+        saved_usd=_work_usd(replicas) / tokens * totals.tokens_reused if tokens else 0.0,
         rejected_tokens=totals.rejected_tokens,
         tokens_per_second=tokens / active if active else 0.0,
         rows_per_second=totals.rows / active if active else 0.0,
@@ -299,6 +300,11 @@ def make_report(
         labels=dict(labels or {}),
         files_skipped=dict(files_skipped or {}),
     )
+
+
+def _work_usd(replicas: Sequence[ReplicaAccount]) -> float:
+    """Dollars for the work, without load, idle and waste, which more rows would not have made more of."""
+    return sum(device_cost(replica.work_seconds, replica.price_per_gpu_hour) for replica in replicas)
 
 
 def _mean_price(parts: Sequence[ReportPart], begun: Plan) -> float:

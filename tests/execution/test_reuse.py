@@ -280,7 +280,8 @@ def test_a_run_goes_on_with_the_dedupe_that_it_began_with(tmp_path):
 def test_the_report_tells_rows_tokens_and_dollars_that_were_saved():
     report = make_report_value(rows_reused=1, tokens_reused=30)
     assert (report.rows_ran, report.rows_reused, report.tokens_reused) == (3, 1, 30)
-    assert report.saved_usd == pytest.approx(report.cost_usd / 60 * 30)
-    assert report.saved_usd == pytest.approx((report.cost_per_million_tokens or 0) * 30 / 1e6)
+    work_usd = report.seconds.work / 3600 * report.price_per_gpu_hour
+    assert report.saved_usd == pytest.approx(work_usd / 60 * 30)
+    assert 0 < report.saved_usd < report.cost_usd / 60 * 30, "load and idle would have been the same"
     shown = " ".join(str(cell) for column in render(report).renderables[1].columns for cell in column.cells)
     assert "1 rows (25.0%), 30 tokens that did not run again, about $" in shown
