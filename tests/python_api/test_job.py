@@ -134,7 +134,7 @@ def test_a_notebook_shows_a_job_without_reading_its_text_as_html() -> None:
     assert "&lt;b&gt;{{ text }}" in shown
 
 
-def test_the_plan_of_rows_in_memory_starts_no_ray_and_leaves_no_file(tmp_path: Path) -> None:
+def test_the_plan_of_rows_in_memory_leaves_no_file(tmp_path: Path) -> None:
     job = batchinfer.Job(model="scripted", prompt="{{ text }}", resources={"accelerator": "H100"})
     plan = job.plan([f"text {i}" for i in range(300)], output=tmp_path / "out")
     assert plan.plan.workload is not None
@@ -144,9 +144,18 @@ def test_the_plan_of_rows_in_memory_starts_no_ray_and_leaves_no_file(tmp_path: P
     assert "<table>" in plan._repr_html_()
     assert plan.document()["accelerator"] == "H100"
     assert not (tmp_path / "out").exists()
-    import ray
 
-    assert not ray.is_initialized()
+
+@pytest.mark.integration
+def test_a_plan_starts_no_ray() -> None:
+    code = """
+import batchinfer
+batchinfer.Job(model="scripted", prompt="{{ text }}", resources={"accelerator": "H100"}).plan(["a", "b"])
+import ray
+print(ray.is_initialized())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.integration
