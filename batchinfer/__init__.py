@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         StoreSpec,
         TruncateSpec,
     )
+    from batchinfer.python_api.compare import JobComparison, compare
     from batchinfer.python_api.job import Job
     from batchinfer.python_api.run import Run
     from batchinfer.python_api.run import open_run as open  # noqa: A004 # the contract's name
@@ -68,6 +69,7 @@ __all__ = [
     "IncrementalSpec",
     "InputSpec",
     "Job",
+    "JobComparison",
     "JobPlan",
     "JobTry",
     "LimitsSpec",
@@ -92,15 +94,18 @@ __all__ = [
     "StoreSpec",
     "TruncateSpec",
     "__version__",
+    "compare",
     "errors",
     "open",
 ]
 
 _PLACES = {
     "Job": ("batchinfer.python_api.job", "Job"),
+    "JobComparison": ("batchinfer.python_api.compare", "JobComparison"),
     "JobPlan": ("batchinfer.python_api.shown", "JobPlan"),
     "JobTry": ("batchinfer.python_api.shown", "JobTry"),
     "Run": ("batchinfer.python_api.run", "Run"),
+    "compare": ("batchinfer.python_api.compare", "compare"),
     "open": ("batchinfer.python_api.run", "open_run"),
 }
 """Where a public name is that is no section of the spec."""

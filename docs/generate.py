@@ -149,8 +149,10 @@ def python_page() -> str:
         + ". Their keys are those of [The spec](spec.md). `batchinfer.errors` is the [tree of errors](errors.md).\n",
         f"## `batchinfer.open{_signature(batchinfer.open)}`\n",
         paragraphs(batchinfer.open.__doc__) + "\n",
+        f"## `batchinfer.compare{_signature(batchinfer.compare)}`\n",
+        paragraphs(batchinfer.compare.__doc__) + "\n",
     ]
-    for made in (batchinfer.Job, batchinfer.Run, batchinfer.JobPlan, batchinfer.JobTry):
+    for made in (batchinfer.Job, batchinfer.Run, batchinfer.JobPlan, batchinfer.JobTry, batchinfer.JobComparison):
         out += [f"## `batchinfer.{made.__name__}`\n", paragraphs(made.__doc__) + "\n"]
         if made is batchinfer.Job:
             keywords = list(inspect.signature(made).parameters)

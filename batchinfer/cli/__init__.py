@@ -1,5 +1,6 @@
 """The command line: each command parses its options, calls one use case, prints and exits."""
 
+from batchinfer.cli import compare as compare
 from batchinfer.cli import costs as costs
 from batchinfer.cli import explain as explain
 from batchinfer.cli import render as render

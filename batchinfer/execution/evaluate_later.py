@@ -38,7 +38,7 @@ def accuracy_of_results(layout: Layout, spec: JobSpec, wanted: EvaluateSpec) -> 
     """The accuracy of the answers in the results, by group."""
     found: Counter[str] = Counter()
     right: Counter[str] = Counter()
-    for table, answers in _answers(layout, spec, wanted):
+    for table, answers in answers_of_results(layout, spec, wanted):
         for group, (good, of) in compared(wanted, table, answers, spec.output.multi_label).items():
             right[group] += good
             found[group] += of
@@ -49,7 +49,7 @@ def evaluate_results(layout: Layout, spec: JobSpec, wanted: EvaluateSpec) -> dic
     """What the answers in the results are worth, by group; `all` has the rows of all groups."""
     many = spec.output.multi_label
     groups: dict[str, list[Compared]] = {"all": []}
-    for table, answers in _answers(layout, spec, wanted):
+    for table, answers in answers_of_results(layout, spec, wanted):
         nothing = [None] * table.num_rows
         sure = table.column(f"{spec.output.column}_confidence").to_pylist() if spec.tells_confidence else nothing
         names = column_values(table, wanted.by) if wanted.by is not None else nothing
@@ -66,9 +66,11 @@ def evaluate_results(layout: Layout, spec: JobSpec, wanted: EvaluateSpec) -> dic
     return {name: one for name, one in made.items() if one is not None}
 
 
-def _answers(layout: Layout, spec: JobSpec, wanted: EvaluateSpec) -> Iterator[tuple[pa.Table, list[str | None]]]:
+def answers_of_results(
+    layout: Layout, spec: JobSpec, wanted: EvaluateSpec, more: Sequence[str] = ()
+) -> Iterator[tuple[pa.Table, list[str | None]]]:
     """For each shard its results, and the answers as texts: the guess of a label that was withheld, and None for a
-    row that failed."""
+    row that failed. `more`: further columns of the results to read."""
     named = [name for name in (wanted.expected, wanted.by) if name is not None]
     column = spec.output.column + ("_guess" if spec.output.abstain_below is not None else "")
     if spec.output.as_ == "columns" and wanted.part is not None:
@@ -79,7 +81,7 @@ def _answers(layout: Layout, spec: JobSpec, wanted: EvaluateSpec) -> Iterator[tu
         with layout.storage.open(uri) as file, reading(uri, "move it away and run the job again: it is made anew"):
             have = pq.ParquetFile(file)
             _require_passed_through(spec, named, have.schema_arrow.names)
-            table = have.read(columns=list({*named, column, *beside, "error_code"}))
+            table = have.read(columns=list({*named, column, *beside, *more, "error_code"}))
         outcomes = zip(table.column("error_code").to_pylist(), table.column(column).to_pylist(), strict=True)
         yield table, [_to_compare(answer, spec, wanted) if code is None else None for code, answer in outcomes]
 

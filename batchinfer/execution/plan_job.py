@@ -60,16 +60,21 @@ IDLE_SPREAD = Interval(low=0.3, mid=1.0, high=3.0)
 their interval (benchmarks/intervals.py)."""
 
 
-def plan_job(checked: Checked, cluster: Cluster, listener: Listener | None = None) -> Plan:
+def plan_job(
+    checked: Checked, cluster: Cluster, listener: Listener | None = None, measured: Sequence[Report] = ()
+) -> Plan:
     """The plan of a job on the cluster, from a sample of its rows and the reports of earlier runs.
 
-    `listener` receives an event for each report that is ignored.
+    `listener` receives an event for each report that is ignored. `measured`: the reports to use instead of those in
+    the output's folder and beside it.
 
     Raises UserError if no layout fits the job.
     """
     spec, facts = checked.spec, checked.facts
-    tried = [(layout, report) for layout in trial_layouts(spec) for report in _reports([layout], listener)]
-    earlier = [*earlier_reports(checked.layout, listener), *trial_report(spec, tried, listener)]
+    earlier = list(measured)
+    if not measured:
+        tried = [(layout, report) for layout in trial_layouts(spec) for report in _reports([layout], listener)]
+        earlier = [*earlier_reports(checked.layout, listener), *trial_report(spec, tried, listener)]
     found = survey(spec, checked.manifest, facts.folder, output_tokens(earlier, spec, facts.name), facts.context)
     surveyed = found.workload
     # Without a token, as in a night without new rows, there is nothing to estimate.

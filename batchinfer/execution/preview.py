@@ -83,6 +83,12 @@ def plan(spec: JobSpec, listener: Listener, cluster: str | None = None, at: date
     checked = check_at(spec, at, access=False)
     if checked.manifest.hint is not None:
         listener.event("hint", text=checked.manifest.hint)
+    return plan_checked(checked, listener, cluster)
+
+
+def plan_checked(checked: Checked, listener: Listener, cluster: str | None = None) -> Plan:
+    """As `plan`, for a spec that is checked."""
+    spec = checked.spec
     if cluster is None and spec.resources.accelerator not in ("auto", "cpu"):
         return plan_job(checked, assumed_cluster(spec, psutil.virtual_memory().total), listener)
     if cluster is None and (spec.resources.accelerator == "cpu" or not may_have_gpus()):

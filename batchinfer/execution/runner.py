@@ -81,10 +81,12 @@ def run(
     cluster: str | None = None,
     fresh: bool = False,
     at: datetime | None = None,
+    timed: bool = False,
 ) -> Report:
     """Run the job, or its remaining shards. Returns the report of a complete run.
 
     `at` is the time that the run is for (see `schedule.resolve`); None is now, or the latest tick of a schedule.
+    `timed`: see `RunningJob`.
 
     Raises UserError before anything is written, Stopped, or another BatchinferError. Committed shards are kept in
     any case.
@@ -96,13 +98,13 @@ def run(
         listener.event("nothing to do", shards=len(manifest.shards))
         if layout.storage.stat(layout.spec) is None:
             _write_spec(layout, checked.spec)
-        return conclude(layout, checked.spec, manifest)
+        return conclude(layout, checked.spec, manifest, page=not timed)
 
     def carry_out() -> Report:
         limited = within_month(checked.spec, layout)
         with ray_pipeline.announced(cluster, listener):
             plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
-            return _carry_out(checked, plan, pending, listener, limited=limited)
+            return _carry_out(checked, plan, pending, listener, timed, limited)
 
     return telling(checked.spec, layout.root, carry_out)
 

@@ -276,6 +276,41 @@ def curve(
     return Picture(_svg(figure, title), title, says)
 
 
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A variant of a comparison: its cost, and a share with its 95% interval. `front`: none is cheaper and better."""
+
+    name: str
+    cost: float
+    share: float
+    low: float
+    high: float
+    front: bool
+    taken: bool
+
+
+@_drawn
+def front(title: str, points: Sequence[Point], x: str, y: str, says: str) -> Picture:
+    """Each variant by its cost and its share of right answers, with the line of those that none beats."""
+    figure, axes = _figure(3.2, wide=True)
+    line = sorted((point.cost, point.share) for point in points if point.front)
+    axes.plot([cost for cost, _ in line], [share for _, share in line], color=KINDS["work"], linewidth=1, zorder=1)
+    for point in points:
+        color = KINDS["work"] if point.front else KINDS["idle"]
+        axes.plot([point.cost] * 2, [point.low, point.high], color=color, linewidth=1.5, alpha=0.6, zorder=2)
+        marker = "*" if point.taken else "o"
+        axes.plot(
+            [point.cost], [point.share], marker=marker, color=color, markersize=13 if point.taken else 7, zorder=3
+        )
+        axes.annotate(
+            _short(point.name), (point.cost, point.share), xytext=(8, -3), textcoords="offset points", color=INK
+        )
+    axes.set_xlim(left=0.0, right=1.3 * max(point.cost for point in points) or 1.0)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    return Picture(_svg(figure, title), title, says)
+
+
 @_drawn
 def columns_over_days(
     title: str, days: Sequence[str], series: Mapping[str, Sequence[float]], says: str, line: tuple[str, float] | None

@@ -360,6 +360,10 @@ class Job:
 
     # Places
 
+    def spec_for(self, data: Data | None = None, output: str | os.PathLike[str] | None = None) -> JobSpec:
+        """The whole spec of a run over `data`; rows in memory are written beside the output."""
+        return self._spec(data, self._place(output))
+
     def _place(self, output: str | os.PathLike[str] | None) -> str:
         place = os.fspath(output) if output is not None else self._keys.get("output", {}).get("uri")
         if place is None:

@@ -1,6 +1,6 @@
 """Train the demo model from scratch: which area of the standard library is this docstring from?
 
-    python jobs/demo/train.py [--out FOLDER]
+    python jobs/demo/train.py [--out FOLDER] [--width 64 --layers 1]
 
 It takes about a quarter of an hour on two cores (set OMP_WAIT_POLICY=passive where other work shares them).
 
@@ -64,6 +64,8 @@ INSTRUCTIONS = (
 class Recipe:
     """How the training goes."""
 
+    width: int = 256
+    layers: int = 2
     epochs: int = 7
     code_per_epoch: int = 3500
     batch: int = 32
@@ -129,14 +131,14 @@ def area_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> LlamaForCausalLM:
-    """A two-layer Llama with heads of 64, which vLLM's CPU attention supports."""
+    """A small Llama with heads of 64, which vLLM's CPU attention supports."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        hidden_size=recipe.width,
+        intermediate_size=2 * recipe.width,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.width // 64,
+        num_key_value_heads=recipe.width // 64,
         head_dim=64,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
@@ -330,8 +332,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "model")
     parser.add_argument("--epochs", type=int, default=Recipe.epochs)
+    parser.add_argument("--width", type=int, default=Recipe.width, help="a multiple of 64")
+    parser.add_argument("--layers", type=int, default=Recipe.layers)
     options = parser.parse_args()
-    recipe = Recipe(epochs=options.epochs)
+    recipe = Recipe(width=options.width, layers=options.layers, epochs=options.epochs)
     started = time.monotonic()
     docs = extract()
     rows = [Example(doc.text, doc.area, 1.0) for doc in docs if doc.split == "train"]

@@ -1,0 +1,321 @@
+"""Which of several variants of a job to take: paired tests, the Pareto front, and the rule of the choice. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from batchinfer.accounting.evaluation import Z_95
+from batchinfer.accounting.report import Accuracy
+from batchinfer.planner import Interval
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Paired(_Part):
+    """Two variants on the same rows. Differences are shares of the rows, -1 to 1, of this variant minus the other."""
+
+    other: str
+    """The name of the other variant."""
+    rows: int
+    """Rows that both were compared on."""
+    only_this: int
+    """Rows that only this variant has right."""
+    only_other: int
+    """Rows that only the other variant has right."""
+    difference: float
+    """The difference in accuracy."""
+    low: float
+    """The lower end of its 95% interval (Agresti and Min 2005)."""
+    high: float
+    """The upper end of its 95% interval."""
+    p_value: float
+    """McNemar's exact test, two-sided: the probability of such a difference if both are equally often right."""
+    p_adjusted: float
+    """`p_value` by Holm's method, for as many tests as there are variants beside the other."""
+
+
+class Score(_Part):
+    """A published score in percent."""
+
+    benchmark: str
+    """The name of the benchmark."""
+    value: float
+    """The score."""
+    source: str
+    """Where it was published."""
+    verified: bool
+    """Whether it was read there."""
+
+
+class Facts(_Part):
+    """What the catalog or the checkpoint says of a variant's model. null: not known."""
+
+    parameters: int | None = None
+    """Weights, all experts of a mixture included."""
+    context: int | None = None
+    """The longest sequence in tokens."""
+    licence: str | None = None
+    """The licence's name."""
+    commercial_use: bool | None = None
+    """Whether it allows commercial use. null: it depends, or it is not known."""
+    scores: tuple[Score, ...] = ()
+    """Published scores of the model."""
+
+
+class Planned(_Part):
+    """What all rows of the job would take with a variant."""
+
+    accelerator: str
+    """The device."""
+    quantization: str
+    """How the weights are quantized."""
+    replicas: int
+    """Replicas."""
+    gpus_per_replica: int
+    """GPUs of a replica; 0 on the CPU."""
+    rows: int | None
+    """Rows of the whole job."""
+    hours: Interval | None
+    """Hours for all of them. null: not known before a sample ran."""
+    cost_usd: Interval | None
+    """Dollars for all of them."""
+    tokens_per_second: Interval | None
+    """Input and output tokens a second, of all replicas together."""
+    input_tokens: float | None
+    """Mean tokens of a prompt."""
+    output_tokens: float | None
+    """Mean tokens of an answer, over all `sampling.n`."""
+    price_per_gpu_hour: float
+    """Dollars for a device and hour."""
+    price_source: str
+    """Where the price comes from."""
+
+    @property
+    def usd_per_thousand_rows(self) -> float | None:
+        """Dollars for a thousand rows of the whole job."""
+        return None if self.cost_usd is None or not self.rows else self.cost_usd.mid / self.rows * 1000
+
+
+class Sampled(_Part):
+    """What a variant did with the sample."""
+
+    output: str
+    """The folder of its run: `report`, `evaluate` and `retry` take it."""
+    rows: int
+    """Rows that it ran."""
+    rows_failed: int
+    """Rows that failed; each counts as a wrong answer."""
+    errors: dict[str, int]
+    """Failed rows by `error_code`."""
+    cost_usd: float
+    """Dollars of the sample, loading included."""
+    load_seconds: float
+    """Device-seconds of loading."""
+    rows_per_second: float
+    """Rows of the sample for each second in which the replica was ready."""
+    tokens_per_second: float
+    """Tokens of the sample, in and out, for each such second."""
+    input_tokens: int
+    """Tokens of its prompts."""
+    output_tokens: int
+    """Tokens of its answers."""
+    latency_median: float | None
+    """Seconds from a row's start in the engine to its answer, of half of the rows; rows run side by side."""
+    latency_95: float | None
+    """The same of 95% of the rows."""
+
+
+class VariantResult(_Part):
+    """One variant of the job."""
+
+    name: str
+    """The values that it differs by."""
+    settings: dict[str, Any]
+    """The keys that it sets."""
+    model: str
+    """Its `model.source`."""
+    facts: Facts
+    """Facts of its model."""
+    problem: str | None = None
+    """Why it cannot run or did not. null: it can, or did."""
+    remedy: str = ""
+    """What would help."""
+    planned: Planned | None = None
+    """The whole job; after a sample by what the sample measured."""
+    sampled: Sampled | None = None
+    """The sample. null: it did not run."""
+    accuracy: Accuracy | None = None
+    """On the rows of the sample that have a right answer."""
+    against_best: Paired | None = None
+    """Beside the most accurate variant. null: it is that one, or there are no right answers."""
+    agreement: Accuracy | None = None
+    """Rows whose answer equals that of the first variant, with its interval."""
+    usd_per_thousand_rows: float | None = None
+    """Dollars for a thousand rows of the whole job."""
+    usd_per_right_answer: float | None = None
+    """Dollars of the whole job for each row that it would get right."""
+    on_front: bool = False
+    """Whether no other variant is both cheaper and better."""
+
+
+class Comparison(_Part):
+    """The variants of a job beside each other."""
+
+    job_name: str
+    """The spec's `name`."""
+    dry_run: bool
+    """Whether the variants were only planned."""
+    sample_rows: int
+    """Rows of the sample, at most."""
+    margin: float
+    """How much worse than the most accurate the chosen variant may be: a share of the rows."""
+    variants: tuple[VariantResult, ...]
+    """In the order in which they were named."""
+    agreement: dict[str, dict[str, float]] = {}
+    """For each two variants the share of rows with equal answers. Empty without a sample."""
+    chosen: str | None = None
+    """The variant to take. null: none can be told."""
+    rule: str = ""
+    """The rule of the choice, and what it led to, for a person."""
+
+
+def mcnemar(only_this: int, only_other: int) -> float:
+    """The two-sided p-value of McNemar's exact test: the rows on which exactly one of two is right are coin flips if
+    both are equally good. `only_this` and `only_other` count them by which one is right.
+    """
+    flips, fewer = only_this + only_other, min(only_this, only_other)
+    tail: int = sum(math.comb(flips, heads) for heads in range(fewer + 1))
+    return min(1.0, float(2 * tail / 2**flips))
+
+
+def paired_interval(only_this: int, only_other: int, rows: int) -> tuple[float, float]:
+    """The 95% interval of a difference between two shares of the same `rows` (Agresti and Min 2005, the adjusted Wald
+    interval: half a row is added to each of the four cells)."""
+    total = rows + 2
+    middle = (only_this - only_other) / total
+    spread = (only_this + only_other + 1) / total - middle**2
+    half = Z_95 * math.sqrt(spread / total)
+    return max(-1.0, middle - half), min(1.0, middle + half)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values adjusted for their number by Holm's step-down method (1979)."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for place, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
+def against_best(best: str, right: Mapping[str, Sequence[bool]]) -> dict[str, Paired]:
+    """Each variant but `best` beside it. `right`: for each variant whether it has the same rows right."""
+    others = [name for name in right if name != best]
+    counts = {
+        name: (
+            sum(a and not b for a, b in zip(right[name], right[best], strict=True)),
+            sum(b and not a for a, b in zip(right[name], right[best], strict=True)),
+        )
+        for name in others
+    }
+    p_values = [mcnemar(*counts[name]) for name in others]
+    made = {}
+    for name, p_value, p_adjusted in zip(others, p_values, holm(p_values), strict=True):
+        rows = len(right[name])
+        low, high = paired_interval(*counts[name], rows)
+        made[name] = Paired(
+            other=best,
+            rows=rows,
+            only_this=counts[name][0],
+            only_other=counts[name][1],
+            difference=(counts[name][0] - counts[name][1]) / rows,
+            low=low,
+            high=high,
+            p_value=p_value,
+            p_adjusted=p_adjusted,
+        )
+    return made
+
+
+def pareto_front(points: Mapping[str, tuple[float, float]]) -> set[str]:
+    """The names whose (cost, quality) no other point beats: at most the cost, at least the quality, one of them
+    better."""
+
+    def beaten(name: str) -> bool:
+        cost, quality = points[name]
+        return any(c <= cost and q >= quality and (c < cost or q > quality) for c, q in points.values())
+
+    return {name for name in points if not beaten(name)}
+
+
+def concluded(made: Comparison) -> Comparison:
+    """The comparison with the front and the choice."""
+    by_accuracy = any(one.accuracy is not None for one in made.variants)
+    quality = {
+        one.name: (one.accuracy if by_accuracy else one.agreement)
+        for one in made.variants
+        if one.problem is None and (one.accuracy if by_accuracy else one.agreement) is not None
+    }
+    points = {
+        one.name: (one.usd_per_thousand_rows, seen.accuracy)
+        for one in made.variants
+        if one.usd_per_thousand_rows is not None and (seen := quality.get(one.name)) is not None
+    }
+    front = pareto_front(points)
+    variants = tuple(one.model_copy(update={"on_front": one.name in front}) for one in made.variants)
+    chosen, rule = _choice(made, by_accuracy)
+    return made.model_copy(update={"variants": variants, "chosen": chosen, "rule": rule})
+
+
+def _choice(made: Comparison, by_accuracy: bool) -> tuple[str | None, str]:
+    """The variant to take, and the rule."""
+    priced = [one for one in made.variants if one.problem is None and one.usd_per_thousand_rows is not None]
+    if not priced:
+        remedy = "before a sample ran: leave --dry-run out" if made.dry_run else "for any of them"
+        return None, f"No price can be told {remedy}."
+    cheapest = min(priced, key=_usd)
+    if made.dry_run:
+        return None, (
+            f"The cheapest by plan is {cheapest.name}. Which answers well enough, only a sample tells: leave --dry-run "
+            "out."
+        )
+    if by_accuracy:
+        compared = [one for one in priced if one.accuracy is not None]
+        if not compared:
+            return None, "No variant with a price was compared with right answers."
+        good = [one for one in compared if one.against_best is None or one.against_best.low >= -made.margin]
+        best = max(compared, key=lambda one: one.accuracy.accuracy if one.accuracy else 0.0)
+        taken = min(good or [best], key=_usd)
+        rule = (
+            f"The cheapest variant that is, with 95% confidence, at most {made.margin:.1%} of the rows less accurate "
+            "than the most accurate one."
+        )
+        closer = [one for one in compared if one not in good and _usd(one) < _usd(taken)]
+        if closer:
+            near = max(closer, key=lambda one: one.against_best.low if one.against_best else 0.0)
+            assert near.against_best is not None
+            rule += (
+                f" {near.name} is cheaper, but may be {-near.against_best.low:.1%} of the rows less accurate; "
+                "a larger sample narrows that."
+            )
+        return taken.name, rule
+    alike = [one for one in priced if one.agreement is not None and one.agreement.low >= 1 - made.margin]
+    if not alike:
+        return None, "No right answers, and no answers to compare with those of the first variant: none can be told."
+    rule = (
+        f"No right answers: the cheapest variant that, with 95% confidence, gives the answer of the first one "
+        f"({made.variants[0].name}) on at least {1 - made.margin:.1%} of the rows. Whether that one is right, the "
+        "sample does not say."
+    )
+    return min(alike, key=_usd).name, rule
+
+
+def _usd(one: VariantResult) -> float:
+    assert one.usd_per_thousand_rows is not None
+    return one.usd_per_thousand_rows
