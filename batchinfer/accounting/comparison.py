@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from batchinfer.accounting.break_even import ApiComparison
 from batchinfer.accounting.evaluation import Z_95
 from batchinfer.accounting.report import Accuracy
 from batchinfer.planner import Interval
@@ -95,6 +96,8 @@ class Planned(_Part):
     """Dollars for a device and hour."""
     price_source: str
     """Where the price comes from."""
+    apis: ApiComparison | None = None
+    """The same tokens at APIs, and the break-even. null: the job writes no text."""
 
     @property
     def usd_per_thousand_rows(self) -> float | None:

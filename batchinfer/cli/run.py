@@ -108,9 +108,11 @@ def plan(
     tokens_out: TokensOut = None,
 ) -> None:
     """Print the layout, time and cost that the job would have; start nothing."""
+    from batchinfer.accounting.break_even import apis_beside_plan
     from batchinfer.execution import preview
     from batchinfer.jobspec import load
     from batchinfer.reporting import render_plan
+    from batchinfer.reporting.apis import render_apis
     from batchinfer.reporting.console import attending
 
     loaded = load(spec, overrides or [])
@@ -121,10 +123,13 @@ def plan(
             made = preview.suppose(loaded, supposed)
         else:
             made = preview.plan(loaded, listener, address, times[0] if times else None)
+    apis = apis_beside_plan(made) if loaded.generates else None
     if as_json:
-        print_json(made.document())
+        print_json(made.document() | {"apis": None if apis is None else apis.model_dump(mode="json")})
     else:
         console().print(render_plan(made, loaded.limits))
+        if apis is not None:
+            console().print("", render_apis(apis), sep="\n")
 
 
 @app.command()
@@ -208,14 +213,20 @@ def report(
     with_texts: WithTexts = False,
 ) -> None:
     """Print the report of a run, from its accounting, or write it for a browser."""
+    from batchinfer.accounting.break_even import apis_beside_report
     from batchinfer.execution import reports
+    from batchinfer.reporting.apis import render_apis
 
     if html is not None:
         reports.write_page(uri, html, with_texts, overrides or [])
         if not as_json:
             print(f"wrote {html}")
             return
-    _print(reports.report(uri, overrides or []), as_json)
+    made = reports.report(uri, overrides or [])
+    _print(made, as_json)
+    apis = apis_beside_report(made)
+    if apis is not None and not as_json:
+        console().print("", render_apis(apis), sep="\n")
 
 
 @app.command()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from batchinfer.accounting.break_even import apis_beside_plan
 from batchinfer.accounting.comparison import (
     Comparison,
     Facts,
@@ -222,7 +223,7 @@ def _compared(job: JobSpec, found: Sequence[_Prepared], rows: int, margin: float
 
 
 def _result(one: _Prepared) -> VariantResult:
-    planned = _planned(one.plan) if one.plan is not None and one.error is None else None
+    planned = _planned(one.plan, one.spec.generates) if one.plan is not None and one.error is None else None
     return VariantResult(
         name=one.variant.name,
         settings=dict(one.variant.shown),
@@ -247,7 +248,7 @@ def _facts(facts: ModelFacts) -> Facts:
     )
 
 
-def _planned(plan: Plan) -> Planned:
+def _planned(plan: Plan, generates: bool) -> Planned:
     made, work = plan.estimate, plan.workload
     return Planned(
         accelerator=plan.accelerator,
@@ -262,6 +263,7 @@ def _planned(plan: Plan) -> Planned:
         output_tokens=work.output_tokens.mid if work is not None else None,
         price_per_gpu_hour=plan.price_per_gpu_hour,
         price_source=plan.price_source,
+        apis=apis_beside_plan(plan) if generates else None,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from batchinfer.accounting.break_even import BreakEven, apis_beside_report
 from batchinfer.accounting.evaluation import Evaluation
 from batchinfer.accounting.ledger import ReplicaAccount
 from batchinfer.accounting.money import money
@@ -54,6 +55,7 @@ def run_page(story: RunStory) -> bytes:
     ratio = 1.0
     for factor in factors:
         ratio *= factor.ratio
+    apis = apis_beside_report(report)
     return page(
         "run.html",
         f"{report.job_name}: report of a run",
@@ -74,8 +76,17 @@ def run_page(story: RunStory) -> bytes:
         failed=story.failed,
         texts=story.texts,
         savings=savings(report, story.plan),
+        steps=report.steps,
+        apis=apis,
+        volume=_volume,
         spec_text=story.spec_text,
     )
+
+
+def _volume(made: BreakEven | None) -> str:
+    if made is None:
+        return ""
+    return "never" if made.utilization > 1 else f"{_count(made.tokens_per_month)} ({made.utilization:.1%} busy)"
 
 
 @dataclass(frozen=True, slots=True)

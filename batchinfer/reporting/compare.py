@@ -9,6 +9,7 @@ from rich.text import Text
 from batchinfer.accounting.comparison import Comparison, VariantResult
 from batchinfer.accounting.money import money
 from batchinfer.planner import Interval
+from batchinfer.reporting.apis import render_apis
 
 MOST_AGREEING = 8
 """Variants up to which a terminal shows how often each two agree; `--json` and `--html` have all."""
@@ -22,6 +23,11 @@ def render_comparison(made: Comparison) -> RenderableType:
         parts += ["", _agreement(made)]
     if any(one.facts.scores for one in made.variants):
         parts += ["", _scores(made)]
+    apis = next(
+        (one.planned.apis for one in made.variants if one.planned is not None and one.name == made.chosen), None
+    )
+    if apis is not None:
+        parts += ["", render_apis(apis)]
     parts += ["", *map(Text, choice_lines(made))]
     return Group(*parts)
 

@@ -1,0 +1,56 @@
+"""What APIs would ask for the same tokens, for a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from batchinfer.accounting.break_even import ApiComparison, BreakEven
+from batchinfer.accounting.money import money
+
+
+def render_apis(made: ApiComparison) -> RenderableType:
+    """A line an API, and what the figures assume."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("the same tokens at", overflow="fold")
+    for name in ("list", "batch", "$ per M tokens", "own GPUs win from", "batch"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in made.apis:
+        table.add_row(
+            f"{one.price.provider} {one.price.model}" + (" (the same model)" if one.price.same_model else ""),
+            money(one.cost_usd),
+            "" if one.batch_cost_usd is None else money(one.batch_cost_usd),
+            f"{one.usd_per_million_tokens:.3g}",
+            volume(one.break_even),
+            volume(one.batch_break_even),
+        )
+    return Group(table, *assumptions(made))
+
+
+def volume(made: BreakEven | None) -> str:
+    """From how many tokens a month own devices win, and how busy they are then."""
+    if made is None:
+        return ""
+    if made.utilization > 1:
+        return "never: it is cheaper"
+    return f"{count(made.tokens_per_month)}/month ({made.utilization:.1%} busy)"
+
+
+def assumptions(made: ApiComparison) -> list[str]:
+    """What the figures of break-even rest on, a sentence a line."""
+    lines = []
+    if made.own_usd_per_month and made.own_tokens_per_month:
+        lines.append(
+            f"own GPUs: one replica rented all month for {money(made.own_usd_per_month)}, which can do "
+            f"{count(made.own_tokens_per_month)} tokens; a run that is paid for while it runs costs what it says above"
+        )
+    lines.append(f"prices: {made.source}; other tokenizers count the same text differently")
+    return lines
+
+
+def count(value: float) -> str:
+    """A number of tokens in words."""
+    for limit, unit in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if value >= limit:
+            return f"{value / limit:.3g} {unit}"
+    return f"{value:,.0f}"
