@@ -136,6 +136,7 @@ ROW_ERROR_CODES = {
     "prompt_invalid": "the messages column does not hold a list of {role, content}, or a value is no text",
     "prompt_too_long": "the prompt does not leave room for one output token in the context",
     "template_error": "the template met a missing or unusable value in this row",
+    "sampling_invalid": "the row's sampling_column holds a key or a value that sampling does not take",
     "output_invalid": "the output does not fit output.choices, output.json_schema or output.regex",
     "reasoning_unfinished": "the model ended, or sampling.max_tokens cut it, while it was thinking: it has no answer",
     "step_failed": "a step of the row failed, or one whose answer this step uses: see <step>_error_code",
@@ -144,6 +145,9 @@ ROW_ERROR_CODES = {
 }
 
 REJECTED_CODES = frozenset(
-    {"input_invalid", "prompt_empty", "prompt_invalid", "prompt_too_long", "template_error", "engine_rejected"}
+    {
+        *("input_invalid", "prompt_empty", "prompt_invalid", "prompt_too_long", "template_error"),
+        *("sampling_invalid", "engine_rejected"),
+    }
 )
 """The codes of rows that the engine never ran: their tokens are no work, and count in no speed and no cost a token."""

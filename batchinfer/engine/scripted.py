@@ -19,6 +19,7 @@ from batchinfer.errors import RowError
 from batchinfer.jobspec import JobSpec
 from batchinfer.prompting.answers import label_list
 from batchinfer.prompting.prompts import Prompt
+from batchinfer.prompting.row_sampling import RowSampling
 
 TOKEN_CHARACTERS = 4
 _THINK_END = "</think>"
@@ -77,7 +78,7 @@ class ScriptedEngine:
         text = prompt.text if prompt.messages is None else prompt.messages[-1]["content"]
         if self._has_faults and self._meets_fault(text):
             return Completion.failed(RowError("engine_rejected", "refused by the script"), _tokens(text))
-        return self._steps[prompt.step].complete(text)
+        return self._steps[prompt.step].complete(text, prompt)
 
     def _meets_fault(self, text: str) -> bool:
         """Kill or hang the engine if the script says so for this text. Returns whether the row is refused."""
@@ -104,11 +105,12 @@ class _StepScript:
         self._tells_confidence = spec.output.confidence
         self._thinks = spec.reasoning is not None and spec.reasoning.parser != "none"
         self._n = spec.sampling.n
-        self._max_characters = spec.sampling.max_tokens * TOKEN_CHARACTERS
+        self._sampling = RowSampling(spec)
         self._context = (spec.engine.max_model_len or 2**31) * TOKEN_CHARACTERS
 
-    def complete(self, text: str) -> Completion:
+    def complete(self, text: str, prompt: Prompt) -> Completion:
         """The answer to a prompt with this text."""
+        longest = self._sampling.of(prompt).max_tokens * TOKEN_CHARACTERS
         tokens = _tokens(text)
         if len(text) >= self._context:
             return Completion.failed(RowError("prompt_too_long", f"{tokens} tokens do not fit"), tokens)
@@ -122,8 +124,8 @@ class _StepScript:
         else:
             answer = text
         reason = "stop"
-        if len(answer) > self._max_characters:
-            answer, reason = answer[: self._max_characters], "length"
+        if len(answer) > longest:
+            answer, reason = answer[:longest], "length"
         n = self._n
         made = Completion([answer] * n, [reason] * n, tokens, 0, -(-len(answer) // TOKEN_CHARACTERS) * n)
         if self._tells_confidence and self._choices is not None:

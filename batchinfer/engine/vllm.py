@@ -110,7 +110,10 @@ class VllmEngine:
                 completions[i] = Completion.failed(RowError("prompt_too_long", message), len(prompt.ids))
             else:
                 ids = list(prompt.ids)
-                params = self._steps[prompts[i].step].parameters(prompt)
+                params = self._steps[prompts[i].step].parameters(prompts[i], prompt)
+                if isinstance(params, RowError):
+                    completions[i] = Completion.failed(params)
+                    continue
                 requests.append(Request({"type": "token", "prompt_token_ids": ids}, params, prompt.text))
                 places.append(i)
         batch = self._pump.run(requests, begun, finished)

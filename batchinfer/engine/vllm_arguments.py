@@ -43,9 +43,12 @@ def engine_arguments(
         # Ray has assigned the GPUs to this actor, so the workers are its child processes, not further Ray actors.
         arguments["distributed_executor_backend"] = "mp"
     jobs = spec.step_jobs
-    if plan.accelerator == "cpu" and any(job.sampling.seed is not None for job in jobs):
+    if plan.accelerator == "cpu" and any(
+        job.sampling.seed is not None or job.sampling_column is not None for job in jobs
+    ):
         # vLLM 0.32 dies on a CPU if the prefill of a seeded request is chunked: vLLM then rewinds the request's
-        # random generator, which torch's CPU generator cannot do. A whole prefill needs no rewind.
+        # random generator, which torch's CPU generator cannot do. A whole prefill needs no rewind. A row may bring a
+        # seed of its own.
         arguments["enable_chunked_prefill"] = False
     if adapter is not None:
         arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": adapter.max_rank}

@@ -88,8 +88,7 @@ def grammar_tokens(engine: Any) -> tuple[list[bytes], list[int]]:
     """The bytes of each token and the tokens that end an answer, as the grammars of answers have them."""
     from xgrammar import TokenizerInfo
 
-    size = VLLM.attribute(engine, "model_config").get_vocab_size()
-    info = TokenizerInfo.from_huggingface(engine.get_tokenizer(), vocab_size=size)
+    info = TokenizerInfo.from_huggingface(engine.get_tokenizer(), vocab_size=vocabulary_size(engine))
     special = set(info.special_token_ids)
     return [b"" if i in special else text for i, text in enumerate(info.decoded_vocab)], list(info.stop_token_ids)
 
@@ -103,6 +102,12 @@ def context_length(engine: Any) -> int:
 def json_backend(schema: dict[str, Any]) -> str:
     """The engine's grammar backend that knows all keywords of the JSON Schema. Both backends write compact JSON."""
     return "guidance" if VLLM.name(_UNKNOWN_TO_XGRAMMAR)(schema) else "xgrammar"
+
+
+def vocabulary_size(engine: Any) -> int:
+    """How many tokens the model has."""
+    size: int = VLLM.attribute(engine, "model_config").get_vocab_size()
+    return size
 
 
 def require_accepted(engine: Any, params: Any) -> None:

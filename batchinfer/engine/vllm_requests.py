@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 from batchinfer.engine import vllm_private
 from batchinfer.engine.base import Completion, set_apart
 from batchinfer.engine.conversations import EngineTokenizer, prompt_writer
+from batchinfer.engine.vllm_arguments import request_parameters
 from batchinfer.errors import EngineError, RowError, SpecError, WrongRelease
 from batchinfer.jobspec import JobSpec
 from batchinfer.prompting.answers import require_whole_choices
 from batchinfer.prompting.choices import described
 from batchinfer.prompting.label_probabilities import LabelTree
 from batchinfer.prompting.prompts import Prompt
+from batchinfer.prompting.row_sampling import REMEMBERED, RowSampling
 from batchinfer.prompting.tokens import Tokenized, tokens_of
 
 MAX_LABEL_TOKENS = 128
@@ -47,6 +50,9 @@ class StepRequests:
         _require_accepted(spec, engine, params)
         writer = prompt_writer(described(spec), self._tokenizer, chat)
         # A chat template writes its own special tokens.
+        self._spec, self._engine, self._parser = spec, engine, thinking
+        self._sampling = RowSampling(spec)
+        self._of_rows = functools.lru_cache(REMEMBERED)(self._parameters)
         self._tokens = tokens_of(spec, EngineTokenizer(self._tokenizer), writer, not chat, context)
         self._names = vllm_private.label_names(engine) if spec.task == "classify" else []
         self._labels = self._label_tree(spec, engine) if spec.output.confidence else None
@@ -55,13 +61,39 @@ class StepRequests:
         """The tokens of each prompt."""
         return self._tokens(prompts)
 
-    def parameters(self, prompt: Tokenized) -> Any:
-        """vLLM's parameters for a prompt."""
-        if prompt.second is None:
+    def parameters(self, prompt: Prompt, tokens: Tokenized) -> Any:
+        """vLLM's parameters for a prompt, or a RowError if vLLM refuses those of its row."""
+        if prompt.sampling is not None:
+            return self._of_rows(prompt.sampling)
+        if tokens.second is None:
             return self._params
         mine = self._params.clone()
-        mine.extra_kwargs = {"compressed_token_type_ids": prompt.second}
+        mine.extra_kwargs = {"compressed_token_type_ids": tokens.second}
         return mine
+
+    def _parameters(self, sampling: str) -> Any:
+        """vLLM's parameters for rows that override these keys, or why it refuses them."""
+        mine = self._sampling.read(sampling)
+        unknown = mine.unknown_token(vllm_private.vocabulary_size(self._engine))
+        if unknown is not None:
+            return RowError(
+                "sampling_invalid",
+                f"sampling_column: {unknown[0]} names token {unknown[1]}, which the model does not have",
+            )
+        params = request_parameters(self._spec.model_copy(update={"sampling": mine}), self._parser)
+        plain = params.clone()
+        # Compiled once, with the parameters of the job.
+        plain.structured_outputs = None
+        try:
+            vllm_private.require_accepted(self._engine, plain)
+        except WrongRelease:
+            raise
+        except Exception as error:
+            # As in `_require_accepted`.
+            return RowError("sampling_invalid", f"sampling_column: {brief(error)}"[:500])
+        if self._labels is not None:
+            _ask_for_labels(params, self._params.logprob_token_ids)
+        return params
 
     def completion(self, result: Any) -> Completion:
         """The completion of vLLM's output, or of the exception with which it refused the request."""
@@ -124,10 +156,7 @@ class StepRequests:
         usual = [self._tokenizer.encode(label, add_special_tokens=False) for label in labels]
         vocabulary, ends = vllm_private.grammar_tokens(engine)
         tree = LabelTree(labels, vocabulary, ends, usual, MAX_LABEL_TOKENS)
-        params = self._params
-        params.logprob_token_ids = list(tree.tokens) or [ends[0]]
-        # vLLM would write the text of each of these tokens for each token of an answer, in Python.
-        params.detokenize, params.flat_logprobs, params.stop = False, True, []
+        _ask_for_labels(self._params, list(tree.tokens) or [ends[0]])
         return tree
 
     def _label(self, result: Any, labels: LabelTree) -> Completion:
@@ -146,6 +175,13 @@ class StepRequests:
             output_tokens=len(tokens),
             probabilities=dict(zip(labels.names, labels.probabilities(tokens, steps), strict=True)),
         )
+
+
+def _ask_for_labels(params: Any, tokens: list[int]) -> None:
+    """Change the parameters so that vLLM reports the probabilities of these tokens."""
+    params.logprob_token_ids = tokens
+    # vLLM would write the text of each of these tokens for each token of an answer, in Python.
+    params.detokenize, params.flat_logprobs, params.stop = False, True, []
 
 
 def _thinking(spec: JobSpec, name: str, engine: Any) -> vllm_private.ThinkingParser:

@@ -29,6 +29,7 @@ from batchinfer.model.download import is_remote
 from batchinfer.model.resolve import ModelFacts
 from batchinfer.model.thinking import reasoning_parser
 from batchinfer.prompting.prompts import needed_columns
+from batchinfer.prompting.row_sampling import require_sampling_columns
 from batchinfer.rundir.commit import committed_shards
 from batchinfer.rundir.groups import require_groups
 from batchinfer.rundir.ownership import require_own
@@ -202,6 +203,7 @@ def check(
     else:
         manifest = build_manifest(spec, columns, fingerprint, choice)
         committed = set()
+    require_sampling_columns(spec, manifest.schema)
     require_files_apart(manifest, layout)
     layout.storage.require_writable(layout.root)
     return Checked(spec, facts, layout, manifest, frozenset(committed), resumed, choice)

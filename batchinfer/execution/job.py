@@ -24,3 +24,5 @@ class RunningJob:
     """Whether the results say how long each row took."""
     reuses: bool = False
     """Whether equal requests run once. Whether the results tell so is `spec.reuses_answers`."""
+    reuses_drawn: bool = False
+    """Whether that holds for rows whose own sampling would draw another answer, too: the spec says `dedupe: true`."""

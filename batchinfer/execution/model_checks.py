@@ -94,19 +94,13 @@ def _require_known_tokens(spec: JobSpec, facts: ModelFacts) -> None:
     """Refuse token ids beyond the vocabulary: vLLM refuses each request with such an id, or its engine dies."""
     if facts.shape is None:
         return
-    sampling, size = spec.sampling, facts.shape.vocab_size
-    given: dict[str, Collection[int]] = {
-        "stop_token_ids": sampling.stop_token_ids or (),
-        "allowed_token_ids": sampling.allowed_token_ids or (),
-        "logit_bias": sampling.logit_bias or {},
-    }
-    for key, ids in given.items():
-        unknown = sorted(token for token in ids if not 0 <= token < size)
-        if unknown:
-            raise SpecError(
-                f"sampling.{key} names token {unknown[0]}, and {facts.name} has tokens 0 to {size - 1}",
-                "take ids of this model's own tokenizer",
-            )
+    size = facts.shape.vocab_size
+    unknown = spec.sampling.unknown_token(size)
+    if unknown is not None:
+        raise SpecError(
+            f"sampling.{unknown[0]} names token {unknown[1]}, and {facts.name} has tokens 0 to {size - 1}",
+            "take ids of this model's own tokenizer",
+        )
 
 
 def _require_model_folder(spec: JobSpec, path: str, names: Collection[str], read: Callable[[str], bytes]) -> None:

@@ -44,6 +44,7 @@ from batchinfer.model.download import is_remote, local_model
 from batchinfer.model.resolve import model_facts, tokenizer_folder
 from batchinfer.planner import Plan
 from batchinfer.prompting.prompts import NO_ANSWERS, Answers, Prompt
+from batchinfer.prompting.row_sampling import RowSampling
 
 JOURNAL_SECONDS = 1.0
 
@@ -177,7 +178,7 @@ class Replica:
         self._guard = Guard(REPLICA, self._journal.ran.replica_id)
         self._names = job.spec.request_names
         # A trial measures each row.
-        self._reuse = Reuse() if job.reuses and not job.timed else None
+        self._reuse = Reuse(repeats=repeats(job)) if job.reuses and not job.timed else None
         self._width = vector_size(job.spec)
         self._engine: Supervisor | BatchinferError
         try:
@@ -398,6 +399,14 @@ def _program(spec: JobSpec, plan: Plan) -> RowSteps | ChunkedRows:
         )
     context = longest_sequence(spec, model_facts(spec.model, spec.storage).context, plan)
     return ChunkedRows(spec, counters, context or UNLIMITED)
+
+
+def repeats(job: RunningJob) -> Callable[[Prompt], bool] | None:
+    """Says of a prompt whether its row's sampling gives the same answer again; None if all may be reused."""
+    steps = [RowSampling(step) for step in job.spec.step_jobs]
+    if job.reuses_drawn or not any(step.sampling_column for step in job.spec.step_jobs):
+        return None
+    return lambda prompt: steps[prompt.step].of(prompt).repeats_itself
 
 
 def vector_size(spec: JobSpec) -> int:

@@ -19,16 +19,18 @@ def advice_before_retry(spec: JobSpec, failed: Mapping[str, int], changed: Colle
     bound = {code: rows for code, rows in failed.items() if code in _BY_INPUT}
     if "engine.max_model_len" not in changed and "prompt_too_long" in failed:
         bound["prompt_too_long"] = failed["prompt_too_long"]
+    if not any(key.startswith("sampling.") for key in changed) and "sampling_invalid" in failed:
+        bound["sampling_invalid"] = failed["sampling_invalid"]
     rows, named = sum(bound.values()), ", ".join(f"{count:,} {code}" for code, count in bound.items())
     if bound and rows == sum(failed.values()):
         raise UserError(
-            f"none of the {rows:,} failed rows can succeed in a retry, which has the same prompts: {named}",
+            f"none of the {rows:,} failed rows can succeed in a retry, which has the same rows: {named}",
             "make a job of those rows with another prompt or model; "
             "for prompt_too_long, --set engine.max_model_len may help",
         )
     told = []
     if bound:
-        told.append(f"{rows:,} of {sum(failed.values()):,} failed rows fail again, since their prompts stay: {named}")
+        told.append(f"{rows:,} of {sum(failed.values()):,} failed rows fail again, since their rows stay: {named}")
     same = spec.sampling.temperature == 0 and not any(key.startswith("sampling.") for key in changed)
     if same and "output_invalid" in failed:
         told.append(

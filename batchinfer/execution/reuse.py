@@ -60,11 +60,15 @@ class Reuse:
 
     A call asks for the requests that nobody else has asked for. Only then it waits for those that other calls ask for.
     So a call that is waited for never waits, and no two calls wait for one another. What a request fails with is not
-    reused: a request whose first one failed is asked again.
+    reused: a request whose first one failed is asked again. `repeats`: says whether a request that runs again has
+    the same answer; one that does not is asked by each of its rows. None: all are reused.
     """
 
-    def __init__(self, remembered_bytes: int = REMEMBERED_BYTES) -> None:
+    def __init__(
+        self, remembered_bytes: int = REMEMBERED_BYTES, repeats: Callable[[Prompt], bool] | None = None
+    ) -> None:
         self._room = remembered_bytes
+        self._repeats = repeats
         self._lock = threading.Lock()
         self._answers: OrderedDict[bytes, Completion] = OrderedDict()
         self._turns: dict[bytes, _Turn] = {}
@@ -75,10 +79,13 @@ class Reuse:
         found: list[Completion | None] = [None] * len(prompts)
         turn = _Turn()
         first: dict[bytes, int] = {}
+        alone: list[int] = []
         waiting: list[tuple[int, _Turn]] = []
         with self._lock:
             for i, key in enumerate(keys):
-                if key in first:
+                if self._repeats is not None and not self._repeats(prompts[i]):
+                    alone.append(i)
+                elif key in first:
                     waiting.append((i, turn))
                 elif (answer := self._answers.get(key)) is not None:
                     self._answers.move_to_end(key)
@@ -89,7 +96,7 @@ class Reuse:
                     first[key] = i
                     self._turns[key] = turn
         try:
-            self._ask(prompts, places, list(first.values()), found, ask)
+            self._ask(prompts, places, sorted((*first.values(), *alone)), found, ask)
             turn.answers = {
                 key: reused(answer) for key, i in first.items() if (answer := found[i]) is not None and not answer.error
             }

@@ -32,7 +32,7 @@ class RowSteps:
     def __init__(self, spec: JobSpec) -> None:
         self.jobs = spec.step_jobs
         self._makers = [JobPrompts(job, place) for place, job in enumerate(self.jobs)]
-        self._checks = [OutputCheck(job.output, job.sampling.max_tokens) for job in self.jobs]
+        self._checks = [OutputCheck(job.output, _limit(job)) for job in self.jobs]
         steps = spec.steps or ()
         self._conditions = [step.condition() for step in steps] if steps else [None]
         names = {step.name for step in steps}
@@ -86,6 +86,11 @@ class RowSteps:
             value_of(job, completion) if isinstance(earlier, RowError) else earlier
             for completion, earlier in zip(completions, before, strict=True)
         ]
+
+
+def _limit(job: JobSpec) -> int | None:
+    """`max_tokens` of all rows; None if rows have their own."""
+    return None if job.sampling_column is not None else job.sampling.max_tokens
 
 
 def checked(job: JobSpec, check: OutputCheck, completion: Completion) -> Completion:

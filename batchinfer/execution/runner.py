@@ -253,7 +253,14 @@ def _job(spec: JobSpec, plan: Plan, layout: Layout, manifest: Manifest, session:
     told = manifest.fingerprint.spec.get("dedupe", False)
     of_run = spec.model_copy(update={"dedupe": told})
     return RunningJob(
-        manifest.fingerprint.run_id, of_run, plan, layout, in_flight, session, reuses=told and spec.reuses_answers
+        manifest.fingerprint.run_id,
+        of_run,
+        plan,
+        layout,
+        in_flight,
+        session,
+        reuses=told and spec.reuses_answers,
+        reuses_drawn=spec.dedupe is True,
     )
 
 

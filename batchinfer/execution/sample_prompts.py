@@ -18,7 +18,7 @@ from batchinfer.execution.token_counter import UNLIMITED, TokenCounter, counter,
 from batchinfer.input import read_shards
 from batchinfer.input.manifest import Manifest, Shard
 from batchinfer.input.shard_sizes import CHARACTERS_PER_TOKEN
-from batchinfer.jobspec import JobSpec
+from batchinfer.jobspec import JobSpec, SamplingSpec
 from batchinfer.jobspec.chunk_keys import CombinePrompt
 from batchinfer.jobspec.templates import Template
 from batchinfer.planner import Interval, PromptSample, TooLong, Workload
@@ -26,6 +26,7 @@ from batchinfer.prompting.answers import label_list, require_whole_choices
 from batchinfer.prompting.conditions import holds
 from batchinfer.prompting.job_prompts import JobPrompts
 from batchinfer.prompting.prompts import NO_ANSWERS, Answers
+from batchinfer.prompting.row_sampling import RowSampling
 from batchinfer.prompting.tokens import Tokenized, room_of_cut
 
 SAMPLED_SHARDS = 16
@@ -190,6 +191,7 @@ def _together(
                 "rows": max(work.rows for work, _ in works),
                 "input_tokens": sum(work.input_tokens * share for work, share in works),
                 "longest_input_tokens": max(work.longest_input_tokens for work, _ in works),
+                "longest_output_tokens": max((work.longest_output_tokens or 0 for work, _ in works), default=None),
                 "output_tokens": answer,
                 "source": f"{works[0][0].source}; tokens of each step, in + out: {', '.join(lines)}"
                 + ("" if earlier_output_tokens is None else "; all answers as an earlier run measured them"),
@@ -241,7 +243,9 @@ def _survey_step(
     counting = counter(tokenizer_folder, spec)
     cuts = spec.prompt.too_long == "truncate"
     room = None if longest is None or not counting.exact else longest - (1 if spec.generates else 0)
-    keeps = room_of_cut(spec, longest) if cuts and longest is not None and counting.exact else room
+    keeps = room_of_cut(spec, longest) if cuts and longest is not None and counting.exact else None
+    sampling = RowSampling(spec)
+    samplings: list[SamplingSpec] = []
     lengths: list[int] = []
     beginnings: list[list[str]] = []
     failures: list[RowError] = []
@@ -252,13 +256,18 @@ def _survey_step(
         prompts = [prompt for prompt in made if not isinstance(prompt, RowError)]
         counted = counting.tokens(prompts) if prompts else []
         failures += [found for found in counted if isinstance(found, RowError)]
-        lengths += [len(found.ids) for found in counted if isinstance(found, Tokenized)]
+        whole = [(prompt, f) for prompt, f in zip(prompts, counted, strict=True) if isinstance(f, Tokenized)]
+        lengths += [len(found.ids) for _, found in whole]
+        samplings += [sampling.of(prompt) for prompt, _ in whole]
         beginnings.append(["\n".join(m["content"] for m in prompt.as_messages()) for prompt in prompts])
     _require_some_valid(failures, len(lengths) + len(failures))
-    run = [length if keeps is None else min(length, keeps) for length in lengths if cuts or _fits(length, room)]
+    run = [length for length in lengths if cuts or _fits(length, room)]
+    if keeps is not None:
+        usual = spec.sampling.max_tokens
+        run = [min(length, max(0, keeps + usual - s.max_tokens)) for length, s in zip(lengths, samplings, strict=True)]
     if not cuts and room is not None:
         failures += [_too_long(length, room) for length in lengths if length > room]
-    output, why = _answers(spec, counting, earlier_output_tokens)
+    output, why = _answers(spec, counting, earlier_output_tokens, samplings)
     apart = scattered(beginnings)
     shared = f"; {apart:.0%} of them begin as rows elsewhere in the input do" if apart else ""
     seen = len(run) + len(failures)
@@ -269,6 +278,7 @@ def _survey_step(
             input_tokens=sum(run) / len(run) if run else 0.0,
             longest_input_tokens=max(run, default=0),
             output_tokens=output.scaled(spec.sampling.n),
+            longest_output_tokens=max((s.max_tokens for s in samplings), default=None) if spec.generates else None,
             sampled_rows=len(run),
             source=f"input: {len(run):,} rows sampled{_selected(manifest)}, "
             f"counted {_with(counting.source)}{shared}; output: {why}",
@@ -293,10 +303,11 @@ def _selected(manifest: Manifest) -> str:
 
 def _require_some_valid(failures: Sequence[RowError], seen: int) -> None:
     """Raise InputError if no sampled row can become a prompt: a corpus of the wrong shape is one mistake."""
-    if failures and len(failures) == seen and {failure.code for failure in failures} == {"prompt_invalid"}:
+    codes = {failure.code for failure in failures}
+    if failures and len(failures) == seen and codes <= {"prompt_invalid", "sampling_invalid"}:
         raise InputError(
             f"none of the {seen:,} rows sampled can run: {failures[0].message[:SHOWN_OF_A_MESSAGE]}",
-            "change the rows or the prompt keys: all rows have the same shape, so all would fail",
+            "change the rows or the keys that read them: all rows have the same shape, so all would fail",
         )
 
 
@@ -355,9 +366,12 @@ def _sample(shards: Sequence[Shard]) -> list[Shard]:
     return [dataclasses.replace(s, segments=(s.segments[0].beginning(ROWS_OF_EACH),)) for s in picked]
 
 
-def _answers(spec: JobSpec, counting: TokenCounter, earlier: float | None) -> tuple[Interval, str]:
-    """Output tokens of one answer, and where the figure comes from."""
-    most = spec.sampling.max_tokens
+def _answers(
+    spec: JobSpec, counting: TokenCounter, earlier: float | None, of_rows: Sequence[SamplingSpec] = ()
+) -> tuple[Interval, str]:
+    """Output tokens of one answer, and where the figure comes from. `of_rows`: the sampling of rows."""
+    samplings = of_rows or [spec.sampling]
+    most = round(sum(sampling.max_tokens for sampling in samplings) / len(samplings))
     if not spec.generates:
         return Interval(low=0, mid=0, high=0), "numbers, no token"
     if earlier is not None:
@@ -369,8 +383,10 @@ def _answers(spec: JobSpec, counting: TokenCounter, earlier: float | None) -> tu
             whole = min(most, counting.text_tokens(label_list(spec.output.choices)) + 1)
             return Interval(low=min(whole, 2), mid=(2 + whole) / 2, high=whole), "between no choice and all of them"
         return Interval(low=min(each), mid=sum(each) / len(each), high=max(each)), "the length of the choices"
-    least = most if spec.sampling.ignore_eos else max(spec.sampling.min_tokens, SHORTEST_ANSWER * most)
+    shortest = [s.max_tokens if s.ignore_eos else max(s.min_tokens, SHORTEST_ANSWER * s.max_tokens) for s in samplings]
+    least = sum(shortest) / len(shortest)
+    of_each = "" if spec.sampling_column is None else f", on average with {spec.sampling_column}"
     return (
         Interval(low=least, mid=(least + most) / 2, high=most),
-        f"between {least:g} and max_tokens ({most}): no earlier run says more",
+        f"between {least:g} and max_tokens ({most}{of_each}): no earlier run says more",
     )

@@ -88,6 +88,12 @@ class JobSpec(Keys):
     """How `task: embed` makes vectors."""
     sampling: SamplingSpec = SamplingSpec()
     """How the model chooses tokens, and when an answer ends."""
+    sampling_column: Text | None = Field(default=None, min_length=1)
+    """A column with keys of `sampling` that differ for a row, as in `{"temperature": 0.2, "max_tokens": 50}`.
+
+    It holds structs, maps or JSON text. A null, of the row or of a key, leaves the job's value. No row may override
+    `n`, `logprobs` and `skip_special_tokens`. A row with a key or a value that `sampling` would refuse fails with
+    `sampling_invalid`."""
     reasoning: ReasoningSpec | None = None
     """What becomes of a model's thinking. null: the text is kept as it is, thinking and answer together."""
     output: OutputSpec
@@ -143,6 +149,7 @@ class JobSpec(Keys):
             "dedupe": self.reuses_answers,
             "prompt": step.prompt,
             "sampling": step.sampling or self.sampling,
+            "sampling_column": step.sampling_column or self.sampling_column,
             "output": self.output.model_copy(update={**answer, "column": step.name}),
         }
 
@@ -264,6 +271,7 @@ class JobSpec(Keys):
             "prompt.too_long: truncate": self.prompt.too_long == "truncate",
             "sampling.n above 1": self.sampling.n > 1,
             "sampling.logprobs": self.sampling.logprobs is not None,
+            "sampling_column": self.sampling_column is not None,
         }
         for key, value in given.items():
             if value:
@@ -289,11 +297,15 @@ class JobSpec(Keys):
     @model_validator(mode="after")
     def _each_step_is_a_job(self) -> Self:
         later = [step.name for step in self.steps or ()]
+        answers = set(later)
         for step in self.steps or ():
             for name, key in step.reads:
                 if name in later:
                     which = "its own answer" if name == step.name else f"the answer of {name}, which comes later"
                     raise ValueError(f"step {step.name}: {key} uses {which}: a step knows the answers before it")
+            column = step.sampling_column or self.sampling_column
+            if column in answers:
+                raise ValueError(f"step {step.name}: sampling_column names {column!r}, a step: it is a column of rows")
             later.remove(step.name)
             try:
                 JobSpec.model_validate({**{n: getattr(self, n) for n in JobSpec.model_fields}, **self._of_step(step)})
@@ -372,10 +384,12 @@ class JobSpec(Keys):
         if self.reduce is None:
             return self
         talks = any(job.prompt.messages_column for job in self.step_jobs)
+        samples = any(job.sampling_column for job in self.step_jobs)
         of_row = (
             (self.input.columns, "input.columns copies values of a row, and a group has several: leave it out"),
             (self.input.group_by, "it brings rows together by its own key: leave input.group_by out"),
             (self.evaluate, "evaluate compares with the value of a row, and a group has several: leave it out"),
+            (samples, "sampling_column is for a row, and a group has several: leave it out"),
             (talks, "prompt.messages_column is the conversation of a row, and a group has several: use a template"),
             (self.input.sets_aside, "input.on_bad_row: set_aside would leave rows out of their groups: leave it out"),
         )
@@ -385,14 +399,24 @@ class JobSpec(Keys):
         return self
 
     @model_validator(mode="after")
-    def _thinks_within_its_tokens(self) -> Self:
+    def _sampling_fits_the_job(self) -> Self:
+        self.require_sampling(self.sampling)
+        return self
+
+    def require_sampling(self, sampling: SamplingSpec) -> None:
+        """Raise ValueError for sampling, of the job or of a row, that contradicts other keys of the job."""
         most = self.reasoning.max_tokens if self.reasoning is not None else None
-        if most is not None and most >= self.sampling.max_tokens:
+        if most is not None and most >= sampling.max_tokens:
             raise ValueError(
-                f"reasoning.max_tokens ({most}) leaves no answer of sampling.max_tokens ({self.sampling.max_tokens}), "
+                f"reasoning.max_tokens ({most}) leaves no answer of sampling.max_tokens ({sampling.max_tokens}), "
                 "which counts both: raise the second"
             )
-        return self
+        require_reachable(self.output, sampling)
+        # vLLM refuses each such request under speculative decoding.
+        given = {"min_tokens": sampling.min_tokens > 0, "min_p": sampling.min_p > 0, "logit_bias": sampling.logit_bias}
+        for name, value in given.items():
+            if self.model.speculative is not None and value:
+                raise ValueError(f"sampling.{name} does not go with model.speculative: leave one of the two out")
 
     @model_validator(mode="after")
     def _columns_hold_one_answer(self) -> Self:
@@ -406,25 +430,11 @@ class JobSpec(Keys):
         return self
 
     @model_validator(mode="after")
-    def _shape_is_reachable(self) -> Self:
-        require_reachable(self.output, self.sampling)
-        return self
-
-    @model_validator(mode="after")
-    def _speculation_samples_plainly(self) -> Self:
-        """Refuse sampling that vLLM refuses for each request under speculative decoding."""
-        sampling = self.sampling
-        given = {"min_tokens": sampling.min_tokens > 0, "min_p": sampling.min_p > 0, "logit_bias": sampling.logit_bias}
-        for name, value in given.items():
-            if self.model.speculative is not None and value:
-                raise ValueError(f"sampling.{name} does not go with model.speculative: leave one of the two out")
-        return self
-
-    @model_validator(mode="after")
     def _has_the_tasks_keys(self) -> Self:
         """Refuse keys that apply to another task."""
         prompted = {
             "sampling": self.sampling != SamplingSpec(),
+            "sampling_column": self.sampling_column,
             "reasoning": self.reasoning,
             "output.choices": self.output.choices,
             "output.json_schema": self.output.json_schema,

@@ -100,6 +100,14 @@ class SamplingSpec(Keys):
         """Do two equal requests have the same answer? With a seed each of `n` answers has a seed of its own."""
         return self.temperature == 0 or self.seed is not None
 
+    def unknown_token(self, vocabulary: int) -> tuple[str, int] | None:
+        """The first token id that a vocabulary of this size does not have, after the key that names it."""
+        for key in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            unknown = sorted(token for token in getattr(self, key) or () if not 0 <= token < vocabulary)
+            if unknown:
+                return key, unknown[0]
+        return None
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.n > 1 and self.temperature == 0:

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from batchinfer.jobspec.base import Keys
+from batchinfer.jobspec.base import Keys, Text
 from batchinfer.jobspec.output_keys import AnswerSpec
 from batchinfer.jobspec.prompt_keys import PromptSpec
 from batchinfer.jobspec.sampling_keys import SamplingSpec
@@ -43,6 +43,8 @@ class StepSpec(Keys):
     """How the row becomes this step's prompt, as the job's `prompt` does. A text alone is the template."""
     sampling: SamplingSpec | None = None
     """How this step's tokens are chosen. null: as the job's `sampling` says."""
+    sampling_column: Text | None = Field(default=None, min_length=1)
+    """A column with keys of this step's sampling that differ for a row. null: the job's `sampling_column`."""
     output: AnswerSpec = AnswerSpec()
     """Which shape this step's answer must have."""
 

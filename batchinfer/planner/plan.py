@@ -171,7 +171,10 @@ def _needed_tokens(spec: JobSpec, known: Known) -> int:
     if asked is not None:
         return asked
     prompt = UNKNOWN_PROMPT_TOKENS if known.workload is None else known.workload.longest_input_tokens
-    return min(context, prompt + (max(job.sampling.max_tokens for job in spec.step_jobs) if spec.generates else 0))
+    answers = [job.sampling.max_tokens for job in spec.step_jobs] if spec.generates else [0]
+    if known.workload is not None and known.workload.longest_output_tokens is not None:
+        answers.append(known.workload.longest_output_tokens)
+    return min(context, prompt + max(answers))
 
 
 def engine_settings(engine: EngineSpec, facts: Accelerator | None = None) -> EngineSettings:

@@ -67,7 +67,8 @@ class PromptSample(_Value):
 class Workload(_Value):
     """The work of an engine. Tokens are for each row; `output_tokens` is what a row is expected to
     produce over all its n answers. `sampled_rows`: rows whose prompts were looked at; `source`: where the
-    lengths are from, for a person to read. `scattered`: the share of the sampled rows that share a prefix with a row
+    lengths are from, for a person to read. `longest_output_tokens`: the largest `max_tokens` of a sampled row; None
+    if none was sampled. `scattered`: the share of the sampled rows that share a prefix with a row
     from another part of the input, beyond the prefix of all rows."""
 
     rows: int
@@ -76,6 +77,7 @@ class Workload(_Value):
     output_tokens: Interval
     sampled_rows: int
     source: str
+    longest_output_tokens: int | None = None
     scattered: float = 0.0
 
     @property

@@ -8,6 +8,7 @@ from batchinfer.errors import RowError
 from batchinfer.jobspec import JobSpec, PromptSpec
 from batchinfer.prompting.choices import described
 from batchinfer.prompting.prompts import NO_ANSWERS, Answers, Prompt, PromptMaker
+from batchinfer.prompting.row_sampling import RowSampling
 
 
 class JobPrompts:
@@ -19,12 +20,13 @@ class JobPrompts:
     def __init__(self, spec: JobSpec, step: int = 0) -> None:
         self._step = step
         self._maker = PromptMaker(described(spec))
+        self._sampling = RowSampling(spec)
         self._instruction = spec.embed.instruction or ""
         self._queries = None if spec.prompt.query is None else PromptMaker(query_spec(spec.prompt))
 
     def prompts(self, rows: pa.Table, answers: Answers = NO_ANSWERS) -> list[Prompt | RowError]:
         """For each row its prompt, or the error of that row."""
-        made = self._maker.prompts(rows, answers)
+        made = self._sampling.add(self._maker.prompts(rows, answers), rows)
         if self._step:
             made = [p if isinstance(p, RowError) else p._replace(step=self._step) for p in made]
         if self._instruction:

@@ -50,6 +50,8 @@ class Prompt(NamedTuple):
     """What `text` is scored against, for `task: score`."""
     step: int = 0
     """Which of `JobSpec.step_jobs` the prompt belongs to."""
+    sampling: str | None = None
+    """The keys of `sampling` in which the row differs from the job, as JSON; None if it does not."""
 
     def as_messages(self) -> list[Message]:
         """The prompt as a chat."""
@@ -78,6 +80,10 @@ def needed_columns(spec: JobSpec) -> dict[str, str]:
         needed.setdefault(name, "input.columns")
     for name, key in () if spec.reduce is not None else _prompt_columns(spec):
         needed.setdefault(name, key)
+    for job in spec.step_jobs:
+        if job.sampling_column is not None:
+            of_step = "" if spec.steps is None else f" of step {job.output.column}"
+            needed.setdefault(job.sampling_column, f"sampling_column{of_step}")
     if spec.input.group_by is not None:
         needed.setdefault(spec.input.group_by, "input.group_by")
     if spec.evaluate is not None:

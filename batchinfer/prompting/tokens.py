@@ -16,6 +16,7 @@ from batchinfer.prompting.control_tokens import ControlTokens, strings_in, unuse
 from batchinfer.prompting.job_prompts import query_spec
 from batchinfer.prompting.messages import Message
 from batchinfer.prompting.prompts import Prompt, PromptMaker
+from batchinfer.prompting.row_sampling import RowSampling
 
 Pieces = tuple[str, ...]
 """A prompt in pieces that become tokens apart from one another: one, unless a text of the row holds a control token."""
@@ -173,7 +174,10 @@ class PromptTokens:
         self._special = special
         self._column = described(spec).cut_column
         self._side = spec.prompt.truncate.side if spec.prompt.truncate is not None else "right"
-        self._room = None if context is None or self._column is None else room_of_cut(spec, context)
+        self._context = None if context is None or self._column is None else context
+        self._spec, self._sampling = spec, RowSampling(spec)
+        if self._context is not None:
+            room_of_cut(spec, self._context)
         self._affixes: tuple[list[int], list[int]] | None = None
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[Tokenized | RowError]:
@@ -187,9 +191,15 @@ class PromptTokens:
                 made.append(pieces)
                 continue
             whole = Tokenized("".join(pieces), next(ids), 0)
-            fits = self._room is None or len(whole.ids) <= self._room
-            made.append(whole if fits else self._cut(prompt, whole))
+            room = self._room(prompt)
+            made.append(whole if room is None or len(whole.ids) <= room else self._cut(prompt, whole, room))
         return made
+
+    def _room(self, prompt: Prompt) -> int | None:
+        """The most tokens of a prompt that is cut to fit; None if it is not cut."""
+        if self._context is None:
+            return None
+        return self._context - (self._sampling.of(prompt).max_tokens if self._spec.generates else 0)
 
     def _ids(self, written: Sequence[Pieces]) -> list[Sequence[int]]:
         single = [pieces[0] for pieces in written if len(pieces) == 1]
@@ -209,37 +219,36 @@ class PromptTokens:
         (plain,), (whole,) = (self._tokenizer.encode(["a"], special) for special in (False, True))
         return _around(plain, whole) or ([], [])
 
-    def _cut(self, prompt: Prompt, whole: Tokenized) -> Tokenized | RowError:
-        """The prompt with as much of the column as fits."""
-        assert self._room is not None
+    def _cut(self, prompt: Prompt, whole: Tokenized, room: int) -> Tokenized | RowError:
+        """The prompt with as much of the column as fits into `room` tokens."""
         assert self._column is not None
         text = (prompt.row or {}).get(self._column)
         if not isinstance(text, str):
-            return _too_long(len(whole.ids), self._room, f"{self._column!r} holds no text to cut")
+            return _too_long(len(whole.ids), room, f"{self._column!r} holds no text to cut")
         tokens = self._tokenizer.ends(text) or [(at, at + 1) for at in range(len(text))]
         best: Tokenized | None = None
         # `least` tokens of the column fit if `best` is set, `most` do not.
         least, most = -1, len(tokens)
         # Above 1 where the tokenizer does not say which characters are a token.
         each = max(1.0, len(tokens) / len(whole.ids))
-        kept = len(tokens) - round((len(whole.ids) - self._room) * each)
+        kept = len(tokens) - round((len(whole.ids) - room) * each)
         for _ in range(_MOST_COUNTINGS):
             kept = min(max(kept, least + 1), most - 1)
             made = self._with(prompt, _shortened(text, tokens, kept, self._side))
             # A template may fail without the text: with more of it, it may not.
             count = 0 if isinstance(made, RowError) else len(made.ids)
-            if count > self._room:
+            if count > room:
                 most = kept
             else:
                 least = kept
                 if isinstance(made, Tokenized):
                     best = made._replace(truncated=len(whole.ids) - count)
-            if most - least <= 1 or (best is not None and least == kept and self._room - count <= _CLOSE):
+            if most - least <= 1 or (best is not None and least == kept and room - count <= _CLOSE):
                 break
-            guess = kept + round((self._room - count) * each)
+            guess = kept + round((room - count) * each)
             # Where tokens of the column are not tokens of the prompt, as if it stands there twice, halving ends it.
             kept = guess if least < guess < most else (least + most) // 2
-        return best or _too_long(len(whole.ids), self._room, f"it does not fit without any text of {self._column!r}")
+        return best or _too_long(len(whole.ids), room, f"it does not fit without any text of {self._column!r}")
 
     def _with(self, prompt: Prompt, text: str) -> Tokenized | RowError:
         assert self._column is not None

@@ -276,6 +276,8 @@ class StepKeys(TypedDict, total=False):
     """How the row becomes this step's prompt, as the job's `prompt` does. A text alone is the template."""
     sampling: SamplingKeys | None
     """How this step's tokens are chosen. null: as the job's `sampling` says."""
+    sampling_column: str | None
+    """A column with keys of this step's sampling that differ for a row. null: the job's `sampling_column`."""
     output: AnswerKeys
     """Which shape this step's answer must have."""
 

@@ -6,6 +6,7 @@ The engine in processes of its own is what `tests/execution/test_kills.py` runs.
 
 from __future__ import annotations
 
+import json
 from random import Random
 from typing import Any
 
@@ -20,8 +21,10 @@ SCRIPT = """
 from concurrent.futures import ThreadPoolExecutor
 from batchinfer.engine import start_engine
 from batchinfer.planner import Cluster, make_plan
+from batchinfer.prompting.job_prompts import JobPrompts
 from batchinfer.prompting.prompts import Prompt
 from batchinfer.jobspec import JobSpec
+import pyarrow as pa
 from tests.support.engine_process import forget_groups
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
@@ -35,6 +38,10 @@ for name, sampling in given["sampling"].items():
     outputs = llm.chat([[{"role": "user", "content": t}] for t in given["texts"]], params, use_tqdm=False)
     reference[name] = [{"texts": [o.text for o in r.outputs], "in": len(r.prompt_token_ids),
                         "out": sum(len(o.token_ids) for o in r.outputs)} for r in outputs]
+own = [SamplingParams(**keys) for keys in given["own"]]
+outputs = llm.chat([[{"role": "user", "content": t}] for t in given["texts"]], own, use_tqdm=False)
+reference["own"] = [{"texts": [o.text for o in r.outputs], "out": sum(len(o.token_ids) for o in r.outputs)}
+                    for r in outputs]
 del llm
 forget_groups()
 
@@ -53,12 +60,17 @@ for name, case in given["cases"].items():
         prompts = [Prompt(text=t, step=i % count) for i, t in enumerate(texts)]
         return engine.generate(prompts, begun, finished)
 
+    def run_rows(rows):
+        prompts = JobPrompts(spec).prompts(pa.table(rows))
+        return engine.generate(prompts, lambda _: None, lambda _: None)
+
     with ThreadPoolExecutor(4) as pool:
-        batches = list(pool.map(run, case["batches"]))
+        batches = list(pool.map(run, case["batches"])) if "batches" in case else [run_rows(case["rows"])]
     answers[name] = {"events": events, "batches": [[
         {"texts": c.texts, "reasons": c.finish_reasons, "in": c.input_tokens, "cached": c.cached_tokens,
          "out": c.output_tokens,
-         "error": c.error.code if c.error else None, "logprobs": c.logprobs} for c in batch] for batch in batches]}
+         "error": c.error.code if c.error else None, "logprobs": c.logprobs,
+         "probabilities": c.probabilities} for c in batch] for batch in batches]}
     engine.close()
     del engine
 report({"answers": answers, "reference": reference})
@@ -101,6 +113,23 @@ SAMPLING: dict[str, dict[str, Any]] = {
 }
 
 
+USUAL: dict[str, Any] = {"max_tokens": 10, "temperature": 0, "ignore_eos": True}
+REFUSED = [None, '{"stop_token_ids": [99999]}', '{"allowed_token_ids": [99999]}', '{"logit_bias": {"99999": 1}}', "{}"]
+"""Token ids that the model does not have: vLLM refuses such a request, or its engine dies."""
+
+
+def rows_own() -> list[dict[str, Any]]:
+    """What each row of TEXTS has of its own, in one shard: none, a length, a temperature with a seed, a stop text."""
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"max_tokens": 3},
+        {"temperature": 1.5, "seed": 11, "top_k": None},
+        {"ignore_eos": False, "stop": ["a", "e"], "max_tokens": 25},
+        {"allowed_token_ids": [5, 6, 7], "max_tokens": 4},
+    ]
+    return [kinds[i % len(kinds)] for i in range(len(TEXTS))]
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Every case once, four shards of it at a time, and the first three's rows through `vllm.LLM.chat`."""
@@ -110,6 +139,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     # A cache for six prompts at a time.
     small_cache = spec({"max_tokens": 1})
     small_cache["engine"] |= {"num_gpu_blocks_override": 13, "enable_prefix_caching": True}
+    how = [json.dumps(row) for row in rows_own()]
     steps = spec({"max_tokens": 1}) | {"prompt": {}}
     steps["steps"] = [
         {"name": "free", "prompt": "{{ text }}", "sampling": SAMPLING["greedy"]},
@@ -120,6 +150,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "seeded": {"spec": spec(SAMPLING["seeded"]), "batches": quarters},
         "choices": {"spec": spec(SAMPLING["choices"], {"choices": AREAS}), "batches": quarters},
         "steps": {"spec": steps, "batches": [[text for text in quarter for _ in range(2)] for quarter in quarters]},
+        "own": {"spec": spec(USUAL) | {"sampling_column": "how"}, "rows": {"text": TEXTS, "how": how}},
+        "refused": {"spec": spec(USUAL) | {"sampling_column": "how"}, "rows": {"text": TEXTS[:5], "how": REFUSED}},
+        "labels": {
+            "spec": spec({"max_tokens": 10}, {"choices": AREAS, "confidence": True}) | {"sampling_column": "how"},
+            "rows": {"text": TEXTS[:4], "how": ['{"temperature": 1.5, "seed": 1}', None, '{"max_tokens": 9}', None]},
+        },
         "odd": {"spec": spec({"max_tokens": 3, "ignore_eos": True, "logprobs": 2}), "batches": [odd]},
         "shared": {"spec": small_cache, "batches": [asked_of_documents()]},
         "plain": {"spec": spec({"max_tokens": 3}, chat=False), "batches": [["fine"]]},
@@ -127,7 +163,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "schema": {"spec": spec({"max_tokens": 40}, {"json_schema": schema}), "batches": [["fine"]]},
     }
     sampling = SAMPLING | {"choices": SAMPLING["choices"] | {"choices": AREAS}}
-    given = {"cases": cases, "model": MODEL, "texts": TEXTS, "sampling": sampling}
+    own = [USUAL | {key: value for key, value in row.items() if value is not None} for row in rows_own()]
+    given = {"cases": cases, "model": MODEL, "texts": TEXTS, "sampling": sampling, "own": own}
     return in_one_process(SCRIPT, given, tmp_path_factory.mktemp("engine"))
 
 
@@ -156,6 +193,26 @@ def test_each_step_has_its_own_sampling_and_shape(step: int, name: str, answers:
     batches = answers["steps"]["batches"]
     ours = [batches[i % 4][2 * (i // 4) + step] for i in range(len(TEXTS))]
     assert [row["texts"] for row in ours] == [row["texts"] for row in reference[name]]
+
+
+def test_rows_of_one_shard_are_sampled_each_by_its_own_keys(answers: Any, reference: Any) -> None:
+    (ours,) = answers["own"]["batches"]
+    assert [row["texts"] for row in ours] == [row["texts"] for row in reference["own"]]
+    assert [row["out"] for row in ours] == [row["out"] for row in reference["own"]]
+    assert {row["out"] for row in ours[1::5]} == {3}
+    assert {row["out"] for row in ours[0::5]} == {10}
+
+
+def test_a_token_that_the_model_does_not_have_is_the_mistake_of_that_row(answers: Any) -> None:
+    (rows,) = answers["refused"]["batches"]
+    assert [row["error"] for row in rows] == [None, *["sampling_invalid"] * 3, None]
+    assert [row["out"] for row in rows] == [10, 0, 0, 0, 10]
+
+
+def test_labels_have_their_probabilities_in_rows_that_are_sampled_in_another_way(answers: Any) -> None:
+    (rows,) = answers["labels"]["batches"]
+    assert all(row["texts"][0] in AREAS and row["error"] is None for row in rows)
+    assert [set(row["probabilities"]) for row in rows] == [set(AREAS)] * 4
 
 
 def test_choices_are_kept_to(answers: Any) -> None:

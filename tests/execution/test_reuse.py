@@ -17,14 +17,17 @@ from hypothesis import strategies as st
 
 from batchinfer.engine import Completion
 from batchinfer.errors import EngineError, RowError, SpecError
-from batchinfer.execution.replica import Asked
+from batchinfer.execution.job import RunningJob
+from batchinfer.execution.replica import Asked, repeats
 from batchinfer.execution.result_rows import counts, of_steps, result_table, reuse_counts, step_counts
 from batchinfer.execution.reuse import REMEMBERED_BYTES, Reuse, request_keys, reused, size_of
 from batchinfer.execution.row_steps import RowSteps
 from batchinfer.execution.same_job import changed_keys, shaping
+from batchinfer.prompting.job_prompts import JobPrompts
 from batchinfer.prompting.prompts import Prompt
 from batchinfer.reporting.terminal import render
-from tests.support.builders import make_envelope, make_fingerprint, make_report_value, make_spec, manifest_of
+from batchinfer.rundir.paths import Layout
+from tests.support.builders import make_envelope, make_fingerprint, make_plan, make_report_value, make_spec, manifest_of
 from tests.support.fragile_engine import Machine, prompts_of, supervised
 
 
@@ -109,6 +112,20 @@ def test_a_reused_answer_says_all_that_the_first_one_said_and_none_of_what_it_to
     took = (again.input_tokens, again.cached_tokens, again.output_tokens, again.reasoning_tokens, again.seconds)
     assert took == (0, 0, 0, 0, 0.0)
     assert again.reused_tokens == 12
+
+
+def test_a_row_that_draws_its_answer_has_one_of_its_own_unless_the_spec_asks_for_the_same():
+    keys = {"sampling_column": "how", "prompt": {"column": "text"}}
+    drawn, seeded = '{"temperature": 0.7}', '{"temperature": 0.7, "seed": 3}'
+    rows = pa.table({"text": ["a"] * 8, "how": [drawn, drawn, seeded, seeded, None, None, drawn, "{}"]})
+    for dedupe, wanted in ((None, [None, None, None, 5, None, 5, None, 5]), (True, [None, 5, None, 5, None, 5, 5, 5])):
+        spec = make_spec(dedupe=dedupe, **keys)
+        job = RunningJob("r", spec, make_plan(), Layout("/out"), 1, reuses=True, reuses_drawn=spec.dedupe is True)
+        prompts = [prompt for prompt in JobPrompts(spec).prompts(rows) if isinstance(prompt, Prompt)]
+        engine = Engine()
+        made = Reuse(repeats=repeats(job))(prompts, range(8), engine)
+        assert [c.reused_tokens for c in made] == wanted
+        assert len(engine.asked) == wanted.count(None)
 
 
 def test_a_request_that_fails_is_asked_by_each_of_its_rows():

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
-from batchinfer.errors import SpecError
+from batchinfer.errors import InputError, SpecError
 from batchinfer.execution.sample_prompts import require_room_for_choices, survey
 from batchinfer.input import build_manifest
 from batchinfer.prompting.prompts import needed_columns
@@ -160,3 +160,23 @@ def test_rows_far_apart_that_share_a_document_are_noticed(tmp_path):
 def test_rows_beside_one_another_that_share_a_document_need_no_more_shards_at_once(tmp_path):
     work = surveyed(tmp_path, [f"{i // 500}" * 600 + f" question {i}" for i in range(2000)], shards={"rows": 500})
     assert not work.shares_apart
+
+
+def test_the_plan_counts_with_the_tokens_that_rows_allow_their_answers(tmp_path):
+    how = ['{"max_tokens": 100}', '{"max_tokens": 20}', None, '{"max_tokens": "x"}']
+    pq.write_table(pa.table({"id": range(4), "text": ["a word"] * 4, "how": how}), tmp_path / "rows.parquet")
+    spec = make_spec(
+        input={"uri": str(tmp_path), "id_column": "id"}, sampling={"max_tokens": 60}, sampling_column="how"
+    )
+    found = survey(spec, build_manifest(spec, needed_columns(spec), make_fingerprint()), None)
+    assert found.workload.output_tokens.high == 60
+    assert found.workload.output_tokens.low == 15
+    assert found.workload.longest_output_tokens == 100
+    assert found.sample.failed == {"sampling_invalid": 1}
+
+
+def test_a_column_of_which_no_row_can_be_used_is_one_mistake_before_the_start(tmp_path):
+    pq.write_table(pa.table({"id": [1, 2], "text": ["a", "b"], "how": ["cold", "hot"]}), tmp_path / "rows.parquet")
+    spec = make_spec(input={"uri": str(tmp_path), "id_column": "id"}, sampling_column="how")
+    with pytest.raises(InputError, match="none of the 2 rows sampled can run: sampling_column: it is not JSON"):
+        survey(spec, build_manifest(spec, needed_columns(spec), make_fingerprint()), None)
