@@ -184,7 +184,7 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
             "warning",
         ),
         "report ignored": Event(
-            "The report of another run makes no sense or cannot be read; the plan does without it.",
+            "The report of another run is not valid or cannot be read; the plan does without it.",
             ("report", "reason"),
             "warning",
         ),

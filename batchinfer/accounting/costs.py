@@ -152,7 +152,7 @@ class Budget:
         except ValueError:
             usd = -1.0
         if not (key and sign and value) or not 0 <= usd < float("inf"):
-            raise UserError(f"--budget {text}: that is no budget", "write KEY=VALUE:DOLLARS, as team=search:500")
+            raise UserError(f"--budget {text} is not a budget", "write KEY=VALUE:DOLLARS, as team=search:500")
         return cls(key, value, usd)
 
     @property

@@ -87,7 +87,7 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
         return _READERS[architecture](reader)
     except ValidationError as error:
         raise ModelError(
-            f"the config.json of this {architecture} makes no sense: {error.errors()[0]['msg']}",
+            f"the config.json of this {architecture} is not valid: {error.errors()[0]['msg']}",
             "download the model's config.json again",
         ) from None
 

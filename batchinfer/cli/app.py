@@ -48,12 +48,14 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as sampling.max_tokens=32. Repeatable."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Throw this run's earlier results away and begin anew.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete this run's earlier results and start over.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="With --fresh: do not ask before results are deleted.")]
 Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
 Address = Annotated[
     str | None,
-    typer.Option("--address", envvar="RAY_ADDRESS", help="A running Ray cluster; without it one is started here."),
+    typer.Option(
+        "--address", envvar="RAY_ADDRESS", help="Address of a running Ray cluster. Default: start one on this machine."
+    ),
 ]
 
 

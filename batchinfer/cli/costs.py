@@ -11,27 +11,36 @@ import typer
 from batchinfer.cli.app import AsJson, app, console, print_json
 from batchinfer.errors import UserError
 
-Places = Annotated[list[str], typer.Argument(metavar="URI...", help="Folders or buckets with runs, at any depth.")]
+Places = Annotated[list[str], typer.Argument(metavar="URI...", help="Folders or buckets that hold runs, at any depth.")]
 By = Annotated[
     list[str] | None,
-    typer.Option("--by", metavar="KEY", help="job, model, accelerator, day, month or a label's name. Repeatable."),
+    typer.Option(
+        "--by", metavar="KEY", help="Group by job, model, accelerator, day, month, or a label's name. Repeatable."
+    ),
 ]
-Since = Annotated[str | None, typer.Option("--since", metavar="DAY", help="The first day that counts, as 2026-11-01.")]
-Until = Annotated[str | None, typer.Option("--until", metavar="DAY", help="The last day that counts.")]
-Month = Annotated[str | None, typer.Option("--month", metavar="MONTH", help="Instead of both, as 2026-11.")]
-Zone = Annotated[str, typer.Option("--timezone", metavar="ZONE", help="In which days begin, as Europe/Berlin.")]
+Since = Annotated[str | None, typer.Option("--since", metavar="DAY", help="First day to include, such as 2026-11-01.")]
+Until = Annotated[str | None, typer.Option("--until", metavar="DAY", help="Last day to include.")]
+Month = Annotated[
+    str | None,
+    typer.Option("--month", metavar="MONTH", help="One month, such as 2026-11, instead of --since and --until."),
+]
+Zone = Annotated[str, typer.Option("--timezone", metavar="ZONE", help="Time zone of the days, such as Europe/Berlin.")]
 Budgets = Annotated[
     list[str] | None,
-    typer.Option("--budget", metavar="KEY=VALUE:USD", help="Exit with 3 if these runs cost more, as team=search:500."),
+    typer.Option(
+        "--budget",
+        metavar="KEY=VALUE:USD",
+        help="Exit with 3 if these runs cost more than USD. Example: team=search:500.",
+    ),
 ]
 Csv = Annotated[str | None, typer.Option("--csv", metavar="FILE", help="Write the groups as CSV.")]
 Parquet = Annotated[str | None, typer.Option("--parquet", metavar="FILE", help="Write the groups as Parquet.")]
-Html = Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write one HTML file for a browser.")]
+Html = Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write one self-contained HTML file.")]
 Focus = Annotated[
     str | None,
     typer.Option("--focus", metavar="FILE", help="Write FOCUS 1.2 rows for FinOps tools: FILE.csv or FILE.parquet."),
 ]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Read every run anew, and keep nothing on this machine.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Read every run again and cache nothing on this machine.")]
 
 
 @app.command()
@@ -96,7 +105,7 @@ def _days(since: str | None, until: str | None, month: str | None) -> tuple[date
     if month is None:
         return _day("--since", since), _day("--until", until)
     if since is not None or until is not None:
-        raise UserError("--month stands for --since and --until", "give the one or the other")
+        raise UserError("--month replaces --since and --until: give one or the other", "give the one or the other")
     begin = _day("--month", f"{month}-01")
     assert begin is not None
     return begin, (begin + timedelta(days=31)).replace(day=1) - timedelta(days=1)
@@ -108,11 +117,11 @@ def _day(option: str, text: str | None) -> date | None:
     try:
         return date.fromisoformat(text)
     except ValueError:
-        raise UserError(f"{option}: {text!r} is no day", "write it as 2026-11-20") from None
+        raise UserError(f"{option}: {text!r} is not a day", "write it as 2026-11-20") from None
 
 
 def _zone(name: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise UserError(f"--timezone: {name!r} is no time zone", "write it as Europe/Berlin, or UTC") from None
+        raise UserError(f"--timezone: {name!r} is not a time zone", "write it as Europe/Berlin, or UTC") from None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from batchinfer.jobspec.explain import Key
 
-KeyPath = Annotated[str, typer.Argument(metavar="[KEY]", help="A key with its parents, as output.choices.")]
+KeyPath = Annotated[str, typer.Argument(metavar="[KEY]", help="A key with its parents, such as output.choices.")]
 AsSchema = Annotated[bool, typer.Option("--json", help="Print the JSON Schema of the key, or of the whole spec.")]
 
 

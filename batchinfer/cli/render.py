@@ -11,27 +11,41 @@ from batchinfer.cli.app import Overrides, SpecPath, app
 Repeated = list[str] | None
 
 Target = Annotated[Literal["k8s"], typer.Option("--for", help="What to render for: k8s, a cluster with KubeRay.")]
-Image = Annotated[str, typer.Option(help="The image, with a fixed tag or digest. Else batchinfer:VERSION-gpu or -cpu.")]
-Namespace = Annotated[str, typer.Option(help="Where the objects go.")]
-Labelled = Annotated[
-    Literal["gpu-operator", "gke", "eks"], typer.Option("--nodes", help="Whose labels say which GPU a node has.")
+Image = Annotated[
+    str, typer.Option(help="Container image with a fixed tag or digest. Default: batchinfer:VERSION-gpu or -cpu.")
 ]
-Spot = Annotated[bool, typer.Option("--spot", help="Workers on spot capacity; the head stays off it.")]
-Account = Annotated[str, typer.Option(help="The ServiceAccount of the pods, which may read and write the bucket.")]
+Namespace = Annotated[str, typer.Option(help="Namespace of the objects.")]
+Labelled = Annotated[
+    Literal["gpu-operator", "gke", "eks"],
+    typer.Option("--nodes", help="Whose node labels name the GPU: gpu-operator, gke or eks."),
+]
+Spot = Annotated[bool, typer.Option("--spot", help="Run workers on spot capacity, and the head on regular capacity.")]
+Account = Annotated[str, typer.Option(help="ServiceAccount of the pods. It needs read and write access to the bucket.")]
 Selector = Annotated[
-    Repeated, typer.Option("--node-selector", metavar="KEY=VALUE", help="Instead of the GPU's label. Repeatable.")
+    Repeated,
+    typer.Option(
+        "--node-selector", metavar="KEY=VALUE", help="Select nodes by this label instead of the GPU's. Repeatable."
+    ),
 ]
 Label = Annotated[
-    Repeated, typer.Option("--label", metavar="KEY=VALUE", help="On the job and its pods: a queue, a team. Repeatable.")
+    Repeated,
+    typer.Option(
+        "--label", metavar="KEY=VALUE", help="Label of the job and its pods, such as a queue or a team. Repeatable."
+    ),
 ]
 Volume = Annotated[
-    Repeated, typer.Option("--mount", metavar="CLAIM=/FOLDER", help="A volume that every pod sees there. Repeatable.")
+    Repeated,
+    typer.Option("--mount", metavar="CLAIM=/FOLDER", help="Mount this volume claim into every pod. Repeatable."),
 ]
 Secrets = Annotated[
-    Repeated, typer.Option("--env-secret", metavar="NAME", help="A Secret whose keys become variables. Repeatable.")
+    Repeated,
+    typer.Option("--env-secret", metavar="NAME", help="Secret whose keys become environment variables. Repeatable."),
 ]
 Sample = Annotated[
-    bool, typer.Option("--sample/--no-sample", help="Look at the input for the plan; without, it may be out of reach.")
+    bool,
+    typer.Option(
+        "--sample/--no-sample", help="Sample the input for the plan. --no-sample needs no access to the input."
+    ),
 ]
 
 

@@ -24,25 +24,28 @@ if TYPE_CHECKING:
 
 Evaluate = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Compare the answers anew, as with evaluate.expected=COLUMN."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Compare the answers again. Example: evaluate.expected=COLUMN."),
 ]
-Html = Annotated[
-    str | None, typer.Option("--html", metavar="FILE", help="Write one HTML file for a browser, which needs no other.")
+Html = Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write one self-contained HTML file.")]
+WithTexts = Annotated[
+    bool, typer.Option("--with-texts", help="With --html: include messages and answers of failed rows.")
 ]
-WithTexts = Annotated[bool, typer.Option("--with-texts", help="With --html: also messages and answers of failed rows.")]
 Expected = Annotated[
-    str | None, typer.Option(metavar="COLUMN", help="The column with right answers, instead of evaluate.expected.")
+    str | None, typer.Option(metavar="COLUMN", help="Column with the expected answers. Default: evaluate.expected.")
 ]
-By = Annotated[str | None, typer.Option(metavar="COLUMN", help="Also each value of this column by itself.")]
+By = Annotated[str | None, typer.Option(metavar="COLUMN", help="Also report each value of this column separately.")]
 Gpus = Annotated[
-    int | None, typer.Option("--gpus", min=1, help="Suppose so many GPUs of the kind resources.accelerator names.")
+    int | None,
+    typer.Option("--gpus", min=1, help="Assume this many GPUs of the kind that resources.accelerator names."),
 ]
 Rows = Annotated[
     float | None,
-    typer.Option("--rows", min=1, help="Suppose so many rows, as 1e6, and look at no input; with --in, --out."),
+    typer.Option(
+        "--rows", min=1, help="Assume this many rows, such as 1e6, without reading the input. Needs --in and --out."
+    ),
 ]
-TokensIn = Annotated[float | None, typer.Option("--in", min=1, help="Suppose prompts of so many tokens.")]
-TokensOut = Annotated[float | None, typer.Option("--out", min=0, help="Suppose answers of so many tokens.")]
+TokensIn = Annotated[float | None, typer.Option("--in", min=1, help="Assume prompts of this many tokens.")]
+TokensOut = Annotated[float | None, typer.Option("--out", min=0, help="Assume answers of this many tokens.")]
 
 
 @app.command()
@@ -192,7 +195,7 @@ def _require_consent(lines: list[str]) -> None:
     shown = "\n  ".join(lines)
     if not sys.stdin.isatty():
         raise UserError(f"--fresh would delete them: {shown}", "say --yes to delete them, or choose another output.uri")
-    if not typer.confirm(f"{shown}\nDelete them and begin anew?", err=True):
+    if not typer.confirm(f"{shown}\nDelete them and start over?", err=True):
         raise UserError("nothing was deleted", "choose another output.uri to keep both")
 
 

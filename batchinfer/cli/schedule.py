@@ -18,22 +18,24 @@ if TYPE_CHECKING:
     from batchinfer.jobspec import JobSpec
     from batchinfer.scheduling.recurring import DueOutcome
 
-schedule_app = typer.Typer(help="Run jobs at the times that their specs say.", no_args_is_help=True)
+schedule_app = typer.Typer(help="Run jobs at the times set in their specs.", no_args_is_help=True)
 app.add_typer(schedule_app, name="schedule")
 
 Date = Annotated[
     str | None,
-    typer.Option("--date", metavar="DAY", help="Run for the tick, or ticks, of that day, as 2026-11-20."),
+    typer.Option("--date", metavar="DAY", help="Run for the ticks of that day, such as 2026-11-20."),
 ]
 At = Annotated[
     str | None,
-    typer.Option("--at", metavar="TIME", help="Run for that time, as 2026-11-20T02:00 (the schedule's clock), or now."),
+    typer.Option(
+        "--at", metavar="TIME", help="Run for that time in the schedule's time zone, such as 2026-11-20T02:00, or now."
+    ),
 ]
-From = Annotated[str | None, typer.Option("--from", metavar="DAY", help="Run every tick from that day on.")]
-To = Annotated[str | None, typer.Option("--to", metavar="DAY", help="The last day for --from; without it, today.")]
+From = Annotated[str | None, typer.Option("--from", metavar="DAY", help="Run every tick from that day onwards.")]
+To = Annotated[str | None, typer.Option("--to", metavar="DAY", help="Last day for --from. Default: today.")]
 
 Specs = Annotated[list[str], typer.Argument(metavar="SPEC...", help="Specs, or folders of them.")]
-Number = Annotated[int, typer.Option("-n", min=1, max=10_000, help="How many ticks.")]
+Number = Annotated[int, typer.Option("-n", min=1, max=10_000, help="Number of ticks.")]
 
 
 def run_times(spec: JobSpec, day: str | None, at: str | None, first: str | None, last: str | None) -> list[datetime]:

@@ -20,27 +20,30 @@ Dashboard = Annotated[
     typer.Option(
         "--address",
         envvar=["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"],
-        help="The cluster's dashboard, as `ray job` takes it.",
+        help="Address of the cluster's dashboard, as for `ray job`.",
     ),
 ]
-JobId = Annotated[str, typer.Argument(metavar="ID", help="What `submit` gave back.")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The id that `submit` printed.")]
 Labels = Annotated[
     list[str] | None,
-    typer.Option("--label", metavar="KEY=VALUE", help="Goes into the accounting, as team=search. Repeatable."),
+    typer.Option("--label", metavar="KEY=VALUE", help="Label for the accounting, such as team=search. Repeatable."),
 ]
 Shared = Annotated[
-    bool, typer.Option("--shared-filesystem", help="Local paths in the spec are the same on the cluster's nodes.")
+    bool, typer.Option("--shared-filesystem", help="The cluster's nodes share the local paths of the spec.")
 ]
 WithPackage = Annotated[
-    bool, typer.Option("--with-package", help="Send this batchinfer too: the cluster needs what it depends on only.")
+    bool,
+    typer.Option(
+        "--with-package", help="Also send this version of batchinfer. The cluster then needs only its dependencies."
+    ),
 ]
-Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")]
-All = Annotated[bool, typer.Option("--all", help="Every job, as `list` does.")]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Follow the log until the job ends.")]
+All = Annotated[bool, typer.Option("--all", help="Show every job, as `list` does.")]
 Awaited = Annotated[
-    bool, typer.Option("--wait", help="Print what the job says on stderr until it ends, and end with its exit code.")
+    bool, typer.Option("--wait", help="Print the job's log on stderr until it ends, and exit with its exit code.")
 ]
 WithExitCode = Annotated[
-    bool, typer.Option("--exit-code", help="End with the job's exit code, with 75 if it has not ended.")
+    bool, typer.Option("--exit-code", help="Exit with the job's exit code, or 75 if it is still running.")
 ]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the shards in flight have ended.")]
 
@@ -114,7 +117,7 @@ def list_jobs(address: Dashboard = LOCAL_DASHBOARD, as_json: AsJson = False) -> 
 
 @app.command()
 def status(
-    job_id: Annotated[str | None, typer.Argument(metavar="ID", help="What `submit` gave back.")] = None,
+    job_id: Annotated[str | None, typer.Argument(metavar="ID", help="The id that `submit` printed.")] = None,
     all_jobs: All = False,
     exit_code: WithExitCode = False,
     address: Dashboard = LOCAL_DASHBOARD,

@@ -9,9 +9,9 @@ import typer
 from batchinfer.cli.app import Address, AsJson, Overrides, SpecPath, app, console, listened, print_json
 from batchinfer.cli.schedule import At, Date, run_times
 
-Number = Annotated[int, typer.Option("-n", "--number", min=1, help="How many rows, spread over the input.")]
+Number = Annotated[int, typer.Option("-n", "--number", min=1, help="Number of rows, spread over the input.")]
 Ids = Annotated[
-    str | None, typer.Option("--rows", metavar="ID,ID", help="The rows with these ids, or with these numbers, instead.")
+    str | None, typer.Option("--rows", metavar="ID,ID", help="Run the rows with these ids or row numbers instead.")
 ]
 
 

@@ -294,7 +294,7 @@ class Supervisor:
             self._kill()
             raise EngineError(
                 f"the engine was not loaded within limits.load_timeout_seconds ({self._load_seconds:g})",
-                "its messages in the log say how far it came; raise that limit if it only needs longer",
+                "its messages in the log show how far it got; raise that limit if loading only needs longer",
             )
         if isinstance(made[0], Exception):
             raise made[0]

@@ -215,7 +215,7 @@ def _require_tokenizer(spec: JobSpec, facts: ModelFacts) -> None:
     # Without a folder the model is downloaded for the run, and the replica looks.
     if facts.folder is not None and not counters[0].exact:
         raise ModelError(
-            f"{facts.name} has no tokenizer.json at hand, by whose tokens chunk cuts texts",
+            f"{facts.name} has no tokenizer.json here, and chunk cuts texts by its tokens",
             "download the model first, or save its fast tokenizer into its folder",
         )
     require_room_to_combine(spec, counters[-1], longest_sequence(spec, facts.context) or UNLIMITED)
@@ -240,9 +240,10 @@ def open_run(uri: str, overrides: Sequence[str] = ()) -> tuple[Layout, Manifest,
     place = layout.spec
     if layout.storage.stat(place) is None:
         raise OutputError(
-            f"{place} is gone, which says how the run was made", "restore it, or run the job again: it is written anew"
+            f"{place} is gone, which describes how the run was made",
+            "restore it, or run the job again, which writes it again",
         )
-    with reading(place, "move it away and run the job again: it is written anew"):
+    with reading(place, "move it away and run the job again, which writes it again"):
         text = layout.storage.read(place).decode()
     spec = absolute(parse(text, place, overrides))
     return Layout(layout.root, spec.storage), manifest, spec

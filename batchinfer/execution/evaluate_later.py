@@ -78,7 +78,7 @@ def answers_of_results(
     beside = [f"{spec.output.column}_confidence"] if spec.tells_confidence else []
     for shard_id in sorted(committed_shards(layout)):
         uri = layout.data(shard_id)
-        with layout.storage.open(uri) as file, reading(uri, "move it away and run the job again: it is made anew"):
+        with layout.storage.open(uri) as file, reading(uri, "move it away and run the job again: it is built again"):
             have = pq.ParquetFile(file)
             _require_passed_through(spec, named, have.schema_arrow.names)
             table = have.read(columns=list({*named, column, *beside, *more, "error_code"}))

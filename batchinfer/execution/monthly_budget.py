@@ -25,7 +25,7 @@ def within_month(spec: JobSpec, layout: Layout, now: datetime | None = None) -> 
         if run.problem is not None:
             raise Stopped(
                 f"limits.monthly cannot be checked: {run.root}: {run.problem}",
-                "mend that run or move it away, or take limits.monthly out",
+                "repair that run or move it away, or take limits.monthly out",
             )
         budget.add_run(run.accounts, window)
     left = monthly.usd - budget.spent

@@ -71,7 +71,7 @@ class Placements:
         if any(count % tensor for count in on.values()):
             shares = ", ".join(str(count) for count in sorted(on.values()))
             raise ResourceError(
-                f"Ray gave a replica {shares} GPUs on {len(on)} nodes: a tensor parallel group of {tensor} is torn",
+                f"Ray gave a replica {shares} GPUs on {len(on)} nodes, and splits a tensor parallel group of {tensor}",
                 f"free whole nodes of {tensor} GPUs, or lower resources.tensor_parallel",
             )
 

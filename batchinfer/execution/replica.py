@@ -394,7 +394,7 @@ def _program(spec: JobSpec, plan: Plan) -> RowSteps | ChunkedRows:
     counters = [counter(folder, job) for job in spec.step_jobs]
     if not counters[0].exact and spec.model.source != SCRIPTED:
         raise EngineError(
-            f"{spec.model.source} has no tokenizer.json, by whose tokens chunk cuts texts",
+            f"{spec.model.source} has no tokenizer.json, and chunk cuts texts by its tokens",
             "save its fast tokenizer into its folder",
         )
     context = longest_sequence(spec, model_facts(spec.model, spec.storage).context, plan)

@@ -91,7 +91,7 @@ def require_limits(made: Report) -> None:
         raise Stopped(
             f"the run cost ${made.cost_usd:.4g}, more than limits.max_cost_usd of ${made.max_cost_usd:g}; "
             "every row is in the output",
-            "what was in flight when the budget ended was paid for; set a higher limit, or take smaller shards: "
+            "shards in flight when the budget ended were still paid for; set a higher limit, or take smaller shards: "
             "shards.rows",
         )
 

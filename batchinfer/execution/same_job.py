@@ -41,7 +41,7 @@ def require_same_spec(manifest: Manifest, spec: JobSpec, layout: Layout) -> None
     if changed:
         raise OutputError(
             f"{layout.root} belongs to another spec:\n" + "\n".join(f"  {change}" for change in changed),
-            "choose another output.uri, or give its results up with --fresh",
+            "choose another output.uri, or delete its results with --fresh",
         )
 
 
@@ -87,7 +87,7 @@ def require_same_input(manifest: Manifest, spec: JobSpec) -> None:
         more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
         raise InputError(
             "the input is not the one that this output was begun with:\n" + "\n".join(lines[:10]) + more,
-            "put it back, choose another output.uri, or begin anew with --fresh",
+            "put it back, choose another output.uri, or start over with --fresh",
         )
 
 

@@ -216,7 +216,7 @@ class _Text:
         except pa.ArrowInvalid as error:
             raise InputError(
                 f"{self.uri}: its header cannot be read: {first_line(error)}",
-                "check input.csv.delimiter and input.csv.quote, or mend the header",
+                "check input.csv.delimiter and input.csv.quote, or correct the header",
             ) from None
         names = read.column_names
         if read.num_rows:
@@ -250,7 +250,7 @@ class _Text:
         return InputError(
             f"{self.uri}:{line}: the row has {row.actual} field{'s' if row.actual != 1 else ''}, and {what} "
             f"{row.expected}: {row.text or '':.60}",
-            "mend the line, check input.csv.delimiter and input.csv.quote"
+            "correct the line, check input.csv.delimiter and input.csv.quote"
             + (", " if few else " (a field that holds a delimiter stands in quotes), ")
             + "or leave the whole file out with input.on_bad_file: skip",
         )
@@ -308,7 +308,7 @@ class _Text:
         if block.offset <= self._mark:
             other = another_format(block.data)
             if other is not None:
-                raise InputError(f"{self.uri} is no CSV: it is {other[0]}", other[1])
+                raise InputError(f"{self.uri} is not CSV: it is {other[0]}", other[1])
         if block.data.isascii():
             return
         try:
@@ -446,7 +446,7 @@ def _require_castable(file: _Text, block: _Block, table: pa.Table, name: str, wa
             raise InputError(
                 f"{file.uri}:{file.line_of(block, row)}: column {name!r} holds {value.as_py()!r:.60}, which is "
                 f"not of the type that input.cast names: {first_line(error)}",
-                f"mend the line, set input.csv.nulls if it means null, or set input.cast: {{{name}: string}}",
+                f"correct the line, set input.csv.nulls if it means null, or set input.cast: {{{name}: string}}",
             ) from None
 
 

@@ -244,7 +244,7 @@ def _values_below(whole: str, path: str) -> dict[str, str | None]:
             told = None if value == _HIVE_NULL else urllib.parse.unquote(value, errors="strict")
         except UnicodeDecodeError:
             raise InputError(
-                f"{path}: the folder {part!r} is no UTF-8 behind its percent signs", "rename that folder"
+                f"{path}: the folder {part!r} is not UTF-8 after percent-decoding", "rename that folder"
             ) from None
         if name in values:
             raise InputError(

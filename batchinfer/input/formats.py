@@ -85,7 +85,7 @@ def fit(values: pa.Array, field: pa.Field, uri: str) -> pa.Array:
     except pa.ArrowException as error:
         raise InputError(
             f"{uri}: column {field.name!r} does not fit {field.type}: {first_line(error)}",
-            f"give the column the same type in every file, or set input.cast: {{{field.name}: string}}",
+            f"give the column one type in all files, or set input.cast: {{{field.name}: string}}",
         ) from None
 
 
@@ -99,7 +99,7 @@ def reading(uri: str) -> Iterator[None]:
     except Exception as error:
         # On damaged data Arrow raises exceptions of many types, such as UnicodeDecodeError.
         raise InputError(
-            f"{uri} cannot be read: {first_line(error) or 'it has fewer rows than it had or says'}",
+            f"{uri} cannot be read: {first_line(error) or 'it has fewer rows than before, or than its footer says'}",
             "it is damaged: write it again and run with --fresh",
         ) from None
 

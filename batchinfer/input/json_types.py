@@ -33,7 +33,7 @@ def problem_of(value: Any, kind: pa.DataType | None) -> str | None:
         if kind is not None:
             values_as([value], kind)
     except UnicodeError:
-        return "holds half of a surrogate pair, which is no character"
+        return "holds half of a surrogate pair, which is not a character"
     except OverflowError:
         return _TOO_BIG
     except (pa.ArrowException, TypeError) as error:
@@ -166,7 +166,7 @@ class JsonColumn:
                 before = whole_numbers(before, seen) or common(before, seen, objects=True)
             except UnicodeError:
                 return InputError(
-                    f"{uri}:{number}: column {self._name!r} holds half of a surrogate pair, which is no character",
+                    f"{uri}:{number}: column {self._name!r} holds half of a surrogate pair, which is not a character",
                     "mend or drop that line",
                 )
             except (pa.ArrowException, OverflowError, Misfit, TypeError) as why:
@@ -197,7 +197,7 @@ def require_exact(uri: str, name: str, kind: pa.DataType, big: bool, negative: b
         held = "whole numbers beyond 2^53" if pa.types.is_floating(kind) else "numbers below 0"
         other = "fractions" if pa.types.is_floating(kind) else "numbers beyond 2^63"
         raise InputError(
-            f"{uri}: column {name!r} holds {held}, and {other} besides: no type holds both without loss",
+            f"{uri}: column {name!r} holds {held}, and {other} as well: no type holds both without loss",
             f"set input.cast: {{{name}: string}}",
         )
 

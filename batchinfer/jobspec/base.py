@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 def _place_without_secrets(uri: str) -> str:
     """Raise ValueError for a URI that holds a secret: specs are stored with the results and shown in reports."""
     if "\0" in uri:
-        raise ValueError("has a NUL in it, which no place has in its name")
+        raise ValueError("contains a NUL, which no path or URI may contain")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*@", uri):
         raise ValueError(
             "holds a user or a password, and a spec is kept with the results: take it out, and give "

@@ -36,4 +36,4 @@ def require_part(evaluate: EvaluateSpec | None, output: OutputSpec) -> None:
     if evaluate.part is not None and evaluate.part not in keys:
         near = difflib.get_close_matches(evaluate.part, keys, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"its keys are {', '.join(keys) or 'none'}"
-        raise ValueError(f"evaluate.part {evaluate.part!r:.100} is no key of output.json_schema: {hint}")
+        raise ValueError(f"evaluate.part {evaluate.part!r:.100} is not a key of output.json_schema: {hint}")

@@ -68,7 +68,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), otherwise: Mapping[str
             f"cannot read {path!s:.200}: {error.strerror}", "a spec is a YAML file that you may read"
         ) from None
     except ValueError:
-        raise SpecError(f"{str(path)!r:.200} is no path: it has a NUL in it", "check the path") from None
+        raise SpecError(f"{str(path)!r:.200} is not a path: it contains a NUL", "check the path") from None
     return parse(text, str(path), overrides, otherwise)
 
 
@@ -196,7 +196,9 @@ def _require_small(tree: yaml.Node | None, name: str) -> None:
         if isinstance(node, yaml.ScalarNode):
             if not node.value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in node.value):
                 line = node.start_mark.line + 1
-                raise SpecError(f"{name}:{line}: half of a surrogate pair is no character", "write the whole character")
+                raise SpecError(
+                    f"{name}:{line}: half of a surrogate pair is not a character", "write the whole character"
+                )
             sizes[id(node)] = 1
             continue
         inner = [v for pair in node.value for v in pair] if isinstance(node, yaml.MappingNode) else list(node.value)

@@ -14,7 +14,7 @@ Occasion = Literal["completed", "failed", "budget"]
 
 def _webhook(uri: str) -> str:
     if not re.match(r"https?://[^/]", uri) and not re.fullmatch(r"env:[A-Za-z_][A-Za-z0-9_]*", uri):
-        raise ValueError("is no address: write https://..., or env:NAME for one that an environment variable holds")
+        raise ValueError("is not an address: write https://..., or env:NAME for one that an environment variable holds")
     return uri
 
 

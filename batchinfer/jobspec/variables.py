@@ -134,7 +134,7 @@ def render(uri: str, moment: Moment) -> str:
         # A template is the user's program and may raise anything.
         raise ValueError(f"{uri!r} cannot be rendered: {error}") from None
     if not rendered.strip() or any(ord(character) < 32 for character in rendered):
-        raise ValueError(f"{uri!r} gives {rendered!r:.80}, which is no place")
+        raise ValueError(f"{uri!r} gives {rendered!r:.80}, which is not a location")
     return rendered
 
 

@@ -78,11 +78,11 @@ def where_columns(expression: str) -> tuple[str, ...]:
         try:
             found = connection.execute("SELECT json_serialize_sql(?)", [text]).fetchone()
         except Exception as error:
-            raise ValueError(f"is no SQL expression: {told(error)}") from None
+            raise ValueError(f"is not an SQL expression: {told(error)}") from None
     parsed = json.loads(found[0]) if found else {}
     if parsed.get("error"):
         place = _place(text, int(parsed.get("position") or 0))
-        raise ValueError(f"is no SQL expression: {place}: {parsed.get('error_message')}")
+        raise ValueError(f"is not an SQL expression: {place}: {parsed.get('error_message')}")
     columns: dict[str, None] = {}
     for name in _read(_only_expression(parsed), frozenset()):
         columns.setdefault(name)

@@ -100,7 +100,7 @@ def failed_rows(layout: Layout, spec: JobSpec, records: Sequence[ShardRecord], t
 
 def _read(layout: Layout, shard: int, columns: list[str] | None) -> pa.Table:
     uri = layout.data(shard)
-    with layout.storage.open(uri) as file, reading(uri, "move it away and run the job again: the shard is made anew"):
+    with layout.storage.open(uri) as file, reading(uri, "move it away and run the job again: the shard runs again"):
         have = pq.ParquetFile(file)
         names = None if columns is None else [name for name in columns if name in have.schema_arrow.names]
         return have.read(columns=names)

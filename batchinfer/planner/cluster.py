@@ -101,8 +101,8 @@ def accelerator_name(spec: JobSpec, cluster: Cluster) -> str:
             return "cpu"
         if found is None:
             raise ResourceError(
-                "the cluster has GPUs of no kind that Ray knows, or of several",
-                "set resources.accelerator to the one that the job shall run on",
+                "the cluster has GPUs of an unknown kind, or of several kinds",
+                "set resources.accelerator to the one that the job should run on",
             )
         return found
     if asked != "cpu" and cluster.gpus == 0 and not cluster.may_grow:

@@ -181,7 +181,7 @@ class PromptMaker:
         if not text.strip():
             return RowError("prompt_empty", "the prompt is null" if value is None else "the prompt has no text")
         if not (_is_unicode(text) and _is_unicode(system or "") and _is_unicode(prefill or "")):
-            return RowError("prompt_invalid", "the prompt holds half of a surrogate pair, which is no character")
+            return RowError("prompt_invalid", "the prompt holds half of a surrogate pair, which is not a character")
         return Prompt(text, system, None, self._examples, prefill, row)
 
     def _from_messages(self, value: Any, system: Any, prefill: Any) -> Prompt | RowError:
@@ -202,7 +202,7 @@ class PromptMaker:
         if not any(message["content"].strip() or "tool_calls" in message for message in messages):
             return RowError("prompt_empty", "the messages have no text")
         if not all(_is_unicode(printed(message)) for message in messages) or not _is_unicode(system or ""):
-            return RowError("prompt_invalid", "the messages hold half of a surrogate pair, which is no character")
+            return RowError("prompt_invalid", "the messages hold half of a surrogate pair, which is not a character")
         first = [{"role": "system", "content": system}] if system and messages[0]["role"] != "system" else []
         return Prompt(system=system if first else None, messages=(*first, *messages), prefill=prefill)
 

@@ -111,7 +111,7 @@ def _of_pandas(frame: Any) -> RowStream:
     if not frame.columns.is_unique:
         raise _twice(frame.columns[frame.columns.duplicated()][0])
     if not all(isinstance(name, str) for name in frame.columns):
-        raise InputError("a column of the frame has a name that is no text", "rename it: frame.columns = [...]")
+        raise InputError("a column of the frame has a name that is not text", "rename it: frame.columns = [...]")
 
     def batches() -> Iterator[pa.RecordBatch]:
         for start in range(0, len(frame), BATCH_ROWS):
@@ -129,7 +129,7 @@ def _of_pandas(frame: Any) -> RowStream:
 
 def _of_list(rows: Sequence[Any]) -> RowStream:
     if any(not isinstance(row, Mapping if isinstance(rows[0], Mapping) else str) for row in rows):
-        raise InputError("the list holds something else than dictionaries or texts", "give one of the two")
+        raise InputError("the list holds something other than dictionaries or texts", "give one of the two")
     if rows and isinstance(rows[0], str):
         schema = pa.schema([(TEXT_COLUMN, pa.string())])
         return RowStream(

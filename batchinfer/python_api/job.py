@@ -369,7 +369,7 @@ class Job:
     def _place(self, output: str | os.PathLike[str] | None) -> str:
         place = os.fspath(output) if output is not None else self._keys.get("output", {}).get("uri")
         if place is None:
-            raise UserError("the job says nowhere where the results go", 'say output="runs/tickets", or an s3:// URI')
+            raise UserError("the job does not say where the results go", 'pass output="runs/tickets", or an s3:// URI')
         return str(place)
 
     def _spec(self, data: Data | None, output: str, fresh: bool = False) -> JobSpec:
@@ -387,7 +387,7 @@ class Job:
             return spec
         if spec.repeats:
             raise SpecError(
-                "a recurring job reads what comes to a place, and these rows are in memory",
+                "a recurring job reads new files at a location, and these rows are in memory",
                 "set input.uri, or leave schedule and input.incremental out",
             )
         return _reading(spec, rows_beside(row_stream(data), Layout(normal_uri(output), spec.storage), fresh))

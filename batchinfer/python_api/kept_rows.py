@@ -63,7 +63,7 @@ def rows_beside(stream: RowStream, layout: Layout, fresh: bool) -> str:
             if kept is None and begun:
                 raise InputError(
                     f"the run at {layout.root} was begun with the rows of {uri}, not with rows in memory",
-                    "choose another output, or begin anew with fresh=True",
+                    "choose another output, or start over with fresh=True",
                 )
         else:
             kept = newest_rows(layout)
@@ -75,7 +75,7 @@ def rows_beside(stream: RowStream, layout: Layout, fresh: bool) -> str:
                 raise InputError(
                     "the rows are not those that this output was begun with:\n"
                     + "\n".join(f"  {one}" for one in lines),
-                    "choose another output, or begin anew with fresh=True",
+                    "choose another output, or start over with fresh=True",
                 )
         return write_rows(stream, layout.storage, layout.kept_input_folder).uri
 
@@ -161,7 +161,7 @@ def kept_rows(storage: Storage, uri: str) -> KeptRows | None:
     note = join(uri, NOTE)
     if storage.stat(note) is None:
         return None
-    with reading(note, "choose another output, or begin anew with fresh=True"):
+    with reading(note, "choose another output, or start over with fresh=True"):
         parts = tuple((int(part["rows"]), str(part["sha256"])) for part in json.loads(storage.read(note))["parts"])
         found = KeptRows(uri, pa.schema([]), parts)
         with storage.open(found.part(0)) as file:

@@ -37,7 +37,7 @@ def results(layout: Layout, manifest: Manifest, spec: JobSpec, join: bool) -> pa
 
 def _answers(layout: Layout, shard: Shard) -> pa.Table:
     uri = layout.data(shard.shard_id)
-    with layout.storage.open(uri) as file, reading(uri, "move it away and run the job again: it is made anew"):
+    with layout.storage.open(uri) as file, reading(uri, "move it away and run the job again: it is built again"):
         return pq.read_table(file).replace_schema_metadata(None)
 
 
@@ -51,7 +51,7 @@ def _joined(layout: Layout, manifest: Manifest, spec: JobSpec, shards: list[Shar
         both = [name for name in own if name in rows.column_names]
         if both:
             raise UserError(
-                f"the input and the results have both a column {both[0]!r}",
+                f"the input and the results both have a column {both[0]!r}",
                 "name another output.column in the job, or read the results without join",
             )
         if rows.num_rows != answers.num_rows:

@@ -63,7 +63,7 @@ def write_accounts(layout: Layout, accounts: Sequence[ReplicaAccount], journals:
 def read_accounts(layout: Layout, state: AccountsState) -> list[ReplicaAccount]:
     """The account of each replica of the run. Raises OutputError for a damaged file. Writes nothing."""
     if state.replicas:
-        with reading(layout.replicas, "move it away: the accounts are made anew from the journals"):
+        with reading(layout.replicas, "move it away: the accounts are built again from the journals"):
             # Not `read_table`, which plans a data set and takes three times as long for a file of a few rows.
             table = pq.ParquetFile(pa.BufferReader(layout.storage.read(layout.replicas))).read(use_threads=False)
             if (table.schema.metadata or {}).get(STATE) == state.journals.encode():

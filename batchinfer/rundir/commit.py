@@ -46,7 +46,7 @@ def commit_retry(layout: Layout, rows: pa.Table, positions: Sequence[int], recor
     storage, uri = layout.storage, layout.data(record.shard_id)
     before = storage.stat(uri)
     if before is None:
-        raise StorageError(f"{uri} is gone", "run the job again: it makes the missing shard anew")
+        raise StorageError(f"{uri} is gone", "run the job again: it runs the missing shard again")
     data = storage.read(uri)
     history = footer_records(pa.BufferReader(data), uri)
     if history[-1].generation != record.generation - 1:
@@ -81,7 +81,7 @@ def footer_records(file: Any, uri: str) -> list[ShardRecord]:
 
     Raises OutputError if no run wrote the file, or if it is damaged.
     """
-    with reading(uri, "move it away and run the job again: the shard is made anew"):
+    with reading(uri, "move it away and run the job again: the shard runs again"):
         footer = pq.read_metadata(file).metadata
         found: list[Any] = json.loads(footer[FOOTER])
         return [ShardRecord.model_validate(record) for record in found]
@@ -102,7 +102,7 @@ def read_accounting(layout: Layout) -> Iterator[ShardRecord]:
     uris = (entry.uri for entry in storage.list(layout.accounting_folder) if entry.uri.endswith(".parquet"))
     listed, fetched = itertools.tee(uris)
     for uri, data in zip(listed, read_many(storage, fetched), strict=True):
-        with reading(uri, "move it away: the run's next command writes it anew from the results"):
+        with reading(uri, "move it away: the run's next command writes it again from the results"):
             (record,) = shard_records(pq.read_table(pa.BufferReader(data), use_threads=False))
             _require(uri == layout.accounting(record.shard_id, record.generation), "it holds another shard's account")
         yield record

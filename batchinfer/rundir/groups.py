@@ -39,5 +39,5 @@ def require_groups(layout: Layout, manifest: Manifest) -> None:
         if now.get(entry.uri) != entry.tag:
             what = "has changed" if entry.uri in now else "is gone"
             raise OutputError(
-                f"{entry.uri}, which holds groups of this run, {what}", "put it back, or begin anew with --fresh"
+                f"{entry.uri}, which holds groups of this run, {what}", "put it back, or start over with --fresh"
             )

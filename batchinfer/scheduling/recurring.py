@@ -251,7 +251,7 @@ def standing(job: Scheduled, now: datetime) -> JobStanding:
     if last is not None and last.state == "done":
         layout = Layout(last.root, job.spec.storage)
         with reading(
-            layout.report, f"`batchinfer report {last.root}` shows it anew; delete this file to run the tick again"
+            layout.report, f"`batchinfer report {last.root}` shows it again; delete this file to run the tick again"
         ):
             made = Report.model_validate_json(layout.storage.read(layout.report))
         state = "failed rows" if made.error_rate > made.max_error_rate else "done"

@@ -143,7 +143,7 @@ def input_changed(uri: str, gone: bool) -> InputError:
     """The error for a file that has changed, or is gone, since the manifest was cut."""
     return InputError(
         f"{uri} {'is gone' if gone else 'has changed'} since the run began",
-        "put it back as it was, or run with --fresh to begin anew with the input as it is",
+        "put it back as it was, or run with --fresh to start over with the input as it is",
     )
 
 

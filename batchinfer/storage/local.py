@@ -229,7 +229,7 @@ class LocalStorage:
             raise (error.__cause__ if isinstance(error.__cause__, OSError) else error) from None
         if not (made and kept and swapped and self.read(path) == b"33"):
             raise OutputError(
-                f"cannot write to {folder}: the file system there does not keep two writers apart",
+                f"cannot write to {folder}: that file system does not support the locks that keep two writers apart",
                 "set output.uri to a local disk, a network file system with locks, or s3://bucket/...",
             )
 

@@ -122,7 +122,7 @@ class S3Storage:
             if not following or after == {"ContinuationToken": following}:
                 # Without this error the rest of the files would be missing silently.
                 raise StorageError(
-                    f"{uri}: the store {self.endpoint} lists only a part of it, and says no more on the rest",
+                    f"{uri}: the store {self.endpoint} lists only a part of it, and does not say how to list the rest",
                     "use a store that lists in pages (ListObjectsV2)",
                 )
             after = {"ContinuationToken": following}

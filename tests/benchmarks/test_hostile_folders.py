@@ -5,6 +5,9 @@ from __future__ import annotations
 import hostile_folders
 import pytest
 
+pytestmark = pytest.mark.integration
+"""Seconds a test: many damaged folders."""
+
 
 @pytest.mark.parametrize("kind", list(hostile_folders.KINDS))
 def test_damaged_folders_and_lines_end_in_time_with_a_result_or_a_message(kind):

@@ -36,6 +36,7 @@ NOON = 1_790_078_400
 KEYS = ["job", "team", "model", "accelerator", "day", "month"]
 
 
+@pytest.mark.integration
 @settings(deadline=None, max_examples=12)
 @given(
     st.lists(st.tuples(st.lists(past_sessions, min_size=1, max_size=3), st.booleans()), min_size=1, max_size=3),
@@ -103,7 +104,7 @@ def test_a_budget_that_is_passed_is_named_and_ends_with_exit_code_3(teams):
     "text", ["team", "team=search", "team=search:x", "=search:5", "team=:5", "team=a:-1", "a=b:inf"]
 )
 def test_what_is_no_budget_is_refused(text):
-    with pytest.raises(UserError, match="no budget"):
+    with pytest.raises(UserError, match="is not a budget"):
         Budget.parse(text)
 
 

@@ -21,6 +21,9 @@ from batchinfer.planner import Plan
 from batchinfer.reporting import render
 from tests.support.mixed_runs import PastReplica, PastSession, end_run, write_run
 
+pytestmark = pytest.mark.integration
+"""Seconds a test: many small runs."""
+
 seconds = st.integers(0, 400_000).map(lambda quarters: quarters / 4)
 past_replicas = st.builds(
     PastReplica,

@@ -159,6 +159,7 @@ def answer_of(text: str) -> Any:
     return text[::-1] + "."
 
 
+@pytest.mark.integration
 @settings(max_examples=60, deadline=None)
 @given(programs(), st.lists(st.none() | st.text("xyz", min_size=1, max_size=6), min_size=1, max_size=12), st.data())
 def test_any_program_in_any_grouping_answers_as_one_row_at_a_time(steps, texts, data):

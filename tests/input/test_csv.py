@@ -113,7 +113,7 @@ def test_columns_have_the_types_of_cast_and_are_text_otherwise(tmp_path):
         (b"id;body\n1;a\n", "the header has one column, 'id;body'", 'set input.csv.delimiter: ";"'),
         (b"id,body,id\n1,a,2\n", "the header has the column 'id' twice", "rename"),
         (b"id,body\r1,a\r2,b\r", ":1: its lines end with CR alone", "tr "),
-        (b"PK\x03\x04zzz\n1,2\n", " is no CSV: it is a zip archive", "unpack it"),
+        (b"PK\x03\x04zzz\n1,2\n", " is not CSV: it is a zip archive", "unpack it"),
         (b"id,bodi\n1,a\n", "did you mean 'bodi'?", "the columns are: bodi, id"),
         (b"id,body\n1,a\n1,b\n", "id column 'id' has '1' twice: row 0 of ", "make them unique"),
     ],
@@ -140,6 +140,7 @@ def test_a_packed_file_that_is_cut_off_is_one_bad_file(tmp_path, damage):
     assert read(tmp_path / "in" / "bad.csv", damage(PLAIN * 1000), on_bad_file="skip") == ROWS
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
 def test_shards_of_many_blocks_hold_the_rows_of_the_file(tmp_path, monkeypatch, pack):
     monkeypatch.setattr(csv, "_BLOCK_BYTES", 64)

@@ -36,6 +36,9 @@ from tests.support.builders import (
 )
 from tests.support.through import through
 
+pytestmark = pytest.mark.integration
+"""Seconds a test: large and odd files."""
+
 
 def bits(column: pa.ChunkedArray) -> list[str]:
     """The values, with bytes for texts and whole numbers for dates, written out: NaN and -0.0 tell themselves apart."""

@@ -173,7 +173,7 @@ def test_a_folder_that_is_a_partition_twice_or_no_text_is_refused(folder):
     with pytest.raises(InputError, match="two of its folders are values of the partition 'a'"):
         partitions(folder)
     make(folder.with_name("other"), "k=%E9/x.parquet")
-    with pytest.raises(InputError, match="the folder 'k=%E9' is no UTF-8"):
+    with pytest.raises(InputError, match="the folder 'k=%E9' is not UTF-8"):
         partitions(folder.with_name("other"))
 
 

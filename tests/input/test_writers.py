@@ -18,6 +18,9 @@ import pytest
 from batchinfer.errors import InputError
 from tests.support.through import through
 
+pytestmark = pytest.mark.integration
+"""Each of 400 files is read by a process of its own."""
+
 duckdb = pytest.importorskip("duckdb")
 
 BERLIN = "Europe/Berlin"

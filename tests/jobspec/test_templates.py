@@ -133,6 +133,7 @@ def test_a_row_that_would_take_the_workers_memory_or_hours_is_a_row_with_an_erro
 BIG = {"big": "a" * 100_000, "many": ["ab"] * 100_000, "table": {"97": 1}, "fields": "{0}" * 33_000, "text": "xy"}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "bomb",
     [

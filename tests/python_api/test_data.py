@@ -90,9 +90,9 @@ def test_an_index_with_a_name_is_a_column_and_a_plain_one_is_not() -> None:
     [
         (pd.DataFrame({"a": [1, "x"]}, dtype=object), "cannot be made a table"),
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), "two columns of the rows are named 'a'"),
-        (pd.DataFrame({3: [1]}), "a name that is no text"),
-        ([{"a": 1}, "x"], "something else than dictionaries or texts"),
-        (["x", 1], "something else than dictionaries or texts"),
+        (pd.DataFrame({3: [1]}), "a name that is not text"),
+        ([{"a": 1}, "x"], "something other than dictionaries or texts"),
+        (["x", 1], "something other than dictionaries or texts"),
         (7, "rows of type builtins.int cannot be read"),
         (np.zeros(3), "rows of type numpy.ndarray cannot be read"),
     ],

@@ -117,7 +117,7 @@ def test_to_yaml_and_from_yaml_are_inverses(keys: dict[str, Any]) -> None:
 
 
 def test_a_job_without_a_place_for_its_results_says_what_to_do() -> None:
-    with pytest.raises(UserError, match="nowhere where the results go"):
+    with pytest.raises(UserError, match="does not say where the results go"):
         batchinfer.Job(**LEAST).run(["a"])
     with pytest.raises(UserError, match="the job has no rows"):
         batchinfer.Job(**LEAST).run(output="out")
@@ -125,7 +125,7 @@ def test_a_job_without_a_place_for_its_results_says_what_to_do() -> None:
 
 def test_recurring_jobs_do_not_read_rows_in_memory(tmp_path: Path) -> None:
     job = batchinfer.Job(**LEAST, schedule={"cron": "0 2 * * *"})
-    with pytest.raises(SpecError, match="a recurring job reads what comes to a place"):
+    with pytest.raises(SpecError, match="a recurring job reads new files"):
         job.run(["a"], output=tmp_path)
 
 

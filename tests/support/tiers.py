@@ -14,7 +14,7 @@ UNIT, INTEGRATION, END_TO_END = "unit", "integration", "end_to_end"
 
 MARKERS = {
     UNIT: "in this process alone; the tier of every test that is in no other",
-    INTEGRATION: "starts processes (Ray, an S3 server, commands) with the scripted engine, or imports torch",
+    INTEGRATION: "takes seconds, imports torch, or starts processes (Ray, an S3 server) with the scripted engine",
     END_TO_END: "starts vLLM, submits jobs to a cluster, or kills what runs",
 }
 

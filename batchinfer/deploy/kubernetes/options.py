@@ -105,23 +105,23 @@ class Options:
             _require_fixed(self.image)
         if not _DNS_LABEL.fullmatch(self.namespace):
             raise UserError(
-                f"--namespace {self.namespace!r} is no name for Kubernetes", "use up to 63 of a-z, 0-9 and dashes"
+                f"--namespace {self.namespace!r} is not a valid Kubernetes name", "use up to 63 of a-z, 0-9 and dashes"
             )
         for option, values in (("--service-account", (self.service_account,)), ("--env-secret", self.env_secrets)):
             for value in values:
                 if not _is_subdomain(value):
-                    raise UserError(f"{option} {value!r} is no name for Kubernetes", "use a-z, 0-9 and dashes")
+                    raise UserError(f"{option} {value!r} is not a valid Kubernetes name", "use a-z, 0-9 and dashes")
         for option, pairs in (("--label", self.labels), ("--node-selector", self.node_selector)):
             for key, value in pairs.items():
                 prefix, slash, name = key.rpartition("/")
                 if (slash and not _is_subdomain(prefix)) or not _LABEL_NAME.fullmatch(name):
                     raise UserError(
-                        f"{option} {key}={value}: {key!r} is no key of a label for Kubernetes",
+                        f"{option} {key}={value}: {key!r} is not a valid Kubernetes label key",
                         "write for example team=search or example.com/team=search",
                     )
                 if not _LABEL_VALUE.fullmatch(value):
                     raise UserError(
-                        f"{option} {key}={value} is no label for Kubernetes",
+                        f"{option} {key}={value} is not a valid Kubernetes label",
                         "a value has up to 63 letters, digits, dashes, dots and underscores",
                     )
         for key in self.labels:
@@ -147,7 +147,7 @@ def _require_fixed(image: str) -> None:
         raise UserError(f"--image {image!r} holds blanks", "give one image, as registry.example.com/batchinfer:1.2-gpu")
     if not _IMAGE.fullmatch(image):
         raise UserError(
-            f"--image {image!r} is no name of an image",
+            f"--image {image!r} is not an image name",
             "write it in lower case, as registry.example.com/batchinfer:1.2",
         )
     if "@sha256:" not in image and (":" not in name or name.endswith((":latest", ":"))):

@@ -154,13 +154,13 @@ def _placement(plan: Plan, options: Options) -> dict[str, Any]:
     if plan.num_gpus and not wanted:
         if plan.accelerator not in known.values:
             raise ResourceError(
-                f"the catalog knows no label of {options.nodes} nodes with {plan.accelerator}",
+                f"the catalog has no label for {options.nodes} nodes with {plan.accelerator}",
                 "give one with --node-selector KEY=VALUE, or another --nodes",
             )
         wanted[known.label] = known.values[plan.accelerator]
     if options.spot and not known.spot:
         raise ResourceError(
-            f"{options.nodes} nodes have no label that says spot",
+            f"{options.nodes} nodes have no label that marks spot capacity",
             "say --nodes gke or --nodes eks, or leave --spot out and select such nodes with --node-selector",
         )
     spot = list(known.spot.items()) if options.spot else []

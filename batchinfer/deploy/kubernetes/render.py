@@ -52,7 +52,7 @@ def require_reachable(spec: JobSpec, options: Options) -> None:
         if "://" in uri or any(mount.holds(uri) for mount in options.mounts):
             continue
         raise SpecError(
-            f"{key} is {uri}, a place on this machine: pods do not see it",
+            f"{key} is {uri}, a path on this machine, which pods cannot see",
             "use an s3:// URI, or an absolute path on a volume that --mount CLAIM=/folder gives them",
         )
 

@@ -161,7 +161,7 @@ def connect(address: str) -> JobClient:
     if version != ray.__version__:
         raise ClusterError(
             f"the cluster at {url} runs Ray {version}, this is Ray {ray.__version__}",
-            "batchinfer is made for one release of Ray: bring both to the same one",
+            "both must run the same release of Ray: install the same one on both",
         )
     return JobClient(url, client, version)
 
@@ -281,7 +281,7 @@ def _explained(address: str, job_id: str | None = None) -> Iterator[None]:
     try:
         yield
     except AuthenticationError as error:
-        raise ClusterError(f"the cluster at {address} does not accept the token, or got none", _TOKEN) from error
+        raise ClusterError(f"the cluster at {address} rejects the token, or received none", _TOKEN) from error
     except requests.exceptions.JSONDecodeError as error:
         raise _no_dashboard(address) from error
     except (ConnectionError, requests.exceptions.RequestException, aiohttp.ClientError) as error:

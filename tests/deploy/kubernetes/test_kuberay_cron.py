@@ -94,6 +94,7 @@ FIELDS = {
 CRONS = st.builds(lambda **parts: " ".join(parts[name] for name in FIELDS), **FIELDS)
 
 
+@pytest.mark.integration
 @settings(max_examples=25, deadline=None)
 @given(cron=CRONS, timezone=st.sampled_from(ZONES), year=st.integers(2027, 2040))
 @example(cron="0 0 31 2 0", timezone="UTC", year=2027)
@@ -110,10 +111,11 @@ def test_a_rendered_schedule_fires_at_every_tick_through_both_changes_of_the_clo
     assert ticks(cron, timezone, begin, end) <= fired(rendered(cron, timezone), begin, end)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("timezone", [zone for zone in ZONES if zone != "Australia/Lord_Howe"])
 @pytest.mark.parametrize("cron", ["0 2 * * *", "30 0 * * *", "0 5 * * 5"])
-def test_no_tick_of_ten_years_is_missed_and_few_firings_are_in_vain(cron: str, timezone: str) -> None:
-    begin, end = datetime(2027, 1, 1, tzinfo=UTC), datetime(2037, 1, 1, tzinfo=UTC)
+def test_no_tick_of_five_years_is_missed_and_few_firings_are_in_vain(cron: str, timezone: str) -> None:
+    begin, end = datetime(2027, 1, 1, tzinfo=UTC), datetime(2032, 1, 1, tzinfo=UTC)
     expected = ticks(cron, timezone, begin, end)
     found = fired(rendered(cron, timezone), begin, end)
     assert expected <= found

@@ -27,6 +27,9 @@ from tests.support.builders import make_plan, make_spec
 from tests.support.commands import forked
 from tests.support.kubernetes_schemas import CRDS, pod_templates, require_core, require_custom
 
+pytestmark = pytest.mark.integration
+"""A second a test: every object is checked against the schemas of Kubernetes."""
+
 ROOT = Path(__file__).parents[3]
 REMOTE_JOBS = [path for path in sorted((ROOT / "jobs").glob("*.yaml")) if path.stem not in ("demo", "nightly")]
 """The others run on this machine."""
@@ -324,16 +327,16 @@ def test_images_are_fixed():
 @pytest.mark.parametrize(
     ("sections", "plan", "options", "error"),
     [
-        ({}, {"accelerator": "B300"}, {"nodes": "gke"}, "no label of gke nodes with B300"),
-        ({}, {}, {"spot": True}, "no label that says spot"),
+        ({}, {"accelerator": "B300"}, {"nodes": "gke"}, "no label for gke nodes with B300"),
+        ({}, {}, {"spot": True}, "no label that marks spot"),
         ({"schedule": {"cron": "0 2 * * *"}}, {}, {"labels": {"kueue.x-k8s.io/queue-name": "q"}}, "does not reach"),
-        ({}, {}, {"labels": {"team": "search & ads"}}, "--label team=search & ads is no label"),
+        ({}, {}, {"labels": {"team": "search & ads"}}, "--label team=search & ads is not a valid Kubernetes label"),
         ({}, {}, {"namespace": "My_Team"}, "--namespace"),
         ({}, {}, {"namespace": "a.b"}, "--namespace"),
         ({}, {}, {"service_account": "a..b"}, "--service-account"),
         ({}, {}, {"env_secrets": ("a.-b",)}, "--env-secret"),
-        ({}, {}, {"image": "registry.example.com/Batchinfer:1"}, "no name of an image"),
-        ({}, {}, {"labels": {"a..b/team": "x"}}, "no key of a label"),
+        ({}, {}, {"image": "registry.example.com/Batchinfer:1"}, "is not an image name"),
+        ({}, {}, {"labels": {"a..b/team": "x"}}, "is not a valid Kubernetes label key"),
         ({}, {}, {"labels": {"app.kubernetes.io/instance": "other"}}, "is reserved"),
         ({}, {}, {"labels": {"ray.io/cluster": "other"}}, "is reserved"),
         ({}, {}, {"labels": {"batchinfer/dashboard-client": "true"}}, "is reserved"),
@@ -406,7 +409,7 @@ def test_places_of_this_machine_are_refused_unless_a_volume_has_them(tmp_path):
         output={"uri": str(tmp_path / "out")},
         resources={"accelerator": "cpu"},
     )
-    with pytest.raises(SpecError, match=r"input\.uri is .*pods do not see it"):
+    with pytest.raises(SpecError, match=r"input\.uri is .*which pods cannot see"):
         render_job(spec, Options(), sample=False)
     job = render_job(spec, Options(mounts=(Mount("shared", str(tmp_path)),)), sample=False)[-1]
     for template in pod_templates(cluster_of(job)):

@@ -256,7 +256,7 @@ def test_what_a_cluster_refuses_is_one_message_and_nothing_is_sent(
     before = client.jobs()
     submission = ("submit", str(path), "--address")
     assert_refused(
-        command(*submission, cluster.url, RAY_AUTH_TOKEN="wrong" * 10), "does not accept the token, or got none"
+        command(*submission, cluster.url, RAY_AUTH_TOKEN="wrong" * 10), "rejects the token, or received none"
     )
     assert_refused(command(*submission, f"http://127.0.0.1:{free_port()}"), "no cluster answers at")
     assert_refused(command("run", str(path), "--address", cluster.url), "not where a driver joins it")
