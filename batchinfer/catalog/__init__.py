@@ -26,7 +26,7 @@ from batchinfer.catalog.models import (
 )
 from batchinfer.catalog.nodes import NodeLabels, node_labels
 from batchinfer.catalog.quantization import FOUR_BIT_GROUPS, QUANTIZATIONS, Quantization, QuantizationName
-from batchinfer.catalog.shape import Experts, LatentAttention, ModelShape, ParameterCount
+from batchinfer.catalog.shape import Experts, LatentAttention, LinearAttention, ModelShape, ParameterCount
 
 __all__ = [
     "FOUR_BIT_GROUPS",
@@ -40,6 +40,7 @@ __all__ = [
     "Experts",
     "LatentAttention",
     "Licence",
+    "LinearAttention",
     "Model",
     "ModelShape",
     "NodeLabels",

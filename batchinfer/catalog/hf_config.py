@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from batchinfer.catalog.shape import Experts, LatentAttention, ModelShape
+from batchinfer.catalog.shape import Experts, LatentAttention, LinearAttention, ModelShape
 from batchinfer.errors import ModelError
 
 
@@ -363,23 +363,140 @@ def _gpt_oss(c: _Config) -> ModelShape:
     )
 
 
+def _gemma3(c: _Config) -> ModelShape:
+    """Every sixth layer sees all tokens. The keys that Google's larger models leave out have `transformers`' defaults;
+    vLLM takes their context as scaled already."""
+    layers = c.number("num_hidden_layers", default=26)
+    pattern = c.number("sliding_window_pattern", "_sliding_window_pattern", default=6)
+    kinds = ["full_attention" if (layer + 1) % pattern == 0 else "sliding_attention" for layer in range(layers)]
+    bias = c.flag("attention_bias")
+    context = c.number("max_position_embeddings", default=131_072)
+    size, windowed = c.number("sliding_window", default=4096), _layers_of(c, "sliding_attention", kinds)
+    seen = size < context and windowed > 0
+    return ModelShape(
+        architecture=c.architecture,
+        layers=layers,
+        hidden_size=c.number("hidden_size", default=2304),
+        intermediate_size=c.number("intermediate_size", default=9216),
+        attention_heads=c.number("num_attention_heads", default=8),
+        kv_heads=c.number("num_key_value_heads", default=4),
+        head_dim=c.number("head_dim", default=256),
+        vocab_size=c.number("vocab_size", default=262_208),
+        context=context,
+        tied_embeddings=c.flag("tie_word_embeddings", default=True),
+        norms=4,
+        qk_norm="shared",
+        qkv_bias=bias,
+        output_bias=bias,
+        window=size if seen else None,
+        windowed_layers=windowed if seen else 0,
+    )
+
+
+def _glm4_moe(c: _Config) -> ModelShape:
+    layers, size = c.number("num_hidden_layers"), c.number("moe_intermediate_size")
+    experts = Experts(
+        count=c.number("n_routed_experts", "num_local_experts", default=128),
+        active=c.number("num_experts_per_tok", default=8),
+        intermediate_size=size,
+        layers=layers - min(layers, c.number("first_k_dense_replace", default=1)),
+        shared_size=size * c.number("n_shared_experts", default=1),
+        correction_bias=True,
+    )
+    norm = "shared" if c.flag("use_qk_norm") else "none"
+    return _shape(c, experts=experts if experts.layers else None, qk_norm=norm, qkv_bias=c.flag("attention_bias"))
+
+
+def _minimax_m2(c: _Config) -> ModelShape:
+    experts = Experts(
+        count=c.number("num_local_experts", "num_experts", default=256),
+        active=c.number("num_experts_per_tok", default=8),
+        intermediate_size=c.number("intermediate_size"),
+        layers=c.number("num_hidden_layers"),
+        correction_bias=True,
+    )
+    return _shape(c, experts=experts, qk_norm="per_head")
+
+
+def _olmo2(c: _Config) -> ModelShape:
+    """Norms follow attention and MLP instead of preceding them; there are as many."""
+    bias = c.flag("attention_bias")
+    return _shape(c, qk_norm="per_head", qkv_bias=bias, output_bias=bias)
+
+
+def _olmo3(c: _Config) -> ModelShape:
+    """Every fourth layer sees all tokens."""
+    layers = c.number("num_hidden_layers")
+    kinds = ["sliding_attention" if (layer + 1) % 4 else "full_attention" for layer in range(layers)]
+    bias = c.flag("attention_bias")
+    window = _window(c, c.optional("sliding_window", 4096), _layers_of(c, "sliding_attention", kinds))
+    return _shape(c, qk_norm="per_head", qkv_bias=bias, output_bias=bias, **window)
+
+
+def _qwen3_5(c: _Config) -> ModelShape:
+    """Three layers of four have linear attention; attention has a gate. With experts, all layers have them."""
+    layers, interval = c.number("num_hidden_layers"), c.number("full_attention_interval", default=4)
+    kinds = ["linear_attention" if (layer + 1) % interval else "full_attention" for layer in range(layers)]
+    linear = LinearAttention(
+        layers=_layers_of(c, "linear_attention", kinds),
+        key_heads=c.number("linear_num_key_heads", default=16),
+        value_heads=c.number("linear_num_value_heads", default=32),
+        key_head_dim=c.number("linear_key_head_dim", default=128),
+        value_head_dim=c.number("linear_value_head_dim", default=128),
+        kernel=c.number("linear_conv_kernel_dim", default=4),
+    )
+    bias = c.flag("attention_bias")
+    differences: dict[str, Any] = {}
+    if c.values.get("num_experts"):
+        differences["intermediate_size"] = size = c.number("moe_intermediate_size", default=512)
+        differences["experts"] = Experts(
+            count=c.number("num_experts"),
+            active=c.number("num_experts_per_tok", default=8),
+            intermediate_size=size,
+            layers=layers,
+            shared_size=c.number("shared_expert_intermediate_size", default=512),
+            shared_gate=True,
+        )
+    return _shape(
+        c,
+        head_dim=c.number("head_dim", default=256),
+        linear=linear if linear.layers else None,
+        gated_attention=True,
+        qk_norm="shared",
+        qkv_bias=bias,
+        output_bias=bias,
+        **differences,
+    )
+
+
 _READERS: dict[str, Callable[[_Config], ModelShape]] = {
     "CohereForCausalLM": _cohere,
     "DeepseekV3ForCausalLM": _deepseek_v3,
     "FalconForCausalLM": _falcon,
+    "Gemma3ForCausalLM": _gemma3,
+    "Gemma3ForConditionalGeneration": _gemma3,
+    "Glm4MoeForCausalLM": _glm4_moe,
     "GptOssForCausalLM": _gpt_oss,
+    "GraniteForCausalLM": _llama,
     "Llama4ForCausalLM": _llama4,
     "Llama4ForConditionalGeneration": _llama4,
     "LlamaForCausalLM": _llama,
     "MPTForCausalLM": _mpt,
     "Mistral3ForConditionalGeneration": _mistral,
+    "MiniMaxM2ForCausalLM": _minimax_m2,
     "MistralForCausalLM": _mistral,
     "MixtralForCausalLM": _mixtral,
     "MptForCausalLM": _mpt,
+    "Olmo2ForCausalLM": _olmo2,
+    "Olmo3ForCausalLM": _olmo3,
     "Phi3ForCausalLM": _phi3,
     "PhiForCausalLM": _phi,
     "QWenLMHeadModel": _qwen1,
     "Qwen2ForCausalLM": _qwen2,
     "Qwen3ForCausalLM": _qwen3,
+    "Qwen3_5ForCausalLM": _qwen3_5,
+    "Qwen3_5ForConditionalGeneration": _qwen3_5,
+    "Qwen3_5MoeForCausalLM": _qwen3_5,
+    "Qwen3_5MoeForConditionalGeneration": _qwen3_5,
     "Qwen3MoeForCausalLM": _qwen3_moe,
 }

@@ -303,7 +303,7 @@ def front(title: str, points: Sequence[Point], x: str, y: str, says: str) -> Pic
             [point.cost], [point.share], marker=marker, color=color, markersize=13 if point.taken else 7, zorder=3
         )
         axes.annotate(
-            _short(point.name), (point.cost, point.share), xytext=(8, -3), textcoords="offset points", color=INK
+            _short(point.name), (point.cost, point.share), xytext=(8, -14), textcoords="offset points", color=INK
         )
     axes.set_xlim(left=0.0, right=1.3 * max(point.cost for point in points) or 1.0)
     axes.set_xlabel(x)

@@ -198,8 +198,10 @@ def _step(layout: _Layout, running: float, input_tokens: float, output_tokens: f
     tokens = running + prompt
     compute, weights, matmul = _matmul(layout, running, tokens)
     context = input_tokens + output_tokens / 2
-    cache = running * shape.kv_bytes(1, layout.kv_bytes_per_value, layout.tensor) / layout.pipeline / layout.bandwidth
-    cache *= _seen(shape, context)
+    layer = shape.layer_kv_bytes(layout.kv_bytes_per_value, layout.tensor)
+    # A step reads and writes the states of linear attention, and reads what attention sees.
+    state = 2 * shape.linear.state_bytes / layout.tensor if shape.linear else 0.0
+    cache = running * (shape.layers * layer * _seen(shape, context) + state) / layout.pipeline / layout.bandwidth
     activations = tokens * _activation_bytes(shape) / gpus / layout.bandwidth
     attention = layout.peak_16bit * e.attention * gpus
     scores = prompt * _score_flops(shape) * _seen(shape, input_tokens / 2) / attention
@@ -220,8 +222,8 @@ def _step(layout: _Layout, running: float, input_tokens: float, output_tokens: f
 
 def _seen(shape: ModelShape, context: float) -> float:
     """Tokens that a token's attention reads in a layer, on average over the layers."""
-    windowed = shape.windowed_layers / shape.layers
-    return (1 - windowed) * context + windowed * min(context, shape.window or context)
+    windowed, attending = shape.windowed_layers / shape.layers, shape.attention_layers / shape.layers
+    return (attending - windowed) * context + windowed * min(context, shape.window or context)
 
 
 def _activation_bytes(shape: ModelShape) -> float:

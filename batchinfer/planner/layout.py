@@ -53,6 +53,8 @@ def tensor_problem(shape: ModelShape, quantization: Quantization, tensor: int) -
     """Why the model cannot be cut in `tensor` parts; None if it can. The rules are vLLM's."""
     if shape.attention_heads % tensor:
         return f"{shape.attention_heads} attention heads do not divide by {tensor}"
+    if shape.linear is not None and shape.linear.key_heads % tensor:
+        return f"{shape.linear.key_heads} heads of linear attention do not divide by {tensor}"
     if shape.latent is None and shape.kv_heads % tensor and tensor % shape.kv_heads:
         return f"{shape.kv_heads} KV heads do not divide by {tensor}"
     padded = -(-shape.vocab_size // VOCABULARY_PADDING) * VOCABULARY_PADDING

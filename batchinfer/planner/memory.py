@@ -109,7 +109,7 @@ def _attention_on_each(shape: ModelShape, tensor: int) -> float:
     """Weights of all layers' attention on one GPU of the group."""
     attention = shape.parameters().attention
     if shape.latent is None:
-        copied = 2 * shape.layers * shape.hidden_size * shape.kv_heads * shape.head_dim
+        copied = 2 * shape.attention_layers * shape.hidden_size * shape.kv_heads * shape.head_dim
         return (attention - copied) / tensor + copied * _kv_heads_on_each(shape, tensor) / shape.kv_heads
     m = shape.latent
     down = shape.layers * shape.hidden_size * ((m.q_lora_rank or 0) + m.kv_lora_rank + m.qk_rope_head_dim)

@@ -25,6 +25,11 @@ FALCON = {name: SMALL[name] for name in ("num_hidden_layers", "hidden_size", "nu
 MPT = {"d_model": 64, "n_heads": 8, "n_layers": 3, "vocab_size": 160, "max_seq_len": 256}
 QWEN3_MOE = SMALL | {"moe_intermediate_size": 24, "num_experts": 8, "num_experts_per_tok": 2, "head_dim": 16}
 
+GLM = SMALL | {"moe_intermediate_size": 24, "n_routed_experts": 8, "num_experts_per_tok": 2, "head_dim": 16}
+GLM |= {"n_group": 1, "topk_group": 1}
+QWEN35 = SMALL | {"head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 6}
+QWEN35 |= {"linear_key_head_dim": 12, "linear_value_head_dim": 20}
+
 CASES = {
     "llama": ("llama", "LlamaForCausalLM", SMALL),
     "llama, tied": ("llama", "LlamaForCausalLM", SMALL | {"tie_word_embeddings": True}),
@@ -69,6 +74,27 @@ CASES = {
         "DeepseekV3ForCausalLM",
         DEEPSEEK | {"first_k_dense_replace": 2, "q_lora_rank": None, "n_shared_experts": 2},
     ),
+    "gemma 3": ("gemma3_text", "Gemma3ForCausalLM", SMALL | {"head_dim": 16, "num_hidden_layers": 7}),
+    "glm 4 moe": ("glm4_moe", "Glm4MoeForCausalLM", GLM),
+    "glm 4 moe, as 4.5": (
+        "glm4_moe",
+        "Glm4MoeForCausalLM",
+        GLM | {"attention_bias": True, "use_qk_norm": True, "first_k_dense_replace": 2, "n_shared_experts": 2},
+    ),
+    "granite": ("granite", "GraniteForCausalLM", SMALL | {"tie_word_embeddings": True}),
+    "granite, biases": ("granite", "GraniteForCausalLM", SMALL | {"attention_bias": True, "mlp_bias": True}),
+    "minimax m2": ("minimax_m2", "MiniMaxM2ForCausalLM", SMALL | {"head_dim": 16, "num_local_experts": 4}),
+    "olmo 2": ("olmo2", "Olmo2ForCausalLM", SMALL | {"pad_token_id": 0}),
+    "olmo 3": ("olmo3", "Olmo3ForCausalLM", SMALL | {"pad_token_id": 0, "sliding_window": 64}),
+    "qwen3.5": ("qwen3_5_text", "Qwen3_5ForCausalLM", QWEN35),
+    "qwen3.5, biases": ("qwen3_5_text", "Qwen3_5ForCausalLM", QWEN35 | {"attention_bias": True}),
+    "qwen3.5 moe": (
+        "qwen3_5_moe_text",
+        "Qwen3_5MoeForCausalLM",
+        QWEN35
+        | {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+        | {"shared_expert_intermediate_size": 40},
+    ),
     "gpt-oss": ("gpt_oss", "GptOssForCausalLM", SMALL | {"head_dim": 16, "num_local_experts": 4}),
     "llama 4, text": ("llama4_text", "Llama4ForCausalLM", LLAMA4),
     "llama 4, text, every other layer dense": (
@@ -94,7 +120,7 @@ def _parameters(model):
 
 
 def _sees(name):
-    return any(part in name for part in ("vision", "projector", "patch_merger"))
+    return any(part in name for part in ("vision", "visual", "projector", "patch_merger"))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -108,6 +134,7 @@ def test_the_parameters_are_those_of_the_real_model(case, torch, transformers):
     assert shape.parameters().total == _parameters(model)
 
 
+QWEN_VISION = {"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64}
 VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
@@ -120,12 +147,29 @@ VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "n
             LLAMA4 | {"interleave_moe_layer_step": 2},
             VISION | {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32},
         ),
+        (
+            "gemma3",
+            "Gemma3ForConditionalGeneration",
+            SMALL | {"head_dim": 16},
+            VISION | {"image_size": 28, "patch_size": 14},
+        ),
+        ("qwen3_5", "Qwen3_5ForConditionalGeneration", QWEN35, QWEN_VISION),
+        (
+            "qwen3_5_moe",
+            "Qwen3_5MoeForConditionalGeneration",
+            QWEN35 | {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+            QWEN_VISION,
+        ),
         ("mistral3", "Mistral3ForConditionalGeneration", SMALL | {"model_type": "mistral", "head_dim": 16}, VISION),
     ],
 )
 def test_of_a_model_that_sees_only_the_text_part_counts(model_type, architecture, text, vision, torch, transformers):
     config = transformers.AutoConfig.for_model(
-        model_type, text_config=text, vision_config=vision, tie_word_embeddings=False
+        model_type,
+        text_config=text,
+        vision_config=vision,
+        # What Gemma's leave out: its default is true, the others' are false.
+        tie_word_embeddings=model_type == "gemma3",
     )
     with torch.device("meta"):
         model = transformers.AutoModelForImageTextToText.from_config(config)
@@ -136,7 +180,8 @@ def test_of_a_model_that_sees_only_the_text_part_counts(model_type, architecture
 
 def test_every_readable_architecture_is_proven_here_or_by_its_published_count():
     proven = {architecture for _, architecture, _ in CASES.values()}
-    proven |= {"Llama4ForConditionalGeneration", "Mistral3ForConditionalGeneration"}
+    proven |= {"Llama4ForConditionalGeneration", "Mistral3ForConditionalGeneration", "Gemma3ForConditionalGeneration"}
+    proven |= {"Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"}
     # Remote code, never in `transformers`; MPT's two names have one reader.
     assert set(readable_architectures()) - proven == {"QWenLMHeadModel", "MPTForCausalLM"}
     assert {model.shape.architecture for model in models().values()} <= set(readable_architectures())

@@ -64,6 +64,15 @@ PARAMETERS = {
     "deepseek-v3": 671_026_419_200,
     "gpt-oss-120b": 116_829_156_672,
     "gpt-oss-20b": 20_914_757_184,
+    "gemma-3-1b": 999_885_952,
+    "kimi-k2": 1_026_408_232_448,
+    "minimax-m2.5": 228_689_764_864,
+    "olmo-3-7b": 7_298_011_136,
+    "phi-4": 14_659_507_200,
+    "phi-4-mini": 3_836_021_760,
+    "qwen3-embedding-8b": 7_567_295_488,
+    "qwen3.5-27b": 26_895_998_464,
+    "qwen3.5-35b-a3b": 34_660_610_688,
 }
 """Totals of the published files, where they could be read, or of their config.json; DeepSeek's with the score
 corrections of its experts."""
@@ -170,6 +179,15 @@ def test_active_parameters_are_the_published_ones(name, published, with_embeddin
 @pytest.mark.parametrize(("name", "size"), KV_BYTES_PER_TOKEN.items())
 def test_the_kv_cache_takes_the_published_bytes_per_token(name, size):
     assert models()[name].shape.kv_bytes(1) == size
+
+
+def test_linear_attention_holds_a_state_of_one_size_and_no_cache():
+    shape = models()["qwen3.5-27b"].shape
+    # 16 layers of 4 KV heads of 256 in 16 bits; 48 layers of a state of 48 x 128 x 128 in 32 bits, and three inputs of
+    # the convolution over 2 x 16 x 128 + 48 x 128.
+    state = 48 * (48 * 128 * 128 * 4 + (2 * 16 * 128 + 48 * 128) * 3 * 2)
+    assert shape.kv_bytes(1000) == 65_536 * 1000 + state
+    assert shape.kv_bytes(1000, tensor_parallel=2) == 32_768 * 1000 + state / 2
 
 
 def test_windowed_layers_hold_no_more_than_their_window():
