@@ -52,6 +52,8 @@ class Checked:
     committed: frozenset[int]
     resumed: bool
     choice: FileChoice | None = None
+    before: tuple[str | None, int] = (None, 0)
+    """The tag of the manifest that was found in the output, and how many shards its run had committed."""
 
 
 def absolute(spec: JobSpec) -> JobSpec:
@@ -173,6 +175,8 @@ def check(
     if spec.chunk is not None and spec.model.source != SCRIPTED and not is_remote(facts.location):
         _require_tokenizer(spec, facts)
     columns = needed_columns(spec)
+    # Before the manifest is read: if another run writes it meanwhile, its tag is no longer this one.
+    found = layout.storage.stat(layout.manifest)
     old = None if trial else find_manifest(layout)
     committed = set() if trial else committed_shards(layout)
     if old is None and committed:
@@ -180,6 +184,7 @@ def check(
             f"{layout.root} holds results without {MANIFEST[1:]}, which says what they are",
             "choose another output.uri, or move the old results away",
         )
+    before = (None if found is None else found.tag, len(committed))
     resumed = False
     fingerprint = Fingerprint(run_id=run_id, spec=shaping(spec))
     choice = None
@@ -206,7 +211,7 @@ def check(
     require_sampling_columns(spec, manifest.schema)
     require_files_apart(manifest, layout)
     layout.storage.require_writable(layout.root)
-    return Checked(spec, facts, layout, manifest, frozenset(committed), resumed, choice)
+    return Checked(spec, facts, layout, manifest, frozenset(committed), resumed, choice, before)
 
 
 def _require_tokenizer(spec: JobSpec, facts: ModelFacts) -> None:

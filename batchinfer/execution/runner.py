@@ -14,6 +14,7 @@ from batchinfer.accounting.report import Report
 from batchinfer.errors import (
     BatchinferError,
     EngineError,
+    OutputError,
     Stopped,
     StorageError,
     UserError,
@@ -121,6 +122,11 @@ def _carry_out(
     with limits for this session alone."""
     layout = checked.layout
     with layout.storage.lock(layout.lock) as require_held:
+        if not timed:
+            pending = _still_pending(checked, pending)
+            if not pending and checked.resumed:
+                listener.event("nothing to do", shards=len(checked.manifest.shards))
+                return conclude(layout, checked.spec, checked.manifest)
         manifest = _begin(checked, plan)
         pending = [manifest.shards[shard.shard_id] for shard in pending]
         session = begin_session(layout, "run", plan, datetime.now(UTC))
@@ -138,6 +144,24 @@ def _carry_out(
         _execute(job, manifest, Work(pending), listener, require_held)
         # A trial is looked at in the terminal, and drawing takes as long as a few rows.
         return conclude(layout, checked.spec, manifest, page=not timed)
+
+
+def _still_pending(checked: Checked, pending: Sequence[Shard]) -> list[Shard]:
+    """Those of the `pending` shards that are still to run, now that no other command can write to the output.
+
+    Another command may have run there since the check, while Ray started. Raises OutputError if it began a run: this
+    one would clear it away.
+    """
+    layout = checked.layout
+    found = layout.storage.stat(layout.manifest)
+    committed = committed_shards(layout)
+    now = (None if found is None else found.tag, len(committed) if not checked.resumed else checked.before[1])
+    if now != checked.before:
+        raise OutputError(
+            f"another command ran in {layout.root} while this one started",
+            "run the same command again: it goes on from what is there now",
+        )
+    return [shard for shard in pending if shard.shard_id not in committed] if checked.resumed else list(pending)
 
 
 def try_rows(
@@ -212,8 +236,7 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
     facts = require_model(spec)
     require_same_input(manifest, spec)
     require_groups(layout, manifest)
-    positions, generations = failed_rows(layout)
-    if not positions:
+    if not failed_rows(layout)[0]:
         listener.event("nothing to do", rows_failed=0)
         return conclude(layout, spec, manifest)
     told = advice_before_retry(spec, failed_codes(layout), changed)
@@ -226,6 +249,11 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
         with ray_pipeline.announced(cluster, listener):
             plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
             with layout.storage.lock(layout.lock) as require_held:
+                # Another retry may have ended since the first look.
+                positions, generations = failed_rows(layout)
+                if not positions:
+                    listener.event("nothing to do", rows_failed=0)
+                    return conclude(layout, spec, manifest)
                 note_retry(layout, manifest.fingerprint.run_id, positions)
                 shards = [shard for shard in manifest.shards if shard.shard_id in positions]
                 listener.event(
