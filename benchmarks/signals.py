@@ -36,6 +36,9 @@ MARK = "BATCHINFER_SIGNALS_TRIAL"
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ROWS = 400
 
+_SECOND_LIMITS = 3
+"""How many limits of a signal's effect the second command may take, which starts Ray and runs what is left."""
+
 SPEC = """
 name: signals
 model: {{source: scripted}}
@@ -125,7 +128,7 @@ def _trial(
 ) -> Trial:
     mark = uuid.uuid4().hex
     command = [sys.executable, "-m", "batchinfer", subcommand, str(spec)]
-    environment = os.environ | {MARK: mark, "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {MARK: mark, "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1"}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
@@ -142,12 +145,9 @@ def _trial(
                 process.send_signal(number)
     began = time.monotonic()
     faults: list[str] = []
-    try:
-        _, errors = process.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
+    errors, hangs = _errors_of(process, limit)
+    if hangs:
         faults.append(f"still there {limit:g} s after the signal")
-        process.kill()
-        _, errors = process.communicate()
     took = time.monotonic() - began
     told = [line for line in errors.splitlines() if not line.startswith("{")]
     said = [line for line in told if line.startswith("error:")]
@@ -166,9 +166,12 @@ def _trial(
     trial = Trial(names, round(at, 2), process.returncode, round(took, 2), len(told), faults)
     if subcommand != "run":
         return trial
-    again = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=180)
-    if again.returncode:
-        faults.append(f"the second command ended with {again.returncode}: {again.stderr[-300:]}")
+    again = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    errors, hangs = _errors_of(again, _SECOND_LIMITS * limit)
+    if hangs:
+        faults.append(f"the second command is still there after {_SECOND_LIMITS * limit:g} s")
+    elif again.returncode:
+        faults.append(f"the second command ended with {again.returncode}: {errors[-300:]}")
     else:
         store, path = (
             (pafs.S3FileSystem(endpoint_override=os.environ.get("AWS_ENDPOINT_URL")), output.removeprefix("s3://"))
@@ -181,9 +184,26 @@ def _trial(
     return trial
 
 
+def _errors_of(process: subprocess.Popen[str], limit: float) -> tuple[str, bool]:
+    """What a command said on stderr, and whether it was still there after `limit` seconds: then where its threads are
+    is printed, and it is ended.
+    """
+    try:
+        return process.communicate(timeout=limit)[1], False
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+    try:
+        errors = process.communicate(timeout=10)[1]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        errors = process.communicate()[1]
+    print(errors[-6000:], file=sys.stderr)
+    return errors, True
+
+
 def _wait_until_caught(pid: int) -> None:
     """Until the process has a handler for SIGTERM: before that it is the interpreter, which has not begun with it."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
             caught = next((int(line.split()[1], 16) for line in file if line.startswith("SigCgt:")), 0)
