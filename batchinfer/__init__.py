@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from batchinfer import errors
     from batchinfer.jobspec import (
         AnswerSpec,
+        CatalogSpec,
         ChunkSpec,
         CombinePrompt,
         CsvSpec,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         NotifySpec,
         OutputSpec,
         PromptSpec,
+        PublishSpec,
         ReasoningSpec,
         ReduceSpec,
         RepetitionSpec,
@@ -59,6 +61,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AnswerSpec",
+    "CatalogSpec",
     "ChunkSpec",
     "CombinePrompt",
     "CsvSpec",
@@ -78,6 +81,7 @@ __all__ = [
     "NotifySpec",
     "OutputSpec",
     "PromptSpec",
+    "PublishSpec",
     "ReasoningSpec",
     "ReduceSpec",
     "RepetitionSpec",

@@ -178,6 +178,20 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
             ("occasion", "reason"),
             "warning",
         ),
+        "published": Event(
+            "The results are in their table (`output.publish`). `rows`: those of the commit.",
+            ("table", "mode", "version", "rows"),
+        ),
+        "publish again": Event(
+            "Another commit came into the table first; the results are written again.",
+            ("table", "attempt", "reason"),
+            "warning",
+        ),
+        "not published": Event(
+            "More rows failed than limits.max_error_rate allows, so the table stays as it is.",
+            ("table", "reason"),
+            "warning",
+        ),
         "page not written": Event(
             "The report for a browser could not be made or written; the run and its other files are complete.",
             ("reason",),

@@ -60,6 +60,25 @@ class Accuracy(BaseModel):
         return cls(right=right, compared=compared, accuracy=right / compared, low=low, high=high)
 
 
+class Published(BaseModel):
+    """The table that holds the results of a run (`output.publish`)."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    to: str
+    """The format: `delta` or `iceberg`."""
+    table: str
+    """The table: its place, or the catalog and the name in it."""
+    mode: str
+    """The spec's `output.publish.mode`."""
+    version: str
+    """The version of the table, or its snapshot, in which the results came."""
+    revision: int = 0
+    """0 for the results as the run made them; more after each retry that was published."""
+    rows: int = 0
+    """Rows of the commit. 0 if the command was killed between the commit and this note."""
+
+
 class ReportPart(Setup):
     """The replicas of a run with the same device, weights, layout and price, and their cost."""
 
@@ -200,6 +219,8 @@ class Report(BaseModel):
     """The estimate of the run's first plan for the whole job. null: that plan had no estimate."""
     labels: dict[str, str] = {}
     """The spec's `labels`."""
+    published: Published | None = None
+    """The table that holds the results. null: they are in no table, or more rows failed than the spec allows."""
     files_skipped: dict[str, str] = {}
     """Input files that were skipped because they could not be read (`input.on_bad_file: skip`), with the reason."""
 
@@ -229,6 +250,7 @@ def make_report(
     dtype: str = "auto",
     task: str = "generate",
     files_skipped: Mapping[str, str] | None = None,
+    published: Published | None = None,
 ) -> Report:
     """The report of a run with the accounts `totals`. `plan` is the last session's plan, None if the plan is lost;
     `sessions` are those whose plans are kept. The replicas' accounts override the plans; `model` is the model's name if
@@ -299,6 +321,7 @@ def make_report(
         planned=begun.first_estimate or begun.estimate,
         labels=dict(labels or {}),
         files_skipped=dict(files_skipped or {}),
+        published=published,
     )
 
 

@@ -74,6 +74,9 @@ def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at:
         print(told)
     for line in type_lines(loaded.output):
         print(line)
+    published = preview.publish_line(checked)
+    if published is not None:
+        print(published)
     thinking = thinking_line(checked.spec, checked.facts.folder)
     if thinking is not None:
         print(thinking)
@@ -205,6 +208,17 @@ def retry(uri: RunUri, overrides: Overrides = None, as_json: AsJson = False, add
     from batchinfer.execution import runner
 
     _attended(lambda listener: runner.retry(uri, listener, address, overrides or []), as_json, {})
+
+
+@app.command()
+def publish(uri: RunUri, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Write the results of a finished run into the table of output.publish, unless the table has them."""
+    from batchinfer.execution import runner
+    from batchinfer.reporting.console import attending
+
+    with attending({}):
+        made = runner.publish(uri, overrides or [])
+    _print(made, as_json)
 
 
 @app.command()

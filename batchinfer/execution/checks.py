@@ -14,6 +14,7 @@ from batchinfer.engine.grammars import require_grammar
 from batchinfer.engine.installed import require_engine_arguments
 from batchinfer.errors import ModelError, OutputError, SpecError, StoreRefused, UserError
 from batchinfer.execution.model_checks import require_model
+from batchinfer.execution.publish import require_publishable
 from batchinfer.execution.row_chunks import require_room_to_combine
 from batchinfer.execution.same_job import require_same_input, require_same_spec, shaping
 from batchinfer.execution.sample_prompts import require_room_for_choices
@@ -21,7 +22,7 @@ from batchinfer.execution.token_counter import UNLIMITED, chat_template, counter
 from batchinfer.input import build_manifest
 from batchinfer.input.files import fixed_part, is_glob
 from batchinfer.input.manifest import Fingerprint, Manifest, from_parquet
-from batchinfer.jobspec import SCRIPTED, JobSpec, ModelSpec, PromptSpec, parse
+from batchinfer.jobspec import SCRIPTED, JobSpec, ModelSpec, PromptSpec, PublishSpec, parse
 from batchinfer.jobspec.cron import Tick
 from batchinfer.jobspec.schedule import current_time, resolve
 from batchinfer.jobspec.templates import is_template
@@ -62,10 +63,18 @@ def absolute(spec: JobSpec) -> JobSpec:
         update={
             "model": _absolute_model(spec.model),
             "input": spec.input.model_copy(update={"uri": normal_uri(spec.input.uri)}),
-            "output": spec.output.model_copy(update={"uri": normal_uri(spec.output.uri)}),
+            "output": spec.output.model_copy(
+                update={"uri": normal_uri(spec.output.uri), "publish": _absolute_publish(spec.output.publish)}
+            ),
             **_with_chat_templates(spec),
         }
     )
+
+
+def _absolute_publish(publish: PublishSpec | None) -> PublishSpec | None:
+    if publish is None or publish.to != "delta":
+        return publish
+    return publish.model_copy(update={"table": normal_uri(publish.table)})
 
 
 def _with_chat_templates(spec: JobSpec) -> dict[str, Any]:
@@ -210,6 +219,7 @@ def check(
         committed = set()
     require_sampling_columns(spec, manifest.schema)
     require_files_apart(manifest, layout)
+    require_publishable(spec, manifest)
     layout.storage.require_writable(layout.root)
     return Checked(spec, facts, layout, manifest, frozenset(committed), resumed, choice, before)
 

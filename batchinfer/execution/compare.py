@@ -142,7 +142,8 @@ def _prepare(variant: Variant, job: JobSpec, dry_run: bool) -> _Prepared:
 
 
 def _writing_to(spec: JobSpec, uri: str, **update: Any) -> JobSpec:
-    return spec.model_copy(update={"output": spec.output.model_copy(update={"uri": uri}), **update})
+    # A variant is looked at, and is no row of a table.
+    return spec.model_copy(update={"output": spec.output.model_copy(update={"uri": uri, "publish": None}), **update})
 
 
 @contextlib.contextmanager

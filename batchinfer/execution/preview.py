@@ -14,6 +14,7 @@ from batchinfer.execution.checks import Checked, check_at
 from batchinfer.execution.model_checks import require_model
 from batchinfer.execution.plan_job import plan_job, plan_of
 from batchinfer.execution.progress import Listener
+from batchinfer.execution.publish import require_publishable
 from batchinfer.execution.sample_prompts import survey
 from batchinfer.execution.this_machine import host_cluster, may_have_gpus
 from batchinfer.jobspec import JobSpec
@@ -23,6 +24,11 @@ from batchinfer.planner import Interval, Plan, PromptSample, Workload, assumed_c
 def validate(spec: JobSpec, at: datetime | None = None) -> Checked:
     """Check all that `run` checks before it starts anything; raises UserError."""
     return check_at(spec, at)
+
+
+def publish_line(checked: Checked) -> str | None:
+    """What the run does to a table at its end, for a person; None without `output.publish`."""
+    return require_publishable(checked.spec, checked.manifest)
 
 
 def forecast(checked: Checked) -> PromptSample:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from batchinfer import events
 from batchinfer.accounting.evaluation import Evaluation
 from batchinfer.accounting.ledger import replica_accounts, totals
 from batchinfer.accounting.records import ShardRecord
-from batchinfer.accounting.report import Report, make_report, overall_accuracy
+from batchinfer.accounting.report import Published, Report, make_report, overall_accuracy
 from batchinfer.errors import Stopped, TooManyFailedRows, UserError
 from batchinfer.execution.checks import open_run
 from batchinfer.execution.evaluate_later import accuracy_of_results, evaluate_results, evaluation
@@ -23,6 +23,7 @@ from batchinfer.rundir.failed_rows import noted_retry
 from batchinfer.rundir.journals import living_replicas, read_journals, require_of_run
 from batchinfer.rundir.ownership import overwrite
 from batchinfer.rundir.paths import Layout, reading
+from batchinfer.rundir.published import published
 from batchinfer.rundir.sessions import read_sessions
 from batchinfer.storage import normal_uri, storage_for
 
@@ -37,9 +38,14 @@ def report(uri: str, overrides: Sequence[str] = ()) -> Report:
     `overrides` may set `evaluate`, which shapes no result: the answers are compared again. Raises UserError.
     """
     layout, manifest, spec = open_run(uri)
-    records = read_records(layout, manifest, noted_retry(layout))
-    made = _report(layout, spec, manifest, records, living_replicas(layout, read_journals(layout)))
+    made = current_report(layout, spec, manifest)
     return _compared(made, layout, spec, evaluation(uri, spec, overrides)) if overrides else made
+
+
+def current_report(layout: Layout, spec: JobSpec, manifest: Manifest) -> Report:
+    """The report of a run as it is now; writes nothing."""
+    records = read_records(layout, manifest, noted_retry(layout))
+    return _report(layout, spec, manifest, records, living_replicas(layout, read_journals(layout)))
 
 
 def _compared(made: Report, layout: Layout, spec: JobSpec, wanted: EvaluateSpec) -> Report:
@@ -96,10 +102,21 @@ def require_limits(made: Report) -> None:
         )
 
 
-def conclude(layout: Layout, spec: JobSpec, manifest: Manifest, page: bool = True) -> Report:
-    """Write the accounts and the report, with `page` also for a browser."""
+def conclude(
+    layout: Layout,
+    spec: JobSpec,
+    manifest: Manifest,
+    page: bool = True,
+    publisher: Callable[[list[ShardRecord], Report], Published | None] | None = None,
+) -> Report:
+    """Write the accounts and the report, with `page` also for a browser.
+
+    `publisher` writes the results into a table, before the report says that the run is over.
+    """
     records = account_for(layout, manifest)
     made = _report(layout, spec, manifest, records)
+    if publisher is not None:
+        made = made.model_copy(update={"published": publisher(records, made)})
     overwrite(layout, layout.report, made.model_dump_json(indent=2).encode())
     if page:
         _write_page(layout, spec, made, records)
@@ -174,6 +191,7 @@ def _report(
         dtype=spec.model.dtype,
         task=spec.task,
         files_skipped=dict(manifest.skipped),
+        published=published(layout, manifest.fingerprint.run_id),
     )
 
 

@@ -40,9 +40,15 @@ from batchinfer.execution.monthly_budget import within_month
 from batchinfer.execution.notify import telling
 from batchinfer.execution.plan_job import plan_job
 from batchinfer.execution.progress import Listener
+from batchinfer.execution.publish import (
+    publisher,
+    require_enough_rows,
+    require_publishable,
+    require_room_for_retry,
+)
 from batchinfer.execution.ray_pipeline import Work
 from batchinfer.execution.replica_events import ReplicaEvents
-from batchinfer.execution.reports import account_for, conclude, read_plan
+from batchinfer.execution.reports import account_for, conclude, current_report, read_plan
 from batchinfer.execution.retried_rows import advice_before_retry
 from batchinfer.execution.same_job import changes_of_spec, require_same_input, shaping
 from batchinfer.execution.stop_and_budget import Stopper, Tally, Watch
@@ -69,8 +75,11 @@ DEAD_AFTER_SECONDS = 5.0
 NAMED_SHARDS = 20
 """Shards that an error names; of further ones it says only that there are more."""
 
-_RETRY_KEYS = ("sampling.", "engine.", "resources.", "limits.", "labels.", "storage.")
+_RETRY_KEYS = ("sampling.", "engine.", "resources.", "limits.", "labels.", "storage.", "output.publish")
 """Keys that `retry --set` may change: how a row is run, but not its prompt and not the shape of its result."""
+
+_PUBLISH_KEYS = ("output.publish", "storage.", "limits.max_error_rate")
+"""Keys that `publish --set` may change."""
 
 _RETRY_EXCEPT = ("sampling.n", "sampling.logprobs")
 """These shape the columns of the result."""
@@ -99,7 +108,7 @@ def run(
         listener.event("nothing to do", shards=len(manifest.shards))
         if layout.storage.stat(layout.spec) is None:
             _write_spec(layout, checked.spec)
-        return conclude(layout, checked.spec, manifest, page=not timed)
+        return _concluded_again(layout, checked.spec, manifest, page=not timed)
 
     def carry_out() -> Report:
         limited = within_month(checked.spec, layout)
@@ -143,7 +152,9 @@ def _carry_out(
         job = replace(_job(limited or checked.spec, plan, layout, manifest, session), timed=timed)
         _execute(job, manifest, Work(pending), listener, require_held)
         # A trial is looked at in the terminal, and drawing takes as long as a few rows.
-        return conclude(layout, checked.spec, manifest, page=not timed)
+        return conclude(
+            layout, checked.spec, manifest, page=not timed, publisher=publisher(layout, checked.spec, manifest)
+        )
 
 
 def _still_pending(checked: Checked, pending: Sequence[Shard]) -> list[Shard]:
@@ -181,7 +192,9 @@ def try_rows(
     require_apart(whole)
     with refusals_are_the_users():
         layout = trial_layout(whole, here=cluster is None)
-        apart = whole.model_copy(update={"output": whole.output.model_copy(update={"uri": layout.root})})
+        apart = whole.model_copy(
+            update={"output": whole.output.model_copy(update={"uri": layout.root, "publish": None})}
+        )
         found = check(apart, new_run_id(), tick=tick, trial=True)
         require_rows(found.manifest)
         positions = positions_of(found.spec, found.manifest, ids) if ids else spread_rows(found.manifest.rows, rows)
@@ -238,7 +251,9 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
     require_groups(layout, manifest)
     if not failed_rows(layout)[0]:
         listener.event("nothing to do", rows_failed=0)
-        return conclude(layout, spec, manifest)
+        return _concluded_again(layout, spec, manifest)
+    require_room_for_retry(layout, spec, manifest.fingerprint.run_id)
+    require_publishable(spec, manifest)
     told = advice_before_retry(spec, failed_codes(layout), changed)
     if told is not None:
         listener.event("hint", text=told)
@@ -266,9 +281,38 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
                 work = Work(shards, positions, generations)
                 job = _job(limited, plan, layout, manifest, begin_session(layout, "retry", plan, datetime.now(UTC)))
                 _execute(job, manifest, work, listener, require_held)
-                return conclude(layout, spec, manifest)
+                return conclude(layout, spec, manifest, publisher=publisher(layout, spec, manifest))
 
     return telling(spec, layout.root, carry_out)
+
+
+def publish(uri: str, overrides: Sequence[str] = ()) -> Report:
+    """Write the results of the complete run at `uri` into the table of its spec, unless the table has them.
+
+    `overrides`: KEY=VALUE texts; see `_PUBLISH_KEYS`. Raises UserError, TooManyFailedRows or StorageError.
+    """
+    for key, _ in key_values("--set", overrides, "output.publish.mode=append"):
+        if not key.startswith(_PUBLISH_KEYS):
+            raise UserError(
+                f"--set {key}: a publication cannot change that, since the run is over",
+                f"it may change {', '.join(key.rstrip('.') for key in _PUBLISH_KEYS)}",
+            )
+    layout, manifest, spec = open_run(uri, overrides)
+    require_own(layout)
+    if spec.output.publish is None:
+        raise UserError(
+            f"the spec of {uri} names no table",
+            "say --set output.publish.to=delta --set output.publish.table=PLACE, or the same with iceberg",
+        )
+    require_enough_rows(current_report(layout, spec, manifest))
+    return _concluded_again(layout, spec, manifest)
+
+
+def _concluded_again(layout: Layout, spec: JobSpec, manifest: Manifest, page: bool = True) -> Report:
+    """The report of a run without work left, whose results may not be in their table yet."""
+    writes = publisher(layout, spec, manifest)
+    with layout.storage.lock(layout.lock) if writes is not None else contextlib.nullcontext():
+        return conclude(layout, spec, manifest, page, publisher=writes)
 
 
 def _job(spec: JobSpec, plan: Plan, layout: Layout, manifest: Manifest, session: int) -> RunningJob:

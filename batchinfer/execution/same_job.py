@@ -25,6 +25,8 @@ def shaping(spec: JobSpec) -> dict[str, Any]:
     for key in _FREE_KEYS:
         values.pop(key)
     values["dedupe"] = spec.reuses_answers
+    # The rows that are published are those of the run, whatever the table.
+    values["output"].pop("publish")
     # These keys say which files are read, and a resume reads the files of the manifest.
     for key in ("incremental", "ignore", "on_bad_file", "on_bad_row"):
         values["input"].pop(key)

@@ -17,11 +17,13 @@ from batchinfer.jobspec.sampling_keys import RepetitionSpec, SamplingSpec
 from batchinfer.jobspec.schedule_keys import IncrementalSpec, ScheduleSpec
 from batchinfer.jobspec.step_keys import StepSpec
 from batchinfer.jobspec.store_keys import StoreSpec
+from batchinfer.jobspec.table_keys import CatalogSpec, PublishSpec
 
 __all__ = [
     "SCRIPTED",
     "AcceleratorName",
     "AnswerSpec",
+    "CatalogSpec",
     "ChunkSpec",
     "CombinePrompt",
     "CsvSpec",
@@ -38,6 +40,7 @@ __all__ = [
     "NotifySpec",
     "OutputSpec",
     "PromptSpec",
+    "PublishSpec",
     "ReasoningSpec",
     "ReduceSpec",
     "RepetitionSpec",

@@ -18,6 +18,7 @@ from batchinfer.jobspec.constraints import require_usable_patterns
 from batchinfer.jobspec.python_classes import schema_of_class
 from batchinfer.jobspec.regex import compile_regex
 from batchinfer.jobspec.schedule_keys import PlaceWithVariables
+from batchinfer.jobspec.table_keys import PublishSpec
 
 RESULT_COLUMNS = (
     "finish_reason",
@@ -195,6 +196,8 @@ class OutputSpec(AnswerSpec):
 
     `int8` stores round(x / scale), and the column `<column>_scale` the scale of each vector: its largest number over
     127."""
+    publish: PublishSpec | None = None
+    """Write the results into a table at the end of the run; null: into files only. May change when a run resumes."""
 
     @model_validator(mode="after")
     def _names_a_column_of_its_own(self) -> Self:

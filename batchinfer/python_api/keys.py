@@ -326,6 +326,40 @@ class ReasoningKeys(TypedDict, total=False):
     """The most tokens of thinking; then the engine ends the thinking, and the model answers."""
 
 
+class CatalogKeys(TypedDict, total=False):
+    """How to reach the catalog of an Iceberg table: by its name in pyiceberg's own configuration, by properties, or both. Never a secret."""
+
+    name: str
+    """The catalog's name in `.pyiceberg.yaml` or in the environment (`PYICEBERG_CATALOG__<NAME>__URI`)."""
+    properties: Mapping[str, str]
+    """pyiceberg's properties, as in `{type: sql, uri: "sqlite:////data/catalog.db", warehouse: s3://lake}`."""
+
+
+class PublishKeys(TypedDict, total=False):
+    """Write the results into a table of Delta Lake or Iceberg: one commit when every row is there, with the run's id. The files of the run stay as they are."""
+
+    to: Literal["delta", "iceberg"]
+    """The format of the table. Needs an extra: `pip install 'batchinfer[delta]'`, or `'batchinfer[iceberg]'`."""
+    table: str
+    """The table: of Delta a folder, local or on `s3://`; of Iceberg its name in the catalog, as `sales.labels`."""
+    catalog: CatalogKeys | str | None
+    """The catalog of an Iceberg table: its name, or `{name: ..., properties: {...}}`. null: the one named `default`."""
+    mode: Literal["append", "overwrite", "upsert"]
+    """What becomes of the rows that the table has."""
+    join_cols: Sequence[str]
+    """For `upsert`: the columns that identify a row, as in `[ticket_id]`. No two results may have the same values."""
+    columns: Sequence[str] | None
+    """The columns of the results to write, in this order. null: all."""
+    failed_rows: bool
+    """Whether rows that failed are written too, with their `error_code` and without an answer."""
+    run_column: str | None
+    """A column of text for the run's id, as `run_id`. With it, `append` can replace the run's rows after a `retry`. null: none."""
+    create: bool
+    """Whether a table that does not exist is created. Iceberg's namespace must exist."""
+    schema_evolution: Literal["refuse", "additive"]
+    """What to do with columns that the table lacks: `refuse` the job before it starts, or add them to the table (`additive`). Types of columns are never changed."""
+
+
 _OutputKeys = TypedDict("_OutputKeys", {"as": 'Literal["json", "struct", "columns"]'}, total=False)
 
 
@@ -354,6 +388,8 @@ class OutputKeys(_OutputKeys, total=False):
     """The name of the column with the answer. Must differ from the other columns of the results."""
     embedding_type: Literal["float32", "float16", "int8"] | None
     """How `task: embed` stores a vector: a list of fixed size of this type. null: a list of float32."""
+    publish: PublishKeys | None
+    """Write the results into a table at the end of the run; null: into files only. May change when a run resumes."""
 
 
 class ScriptedKeys(TypedDict, total=False):

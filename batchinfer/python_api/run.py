@@ -178,13 +178,17 @@ class Run:
 
         `changes`: keys for this retry, as in `{"sampling.temperature": 0.7}`. None may shape the other rows' results.
         """
-        import yaml
-
-        overrides = [
-            f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in (changes or {}).items()
-        ]
         with attended(self._stores, progress) as listener:
-            made = runner.retry(self.uri, listener, address, overrides)
+            made = runner.retry(self.uri, listener, address, _overrides(changes))
+        reports.require_limits(made)
+        return self
+
+    def publish(self, changes: Mapping[str, Any] | None = None) -> Self:
+        """Write the results of the finished run into the table of `output.publish`, unless the table has them.
+
+        `changes`: keys below `output.publish` for this time alone, as in `{"output.publish.mode": "upsert"}`.
+        """
+        made = runner.publish(self.uri, _overrides(changes))
         reports.require_limits(made)
         return self
 
@@ -248,3 +252,10 @@ def open_run(uri: str) -> Run:
     """The run at `uri`, of this process or of any other. Raises OutputError if there is none."""
     layout, _, spec = opened(uri)
     return Run(layout.root, spec.storage)
+
+
+def _overrides(changes: Mapping[str, Any] | None) -> list[str]:
+    """The changes as KEY=VALUE texts."""
+    import yaml
+
+    return [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in (changes or {}).items()]

@@ -67,6 +67,8 @@ def _lines(report: Report) -> list[tuple[str, str]]:
     for uri, reason in report.files_skipped.items():
         lines.append(("skipped", reason if uri in reason else f"{uri}: {reason}"))
     lines.append(("results", f"{report.output}/data"))
+    if report.published is not None:
+        lines.append(("table", f"{report.published.table}, version {report.published.version}"))
     return lines
 
 

@@ -81,6 +81,7 @@ _KINDS: dict[str, _Check] = {
     r"_run/report\.json": _json("run_id", "job_name", "rows_in_input", "cost_usd"),
     r"_run/report\.html": _page,
     r"_run/retry\.json": _json("run_id", "shards"),
+    r"_run/published\.json": _json("run_id", "tables"),
     r"_run/skipped\.json": _json("job", "tick", "because"),
     r"_run/replicas\.parquet": _parquet_columns("replica_id", "run_id", "wasted_seconds", "killed"),
     r"_run/replicas/[0-9a-f]{12}\.json": _json("replica_id", "run_id", "meter", "shards_in_flight"),

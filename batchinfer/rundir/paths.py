@@ -92,6 +92,11 @@ class Layout:
         return self.root.rstrip("/") + SKIPPED
 
     @property
+    def published(self) -> str:
+        """The tables that hold the run's results."""
+        return self._of_run("published.json")
+
+    @property
     def lock(self) -> str:
         return self.root.rstrip("/") + LOCK
 

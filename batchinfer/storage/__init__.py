@@ -7,10 +7,9 @@ all callers. On the local file system a link to a synced temporary file guarante
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 from batchinfer.errors import UserError
-from batchinfer.jobspec import StoreSpec
+from batchinfer.storage.access import Access, access_of
 from batchinfer.storage.base import (
     REQUESTS_AHEAD,
     REQUESTS_AT_ONCE,
@@ -25,14 +24,17 @@ from batchinfer.storage.base import (
 )
 from batchinfer.storage.local import LocalStorage, local_path
 from batchinfer.storage.patience import impatient
+from batchinfer.storage.prefixes import Stores, options_for
 
 __all__ = [
     "REQUESTS_AHEAD",
     "REQUESTS_AT_ONCE",
+    "Access",
     "Entry",
     "LocalStorage",
     "Storage",
     "Stores",
+    "access_of",
     "delete_many",
     "impatient",
     "input_changed",
@@ -44,9 +46,6 @@ __all__ = [
     "storage_for",
     "temporary_name",
 ]
-
-Stores = Mapping[str, StoreSpec]
-"""The `storage` key of a spec: by prefix of URIs, how to reach their store."""
 
 
 def storage_for(uri: str, stores: Stores | None = None) -> Storage:
@@ -63,12 +62,7 @@ def storage_for(uri: str, stores: Stores | None = None) -> Storage:
     # Imported here because boto3 is slow to import, and a local run never needs it.
     from batchinfer.storage.s3 import S3Storage
 
-    fitting = [prefix for prefix in stores or () if _covers(prefix.rstrip("/"), uri)]
-    return S3Storage((stores or {})[max(fitting, key=len)] if fitting else StoreSpec())
-
-
-def _covers(prefix: str, uri: str) -> bool:
-    return prefix == "s3:" or join(uri, "").startswith(f"{prefix}/")
+    return S3Storage(options_for(uri, stores))
 
 
 def normal_uri(uri: str) -> str:
