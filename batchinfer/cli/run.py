@@ -94,6 +94,8 @@ def _read_by(manifest: Manifest) -> str:
     sizes = [entry.size for entry in manifest.entries]
     files = len(sizes) + len(manifest.empty_files)
     text = f"it reads {files:,} file{'s' if files != 1 else ''} of {sum(sizes):,} bytes"
+    if manifest.fingerprint.table_version is not None:
+        text += f", of the table's version {manifest.fingerprint.table_version or 'without rows'}"
     if manifest.left_out:
         more = ", ..." if len(manifest.left_out) > _NAMED else ""
         text += f", and leaves out {len(manifest.left_out):,}: {', '.join(manifest.left_out[:_NAMED])}{more}"

@@ -62,7 +62,9 @@ def absolute(spec: JobSpec) -> JobSpec:
     return spec.model_copy(
         update={
             "model": _absolute_model(spec.model),
-            "input": spec.input.model_copy(update={"uri": normal_uri(spec.input.uri)}),
+            "input": spec.input
+            if spec.input.format == "iceberg"
+            else spec.input.model_copy(update={"uri": normal_uri(spec.input.uri)}),
             "output": spec.output.model_copy(
                 update={"uri": normal_uri(spec.output.uri), "publish": _absolute_publish(spec.output.publish)}
             ),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from batchinfer.errors import InputError, OutputError
@@ -10,6 +11,7 @@ from batchinfer.input import input_entries
 from batchinfer.input.manifest import Manifest
 from batchinfer.jobspec import JobSpec
 from batchinfer.rundir.paths import Layout
+from batchinfer.storage import REQUESTS_AT_ONCE, Entry, Stores, storage_for
 
 _FREE_KEYS = ("name", "resources", "limits", "schedule", "storage", "labels", "notify")
 """Keys that may change between the runs of one output: they shape no result."""
@@ -77,9 +79,13 @@ def _has(flat: Mapping[str, Any], key: str) -> bool:
 def require_same_input(manifest: Manifest, spec: JobSpec) -> None:
     """Refuse to resume over other files than those that were cut into shards."""
     partly = spec.input.incremental is not None
-    entries = input_entries(spec.input.uri, spec.input.format, spec.storage, partly, spec.input.ignore)
-    now = {entry.uri: entry.tag for entry in entries}
     before = manifest.files
+    if spec.input.is_table:
+        # The version is pinned: what the table has got since is of no concern.
+        partly, entries = True, _found_again(before, spec.storage)
+    else:
+        entries = input_entries(spec.input.uri, spec.input.format, spec.storage, partly, spec.input.ignore)
+    now = {entry.uri: entry.tag for entry in entries}
     lines = [f"  {uri} is gone" for uri in before if uri not in now]
     lines += [f"  {uri} has changed" for uri, tag in before.items() if uri in now and now[uri] != tag]
     if not partly:
@@ -91,6 +97,12 @@ def require_same_input(manifest: Manifest, spec: JobSpec) -> None:
             "the input is not the one that this output was begun with:\n" + "\n".join(lines[:10]) + more,
             "put it back, choose another output.uri, or start over with --fresh",
         )
+
+
+def _found_again(uris: Iterable[str], stores: Stores) -> list[Entry]:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        found = pool.map(lambda uri: storage_for(uri, stores).stat(uri), uris)
+        return [entry for entry in found if entry is not None]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

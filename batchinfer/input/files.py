@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from batchinfer.errors import InputError, StorageError
+from batchinfer.input.table_files import TableEntry
 from batchinfer.storage import Entry, Storage, Stores, join, normal_uri, storage_for
 
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -131,10 +132,10 @@ def _ignored_by_all(name: str) -> bool:
 _TABLES = {
     "_delta_log": (
         "a Delta table",
-        "`DeltaTable(uri).to_pyarrow_table()` of deltalake reads its live rows",
+        "set input.format: delta",
     ),
-    ".hoodie": ("a Hudi table", "Spark reads its live rows"),
-    "metadata": ("an Iceberg table", "`table.scan().to_arrow()` of pyiceberg reads its live rows"),
+    ".hoodie": ("a Hudi table", "write its live rows, which Spark reads, to a folder of their own"),
+    "metadata": ("an Iceberg table", "set input.format: iceberg, input.uri to its name in the catalog, input.catalog"),
 }
 """By the folder of its log: the table format, and how to read its live rows. Data files keep deleted rows too."""
 
@@ -154,7 +155,7 @@ def _require_no_table(root: str, listed: Collection[str], file_format: str, stor
         what, way = _TABLES[log]
         raise InputError(
             f"{root} is {what}: its files also hold rows that were deleted or replaced",
-            f"write its live rows to a folder of their own and name that in input.uri: {way}",
+            way,
         )
 
 
@@ -230,6 +231,13 @@ def _below(root: str, path: str) -> str:
 def partition_values(uri: str, path: str) -> dict[str, str | None]:
     """The Hive partitions in one file's path: {"year": "2026"} for `.../year=2026/...`. Raises InputError."""
     return _values_below(normal_uri(uri), path)
+
+
+def entry_values(uri: str, entry: Entry) -> dict[str, str | None]:
+    """The values of columns that are not in the file: of the table's own log, or of the folders in its path."""
+    if isinstance(entry, TableEntry):
+        return {name: text for name, text, _ in entry.values}
+    return partition_values(uri, entry.uri)
 
 
 def _values_below(whole: str, path: str) -> dict[str, str | None]:

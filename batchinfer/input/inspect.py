@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from batchinfer.input.bad_rows import BAD_ROW
 from batchinfer.input.column_types import CASTS, JSON, PARSED, Misfit, common, may_lose
 from batchinfer.input.csv import inspect_csv
 from batchinfer.input.cutting import cut
-from batchinfer.input.files import find_input, partition_schema, partition_values
+from batchinfer.input.files import Found, find_input, partition_schema, partition_values
 from batchinfer.input.formats import Inspected, first_line, fit
 from batchinfer.input.gather import Gathered, gather, group_schema
 from batchinfer.input.groups import Groups, find_groups
@@ -26,8 +27,9 @@ from batchinfer.input.manifest import Fingerprint, InputFile, Manifest, Shard, S
 from batchinfer.input.parquet import inspect_parquet, parquet_column, require_arrow_reads, require_exact_times
 from batchinfer.input.row_bits import RowBits
 from batchinfer.input.scan import Scan
-from batchinfer.input.select_rows import select_rows
+from batchinfer.input.select_rows import kept_rows, select_rows
 from batchinfer.input.shard_sizes import at_groups, shard_sizes, small_at_first
+from batchinfer.input.table_files import find_table, names_of_table, values_schema
 from batchinfer.jobspec import InputSpec, JobSpec, ReduceSpec
 from batchinfer.jobspec.reduce_keys import MEMBERS
 from batchinfer.storage import REQUESTS_AT_ONCE, Entry, storage_for
@@ -37,11 +39,21 @@ _MOST_HELD = 2**27
 with the number of rows."""
 
 
+class Choice(Protocol):
+    """Which part of the input an incremental run reads."""
+
+    def __call__(self, entries: list[Entry]) -> list[Entry]:
+        """The files that it reads, of all files of the input."""
+
+    def since(self) -> Sequence[str]:
+        """The versions of a table that earlier runs read."""
+
+
 def build_manifest(
     spec: JobSpec,
     columns: Mapping[str, str],
     fingerprint: Fingerprint,
-    choose: Callable[[list[Entry]], list[Entry]] | None = None,
+    choose: Choice | None = None,
 ) -> Manifest:
     """Cut the input of `spec` into shards.
 
@@ -52,10 +64,15 @@ def build_manifest(
     would change, and duplicate ids.
     """
     given = spec.input
-    there = find_input(given.uri, given.format, spec.storage, choose is not None, given.ignore)
+    table = find_table(given, spec.storage, None if choose is None else choose.since()) if given.is_table else None
+    if table is not None:
+        fingerprint = fingerprint.model_copy(update={"table_version": table.version})
+        there = Found(table.entries, ())
+    else:
+        there = find_input(given.uri, given.format, spec.storage, choose is not None, given.ignore)
     entries = list(there.entries)
     # Computed before `choose`, over all files, so that a partition column has the same type in every run.
-    partitions = partition_schema(given.uri, [entry.uri for entry in entries])
+    partitions = _values_schema(given, entries)
     if choose is not None:
         entries = choose(entries)
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
@@ -63,13 +80,14 @@ def build_manifest(
         partitions = _only_in_paths(spec, partitions, found)
         whole = _whole_schema(spec, columns, found, partitions)
         have = {name for one in found for name in one.names} | set(partitions.names)
+        have |= set(table.columns if table is not None else ())
         # The columns of JSON lines are known only from rows, so an input without rows is not refused.
-        if any(one.file.rows for one in found) or (found and given.format == "parquet"):
+        if any(one.file.rows for one in found) or (found and given.is_parquet):
             _require_columns(columns, have)
         with_rows = [one for one in found if one.file.rows]
         _require_same_values(spec, with_rows, whole, pool)
         scan = Scan(spec, partitions, pool)
-        selected = select_rows(given, scan, with_rows, whole)
+        selected = select_rows(given, scan, with_rows, whole, kept_rows(with_rows))
         if given.id_column is not None:
             _require_unique_ids(given.id_column, scan, with_rows, whole, partitions, selected)
         if spec.reduce is not None:
@@ -115,6 +133,13 @@ def build_manifest(
     )
 
 
+def _values_schema(given: InputSpec, entries: Sequence[Entry]) -> pa.Schema:
+    """The columns that are not in the files: partitions."""
+    if given.is_table:
+        return values_schema(entries)
+    return partition_schema(given.uri, [entry.uri for entry in entries])
+
+
 def _gathered(
     spec: JobSpec,
     reduce: ReduceSpec,
@@ -146,13 +171,14 @@ def whole_schema(spec: JobSpec, manifest: Manifest) -> tuple[pa.Schema, tuple[st
     In the order of the first file if it is Parquet, otherwise by name. Raises InputError as `build_manifest` does.
     """
     entries = list(manifest.entries)
-    partitions = partition_schema(spec.input.uri, [entry.uri for entry in entries])
+    partitions = _values_schema(spec.input, entries)
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         named = [one.names for one in _readable(spec, entries, _inspect(spec, entries, [], pool))[0]]
         names = sorted(frozenset(partitions.names).union(*named))
-        if spec.input.format == "parquet" and entries:
+        if spec.input.is_parquet and entries:
             with storage_for(entries[0].uri, spec.storage).open(entries[0].uri) as file:
-                order = {name: place for place, name in enumerate(pq.read_schema(file).names)}
+                in_file = names_of_table(entries[0], pq.read_schema(file).names)
+            order = {name: place for place, name in enumerate(in_file.values())}
             names.sort(key=lambda name: order.get(name, len(order)))
         found, _ = _readable(spec, entries, _inspect(spec, entries, names, pool))
         partitions = _only_in_paths(spec, partitions, found)
@@ -172,7 +198,7 @@ def _inspect(
 ) -> Iterator[Inspected | InputError]:
     """For each file, what it holds of `columns`, or the error if it cannot be read."""
     kept = [name for name in (spec.input.id_column, spec.input.group_by) if name is not None]
-    if spec.input.format == "parquet":
+    if spec.input.is_parquet:
         yield from inspect_parquet(entries, columns, kept, spec.storage, pool)
         return
 
@@ -248,7 +274,7 @@ def _only_in_paths(spec: JobSpec, partitions: pa.Schema, found: Sequence[Inspect
         lacking = [one for one in found if field.name not in one.names and one.file.rows]
         if own and not lacking:
             continue
-        if own and spec.input.format != "parquet":
+        if own and not spec.input.is_parquet:
             raise InputError(
                 f"column {field.name!r} stands in the rows of {own[0].file.entry.uri}, and only in the folder's name "
                 f"of {lacking[0].file.entry.uri}",
@@ -344,7 +370,7 @@ def _require_same_values(spec: JobSpec, found: Sequence[Inspected], whole: pa.Sc
 
     The check runs before the run starts, so that the error does not stop a paid run.
     """
-    if spec.input.format != "parquet":
+    if not spec.input.is_parquet:
         return
     doubts: dict[int, list[str]] = {}
     for one in found:

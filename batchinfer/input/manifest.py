@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from batchinfer.input.table_files import TableEntry
 from batchinfer.input.temporary import TemporaryFolder
 from batchinfer.storage import Entry
 
@@ -145,6 +146,8 @@ class Fingerprint(BaseModel):
     """The tick of the run, if the job runs repeatedly."""
     empty: Mapping[str, str] | None = None
     """URI to tag of the files without rows; None unless the run is incremental."""
+    table_version: str | None = None
+    """The version of the table that the run reads; None if the input is no table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +283,14 @@ def to_parquet(manifest: Manifest) -> bytes:
         "fingerprint": manifest.fingerprint.model_dump(mode="json", exclude_none=True),
         "skipped": manifest.skipped,
     }
+    in_tables = {entry.uri: entry for entry in (*manifest.entries, *manifest.read_files)}
+    columns_of_files = {
+        uri: (entry.stored, entry.values)
+        for uri, entry in in_tables.items()
+        if isinstance(entry, TableEntry) and (entry.stored is not None or entry.values)
+    }
+    if columns_of_files:
+        about["table_files"] = columns_of_files
     if manifest.sources is not None:
         about["sources"] = {
             "rows": manifest.sources.rows,
@@ -316,7 +327,7 @@ def from_parquet(data: bytes) -> Manifest:
     at = 0
     for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
         shard_id, first_row, uri, size, tag, *rest = row
-        entry = entries.setdefault((uri, tag), Entry(uri, size, tag))
+        entry = entries.setdefault((uri, tag), _entry(about, uri, size, tag))
         segment = Segment(entry, *rest)
         if "place" not in table.schema.names:
             segment = replace(segment, place=at)
@@ -333,14 +344,23 @@ def from_parquet(data: bytes) -> Manifest:
         # Earlier versions skipped no files and wrote no `skipped`.
         skipped=tuple((uri, why) for uri, why in about.get("skipped", ())),
         total_rows=about.get("total_rows"),
-        unselected=tuple(Entry(*values) for values in about.get("unselected", ())),
+        unselected=tuple(_entry(about, *values) for values in about.get("unselected", ())),
         sources=_sources(about),
     )
 
 
+def _entry(about: Mapping[str, Any], uri: str, size: int, tag: str) -> Entry:
+    told = about.get("table_files", {}).get(uri)
+    if told is None:
+        return Entry(uri, size, tag)
+    stored, values = told
+    names = None if stored is None else tuple((name, there) for name, there in stored)
+    return TableEntry(uri, size, tag, names, tuple((name, text, kind) for name, text, kind in values))
+
+
 def _sources(about: Mapping[str, Any]) -> Sources | None:
     found = about.get("sources")
-    return None if found is None else Sources(found["rows"], tuple(Entry(*values) for values in found["files"]))
+    return None if found is None else Sources(found["rows"], tuple(_entry(about, *values) for values in found["files"]))
 
 
 def _require_whole(shards: Sequence[Shard]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +24,7 @@ from batchinfer.input.parquet_footer import (
     open_with,
     read_footers,
 )
+from batchinfer.input.table_files import TableEntry, names_in_file, names_of_table
 from batchinfer.storage import Entry, Stores, storage_for
 
 _BATCH_ROWS = 8192
@@ -53,19 +55,22 @@ def inspect_parquet(
     looked = _ahead(pool, entries, stores)
     while some := list(itertools.islice(looked, FOOTERS_AT_ONCE)):
         footers = [footer for footer, _ in some if isinstance(footer, bytes)]
-        answers = iter(read_footers(footers, columns))
+        stored = (name for entry in entries[: len(some)] for name in names_in_file(entry, columns).values())
+        answers = iter(read_footers(footers, list(dict.fromkeys([*columns, *stored]))))
         for (footer, tail), entry in zip(some, entries, strict=False):
             found = next(answers) if isinstance(footer, bytes) else footer
             if isinstance(found, InputError | BadFooter):
                 yield _unreadable(entry, found)
                 continue
+            found = _of_table(found, entry, columns)
             if found.twice is not None:
                 yield InputError(f"{entry.uri} has two columns named {found.twice!r}", "rename one of them")
                 continue
             columns_held = {}
             if tail is not None and kept and held + entry.size <= _MOST_HELD and isinstance(footer, bytes):
                 held += entry.size
-                columns_held = _held(footer, tail, [name for name in kept if name in found.names])
+                wanted = names_in_file(entry, [name for name in kept if name in found.names])
+                columns_held = _held(footer, tail, wanted)
             yield _inspected(entry, found, columns_held)
         entries = entries[len(some) :]
 
@@ -109,11 +114,31 @@ def _unreadable(entry: Entry, error: InputError | BadFooter) -> InputError:
     )
 
 
-def _held(footer: bytes, data: bytes, names: Sequence[str]) -> dict[str, pa.Array]:
+def _of_table(found: Footer, entry: Entry, columns: Sequence[str]) -> Footer:
+    """The footer with the names that the columns have in the table, if the file is one of a table."""
+    if not isinstance(entry, TableEntry) or entry.stored is None:
+        return found
+    told = names_of_table(entry, found.names)
+    wanted = {stored: name for stored, name in told.items() if name in columns}
+
+    def renamed(names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(wanted[name] for name in names if name in wanted)
+
+    return replace(
+        found,
+        schema=pa.schema([field.with_name(wanted[field.name]) for field in found.schema if field.name in wanted]),
+        names=tuple(told.values()),
+        int96=renamed(found.int96),
+        legacy=renamed(found.legacy),
+        doubtful=renamed(found.doubtful),
+    )
+
+
+def _held(footer: bytes, data: bytes, names: Mapping[str, str]) -> dict[str, pa.Array]:
     """Columns of a small file; none if they cannot be read, because the later read reports the error."""
     try:
-        table = open_with(footer, pa.BufferReader(data)).read(columns=list(names), use_threads=False)
-        return {name: table.column(name) for name in names}
+        table = open_with(footer, pa.BufferReader(data)).read(columns=list(names.values()), use_threads=False)
+        return {name: table.column(stored) for name, stored in names.items()}
     except (pa.ArrowException, OSError, UnicodeError):
         return {}
 
@@ -137,8 +162,14 @@ def parquet_columns(entry: Entry, columns: Sequence[str], stores: Stores) -> Ite
         file = open_parquet(stream, entry.size)
         # A single column is an id or a group, which is short. Several may be whole texts.
         rows = _BATCH_ROWS * 4 if len(columns) == 1 else _batch_rows(file, range(file.metadata.num_row_groups))
-        for batch in file.iter_batches(rows, columns=list(columns), use_threads=False):
-            yield pa.Table.from_batches([batch])
+        stored = names_in_file(entry, columns)
+        for batch in file.iter_batches(rows, columns=list(stored.values()), use_threads=False):
+            yield _named(batch, stored)
+
+
+def _named(batch: pa.RecordBatch, stored: Mapping[str, str]) -> pa.Table:
+    """The columns with the names of the table; `stored`: by name, that in the file."""
+    return pa.table({name: batch.column(there) for name, there in stored.items()})
 
 
 def parquet_column(entry: Entry, column: str, stores: Stores) -> Iterator[pa.Array]:
@@ -234,7 +265,7 @@ class ParquetRows:
         with reading(entry.uri):
             self._file = open_parquet(self._stream, entry.size)
         have = set(self._file.schema_arrow.names)
-        self._columns = [name for name in columns if name in have]
+        self._stored = {name: there for name, there in names_in_file(entry, columns).items() if there in have}
         self._group = -1
         self._batches = Batches(iter(()), 0)
 
@@ -247,9 +278,15 @@ class ParquetRows:
     def _open_group(self, group: int, first_row: int) -> None:
         groups = list(range(group, self._file.metadata.num_row_groups))
         rows = _batch_rows(self._file, groups)
-        batches = self._file.iter_batches(rows, row_groups=groups, columns=self._columns, use_threads=False)
-        self._batches = Batches((pa.Table.from_batches([batch]) for batch in batches), first_row)
+        batches = self._file.iter_batches(
+            rows, row_groups=groups, columns=list(self._stored.values()), use_threads=False
+        )
+        self._batches = Batches(map(self._table, batches), first_row)
         self._group = group
+
+    def _table(self, batch: pa.RecordBatch) -> pa.Table:
+        # Without a column of its own, a file still has its number of rows.
+        return _named(batch, self._stored) if self._stored else pa.Table.from_batches([batch])
 
     def close(self) -> None:
         self._stream.close()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from batchinfer.input.csv import CsvRows
-from batchinfer.input.files import partition_values
+from batchinfer.input.files import entry_values
 from batchinfer.input.formats import Rows, fit
 from batchinfer.input.jsonl import JsonlRows
 from batchinfer.input.manifest import Segment, Shard
@@ -56,7 +56,7 @@ class _Reader:
         finally:
             # A file that was overwritten during the read may have produced wrong rows or the error.
             self._require_unchanged(segment.entry)
-        values = partition_values(self._given.uri, segment.entry.uri) if self._partitions else {}
+        values = entry_values(self._given.uri, segment.entry) if self._partitions else {}
         columns = []
         for field in self._schema:
             if field.name in stored.column_names:
@@ -72,7 +72,7 @@ class _Reader:
     def _open_file(self, entry: Entry) -> Rows:
         # A missing or replaced file is reported as changed, not as an error of the format. `rows` checks again.
         self._require_unchanged(entry)
-        if self._given.format == "parquet":
+        if self._given.is_parquet:
             # Reads partition columns too: a file's column overrides its folder's name.
             return ParquetRows(entry, self._schema.names, self._stores)
         if self._given.format == "csv":

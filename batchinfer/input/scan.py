@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchinfer.input.csv import csv_columns
-from batchinfer.input.files import partition_values
+from batchinfer.input.files import entry_values
 from batchinfer.input.formats import Inspected, fit
 from batchinfer.input.jsonl import jsonl_columns
 from batchinfer.input.parquet import parquet_columns
@@ -92,7 +92,7 @@ class Scan:
 
     def _unpacks_little(self, one: Inspected) -> bool:
         """A few kilobytes of packed text may be gigabytes. The groups of Parquet hold sizes of single columns."""
-        return self._spec.input.format == "parquet" or sum(g.size for g in one.file.groups) <= 4 * _READ_AT_ONCE
+        return self._spec.input.is_parquet or sum(g.size for g in one.file.groups) <= 4 * _READ_AT_ONCE
 
     def _tables_of(self, one: Inspected, schema: pa.Schema) -> Iterator[pa.Table]:
         uri = one.file.entry.uri
@@ -102,7 +102,7 @@ class Scan:
                 if field.name in stored.column_names:
                     column: pa.Array | pa.ChunkedArray = stored.column(field.name)
                 elif field.name in self._partitions:
-                    value = partition_values(self._spec.input.uri, uri)[field.name]
+                    value = entry_values(self._spec.input.uri, one.file.entry)[field.name]
                     column = pa.repeat(pa.scalar(value, pa.string()), stored.num_rows)
                 else:
                     column = pa.nulls(stored.num_rows, field.type)
@@ -116,7 +116,7 @@ class Scan:
             return (pa.table({"": pa.nulls(min(_ROWS, one.file.rows - row))}) for row in range(0, one.file.rows, _ROWS))
         if _all_held(one, schema):
             return [pa.table({name: one.held[name] for name in own})]
-        if self._spec.input.format == "parquet":
+        if self._spec.input.is_parquet:
             return parquet_columns(one.file.entry, own, self._spec.storage)
         if self._spec.input.format == "csv":
             return csv_columns(one.file.entry, own, self._spec.input.csv, self._spec.storage)

@@ -12,6 +12,7 @@ from batchinfer.errors import InputError
 from batchinfer.input.formats import Inspected
 from batchinfer.input.row_bits import BitsWriter, Mask, RowBits, all_rows, limited, sampled
 from batchinfer.input.scan import Scan
+from batchinfer.input.table_files import TableEntry
 from batchinfer.jobspec import InputSpec
 from batchinfer.jobspec.where import ROWS_TABLE, sandbox, selected, told, where_columns
 
@@ -19,17 +20,46 @@ if TYPE_CHECKING:
     import duckdb
 
 
-def select_rows(given: InputSpec, scan: Scan, found: Sequence[Inspected], whole: pa.Schema) -> list[RowBits] | None:
-    """The rows to run of each file; None for all rows of all files. Raises InputError."""
-    if not given.selects:
+def kept_rows(found: Sequence[Inspected]) -> list[RowBits] | None:
+    """The rows of each file that its table has not deleted; None if no table deleted any. Raises InputError."""
+    masks = [one.file.entry.kept if isinstance(one.file.entry, TableEntry) else None for one in found]
+    if all(mask is None for mask in masks):
         return None
+    kept = []
+    for one, mask in zip(found, masks, strict=True):
+        if mask is not None and len(mask) > one.file.rows:
+            raise InputError(
+                f"{one.file.entry.uri} has {one.file.rows:,} rows, and its table deletes row {len(mask):,}",
+                "the table is damaged: restore the file",
+            )
+        # Rows behind the end of the vector are not deleted.
+        rest = np.ones(one.file.rows - (0 if mask is None else len(mask)), dtype=bool)
+        kept.append(RowBits(np.packbits(rest if mask is None else np.concatenate([mask, rest])), one.file.rows))
+    return kept
+
+
+def select_rows(
+    given: InputSpec,
+    scan: Scan,
+    found: Sequence[Inspected],
+    whole: pa.Schema,
+    kept: list[RowBits] | None = None,
+) -> list[RowBits] | None:
+    """The rows to run of each file; None for all rows of all files. `kept`: see `kept_rows`. Raises InputError."""
+    if not given.selects:
+        return kept
     if given.where is None:
-        chosen = [all_rows(one.file.rows) for one in found]
+        chosen = kept or [all_rows(one.file.rows) for one in found]
     else:
-        chosen = _where(given.where, scan, found, whole, given.limit)
+        chosen = _where(given.where, scan, found, whole, given.limit if kept is None else None)
+        chosen = chosen if kept is None else [_both(a, b) for a, b in zip(chosen, kept, strict=True)]
     if given.sample is not None:
         chosen = sampled(chosen, given.sample.rows, given.sample.seed)
     return chosen if given.limit is None else limited(chosen, given.limit)
+
+
+def _both(one: RowBits, other: RowBits) -> RowBits:
+    return RowBits(np.packbits(one.mask(0, one.rows) & other.mask(0, one.rows)), one.rows)
 
 
 def _where(

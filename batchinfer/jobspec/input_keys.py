@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from batchinfer.jobspec.base import Keys
 from batchinfer.jobspec.schedule_keys import IncrementalSpec, PlaceWithVariables
+from batchinfer.jobspec.table_keys import CatalogName, require_table_name
 from batchinfer.jobspec.where import where_columns
 
 
@@ -77,14 +78,23 @@ class InputSpec(Keys):
 
     Files are read in the natural order of their paths; see `ignore` for those that are left out. Folders named
     `key=value` become columns, unless the files have a column of that name. Links to folders are refused, and so are
-    folders of Delta, Iceberg and Hudi tables. Relative paths start where the command runs. May hold the
-    variables of `output.uri`, as in `s3://tickets/{{ run.date - 1 }}`."""
-    format: Literal["parquet", "jsonl", "csv"] = "parquet"
-    """The format of the files.
+    folders of Delta, Iceberg and Hudi tables, unless `format` says so. Relative paths start where the command runs. May
+    hold the variables of `output.uri`, as in `s3://tickets/{{ run.date - 1 }}`.
+
+    Of `format: delta` the folder of the table, of `format: iceberg` its name in the catalog, as `sales.tickets`."""
+    format: Literal["parquet", "jsonl", "csv", "delta", "iceberg"] = "parquet"
+    """The format of the files, or of the table.
 
     In a folder, `parquet` reads `.parquet`, `.parq` and `.pq`; `jsonl` reads `.jsonl`, `.ndjson` and `.json`, one
     object a line; `csv` reads `.csv` and `.tsv`. The last two also read these packed with gzip (`.gz`) or zstd
     (`.zst`). A pattern in `uri` reads whatever it matches."""
+    version: int | str | None = None
+    """The version of a table to read. null: the latest when the run begins; a resume stays with it.
+
+    Of Delta a number, or an instant as `2026-11-20T00:00:00Z`. Of Iceberg the id of a snapshot, or the name of a branch
+    or a tag."""
+    catalog: CatalogName | None = None
+    """The catalog of an Iceberg table: its name, or `{name: ..., properties: {...}}`. null: the one named `default`."""
     csv: CsvSpec = CsvSpec()
     """How CSV files are written: delimiter, quotes, header, nulls, encoding."""
     where: str | None = None
@@ -143,7 +153,9 @@ class InputSpec(Keys):
     Without it, types that fit together without loss become one, and others are refused. `timestamp` is microseconds
     in UTC; a time without a zone is taken as UTC. A value that does not fit the type is refused."""
     incremental: IncrementalSpec | None = None
-    """Read only the files, or the partitions, that no earlier run of this job has read. null: all, every time."""
+    """Read only the files, or the partitions, that no earlier run of this job has read. null: all, every time.
+
+    Of a table: the rows that were added since the version that the job's last run read."""
 
     @field_validator("columns")
     @classmethod
@@ -163,6 +175,21 @@ class InputSpec(Keys):
     def _rows_chosen_once(self) -> Self:
         if self.limit is not None and self.sample is not None:
             raise ValueError("limit and sample both say how many rows to run: leave one of the two out")
+        if self.format == "iceberg":
+            require_table_name("iceberg", self.uri)
+        if self.catalog is not None and self.format != "iceberg":
+            raise ValueError(f"catalog is for format: iceberg, and format is {self.format}: leave it out")
+        if self.version is not None and not self.is_table:
+            raise ValueError(f"version is for tables, and format is {self.format}: leave it out")
+        if self.is_table and self.ignore:
+            raise ValueError("ignore is for folders: a table says which files it has")
+        if self.is_table and self.incremental is not None:
+            if self.incremental.by == "partition":
+                raise ValueError("incremental.by: partition is for folders: of a table, what was added since is read")
+            if self.version is not None:
+                raise ValueError("incremental reads up to the latest version of a table: leave version out")
+            if self.on_bad_file == "skip":
+                raise ValueError("on_bad_file: skip does not go with incremental reads of a table, which come once")
         if self.format != "csv" and self.csv != CsvSpec():
             raise ValueError(f"csv says how CSV files are written, and format is {self.format}: set format: csv")
         if self.format == "csv" and self.on_bad_row == "set_aside":
@@ -173,6 +200,16 @@ class InputSpec(Keys):
     def sets_aside(self) -> bool:
         """Is a line that cannot be read a failed row of its own?"""
         return self.on_bad_row == "set_aside"
+
+    @property
+    def is_table(self) -> bool:
+        """Are the rows those of a table of Delta or Iceberg?"""
+        return self.format in ("delta", "iceberg")
+
+    @property
+    def is_parquet(self) -> bool:
+        """Are the rows in Parquet files?"""
+        return self.format == "parquet" or self.is_table
 
     @property
     def selects(self) -> bool:

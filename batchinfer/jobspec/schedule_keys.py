@@ -64,4 +64,7 @@ class IncrementalSpec(Keys):
     changed: Literal["rerun", "ignore", "fail"] = "rerun"
     """What to do with a file that has changed since a run read it, or a partition that has changed or grown.
 
-    `rerun` runs it again with all its rows, `ignore` leaves it as it is, `fail` ends the command with exit code 2."""
+    `rerun` runs it again with all its rows, `ignore` leaves it as it is, `fail` ends the command with exit code 2.
+
+    A table has changed if rows were updated or deleted. `rerun` then runs all rows of the files that hold the changed
+    ones now, `ignore` leaves out what such a change brought."""

@@ -53,6 +53,15 @@ class ModelKeys(TypedDict, total=False):
     """Speculative decoding, for faster answers. null: none."""
 
 
+class CatalogKeys(TypedDict, total=False):
+    """How to reach the catalog of an Iceberg table: by its name in pyiceberg's own configuration, by properties, or both. Never a secret."""
+
+    name: str
+    """The catalog's name in `.pyiceberg.yaml` or in the environment (`PYICEBERG_CATALOG__<NAME>__URI`)."""
+    properties: Mapping[str, str]
+    """pyiceberg's properties, as in `{type: sql, uri: "sqlite:////data/catalog.db", warehouse: s3://lake}`."""
+
+
 class CsvKeys(TypedDict, total=False):
     """How the files of `format: csv` are written. Every column is text, as it stands in the file: `007` stays `007`. `input.cast` gives a column another type."""
 
@@ -95,8 +104,12 @@ class InputKeys(TypedDict, total=False):
 
     uri: str
     """The rows: a folder, a file or a glob, local or on `s3://`."""
-    format: Literal["parquet", "jsonl", "csv"]
-    """The format of the files."""
+    format: Literal["parquet", "jsonl", "csv", "delta", "iceberg"]
+    """The format of the files, or of the table."""
+    version: int | str | None
+    """The version of a table to read. null: the latest when the run begins; a resume stays with it."""
+    catalog: CatalogKeys | str | None
+    """The catalog of an Iceberg table: its name, or `{name: ..., properties: {...}}`. null: the one named `default`."""
     csv: CsvKeys
     """How CSV files are written: delimiter, quotes, header, nulls, encoding."""
     where: str | None
@@ -324,15 +337,6 @@ class ReasoningKeys(TypedDict, total=False):
     """A column for the thinking. null: the thinking is not kept."""
     max_tokens: int | None
     """The most tokens of thinking; then the engine ends the thinking, and the model answers."""
-
-
-class CatalogKeys(TypedDict, total=False):
-    """How to reach the catalog of an Iceberg table: by its name in pyiceberg's own configuration, by properties, or both. Never a secret."""
-
-    name: str
-    """The catalog's name in `.pyiceberg.yaml` or in the environment (`PYICEBERG_CATALOG__<NAME>__URI`)."""
-    properties: Mapping[str, str]
-    """pyiceberg's properties, as in `{type: sql, uri: "sqlite:////data/catalog.db", warehouse: s3://lake}`."""
 
 
 class PublishKeys(TypedDict, total=False):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 
 from batchinfer.errors import InputError, InputTaken, OutputBusy, OutputError
@@ -76,6 +76,7 @@ class FileChoice:
         self._tick = tick
         self._layout = layout
         self.selection: Selection | None = None
+        self._read: list[str] = []
 
     @classmethod
     def of(cls, spec: JobSpec, tick: Tick, layout: Layout) -> FileChoice | None:
@@ -84,6 +85,9 @@ class FileChoice:
 
     def __call__(self, entries: list[Entry]) -> list[Entry]:
         """The entries that this run reads. Raises InputError."""
+        if self._spec.input.is_table:
+            self.selection = Selection(tuple(entries), 0, ())
+            return entries
         claims = self._claims()
         uri, stores = self._spec.input.uri, self._spec.storage
         if not entries and not claims.tags and not _is_there(uri, stores):
@@ -91,6 +95,13 @@ class FileChoice:
             input_entries(uri, self._spec.input.format, stores, ignore=self._spec.input.ignore)
         self.selection = select(entries, claims, self._rule, self._partition)
         return list(self.selection.taken)
+
+    def since(self) -> Sequence[str]:
+        """The versions of the table that the job's other runs read."""
+        others = _folders(self._tick.root, self._spec.storage)[MANIFEST] - {self._layout.root}
+        told = (c.fingerprint for _, c in _claimed(others, self._spec.storage))
+        self._read = sorted(f.table_version for f in told if f.job == self._spec.name and f.table_version)
+        return self._read
 
     @contextlib.contextmanager
     def claiming(self, manifest: Manifest) -> Iterator[None]:
@@ -100,6 +111,16 @@ class FileChoice:
         """
         place = join(self._tick.root, "_schedule", f"{self._spec.name}.claims")
         with waiting_lock(place, CLAIM_WAIT_SECONDS, self._spec.storage) as require_held:
+            if self._spec.input.is_table:
+                before = self._read
+                if before != self.since():
+                    raise InputTaken(
+                        f"another run of {self._spec.name} read the table while this one was starting",
+                        "run the same command again: it takes what is left",
+                    )
+                require_held()
+                yield
+                return
             files = {**(manifest.fingerprint.empty or {}), **manifest.files}
             mine = [Entry(uri, 0, tag) for uri, tag in files.items()]
             free = {e.uri for e in select(mine, self._claims(), self._rule, self._partition).taken}

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from batchinfer.errors import UserError
@@ -27,6 +29,31 @@ class Mark:
     run_id: str
     job: str
     revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """One Parquet file of a snapshot.
+
+    `stored`: for each column of the table its name in the file, None if the file lacks it; None where the file has the
+    table's names. `values`: columns that are not in the file: their name, value as text, and type as in `input.cast`.
+    `kept`: for each row of the file whether it is not deleted; None if none is.
+    """
+
+    uri: str
+    stored: tuple[tuple[str, str | None], ...] | None = None
+    values: tuple[tuple[str, str | None, str], ...] = ()
+    kept: npt.NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The files of a table at one version, in order; of an increment, those that came since an earlier version."""
+
+    version: str
+    files: tuple[DataFile, ...]
+    columns: tuple[str, ...] = ()
+    """The names of the table's columns, also of those that no file has yet."""
 
 
 class Conflict(Exception):

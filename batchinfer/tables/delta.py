@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import json
+import urllib.parse
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
-from batchinfer.errors import BatchinferError, StorageError
-from batchinfer.storage import Stores, access_of, normal_uri
-from batchinfer.tables.base import Batches, Conflict, Mark, Way, library
+from batchinfer.errors import BatchinferError, InputError, StorageError
+from batchinfer.storage import Stores, access_of, join, normal_uri, storage_for
+from batchinfer.tables.base import Batches, Conflict, DataFile, Mark, Snapshot, Way, library
 from batchinfer.tables.column_types import Fitted
 
 if TYPE_CHECKING:
@@ -68,6 +71,133 @@ def told(uri: str) -> Iterator[None]:
 
 def _line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
+
+
+_TYPES = {"string": "string", "date": "date", "timestamp": "timestamp", "boolean": "boolean"} | dict.fromkeys(
+    ("long", "integer", "short", "byte"), "int64"
+)
+"""By Delta's type of a partition column: the type of its values, as in `input.cast`. Others are read as text."""
+
+
+def delta_snapshot(
+    uri: str, stores: Stores, version: int | str | None, since: Sequence[str] | None, changed: str
+) -> Snapshot:
+    """The files of the Delta table at a version, or at an instant in ISO 8601; None is the latest.
+
+    `since`: the versions that earlier runs read; then only what came after the last of them. `changed`: what to do with
+    rows that were updated or deleted since, as in `input.incremental`. Raises InputError.
+    """
+    place = normal_uri(uri)
+    module = deltalake()
+    with told(place):
+        try:
+            table = module.DeltaTable(place, storage_options=options(place, stores))
+            if version is not None:
+                table.load_as_version(version)
+        except module.exceptions.TableNotFoundError:
+            raise InputError(
+                f"there is no Delta table at {place}", "check input.uri: the folder of the table"
+            ) from None
+        except Exception as error:
+            raise InputError(
+                f"the Delta table {place} cannot be read at version {version or 'latest'}: {_line(error)}",
+                "check input.uri, input.version and the credentials",
+            ) from error
+        columns = _Columns(place, table)
+        at = str(table.version())
+        if since:
+            new = _appended(place, stores, columns, max(map(int, since)), int(at), changed)
+            return Snapshot(at, tuple(new), tuple(columns.physical))
+        kept = {
+            normal_uri(row["filepath"]): np.array(row["selection_vector"], dtype=bool)
+            for row in pa.table(table.deletion_vectors()).to_pylist()
+        }
+        actions = sorted(
+            pa.table(table.get_add_actions()).to_pylist(), key=lambda a: (str(a["modification_time"]), a["path"])
+        )
+        files = []
+        for action in actions:
+            where = _place(place, action["path"])
+            values = {name: action["partition"][name] for name in columns.partitions}
+            files.append(DataFile(where, columns.stored, columns.values(values), kept.pop(where, None)))
+        if kept:
+            raise InputError(
+                f"{place} has deleted rows in {next(iter(kept))}, which is none of its files",
+                "rewrite the table without deletion vectors: REORG TABLE ... APPLY (PURGE)",
+            )
+        return Snapshot(at, tuple(files), tuple(columns.physical))
+
+
+class _Columns:
+    """How the columns of a table stand in its files."""
+
+    def __init__(self, place: str, table: DeltaTable) -> None:
+        fields = json.loads(table.schema().to_json())["fields"]
+        self.partitions = tuple(table.metadata().partition_columns)
+        self._types = {f["name"]: _TYPES.get(str(f["type"]), "string") for f in fields if f["name"] in self.partitions}
+        self.physical = {f["name"]: f["metadata"].get("delta.columnMapping.physicalName", f["name"]) for f in fields}
+        self.stored: tuple[tuple[str, str | None], ...] | None = None
+        if any(name != stored for name, stored in self.physical.items()):
+            nested = next((f["name"] for f in fields if "delta.columnMapping" in json.dumps(f["type"])), None)
+            if nested is not None:
+                raise InputError(
+                    f"{place} maps the names of columns, also inside the column {nested!r}, which is not read here",
+                    "write its rows to a table without column mapping",
+                )
+            self.stored = tuple((n, p) for n, p in self.physical.items() if n not in self.partitions)
+
+    def values(self, given: Mapping[str, Any]) -> tuple[tuple[str, str | None, str], ...]:
+        """The partition columns of a file."""
+        return tuple((name, _text(given[name]), self._types[name]) for name in self.partitions)
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return None if value is None or value == "" else str(value)
+
+
+def _place(table: str, path: str) -> str:
+    """The URI of a data file: Delta writes paths percent-encoded, below the table or absolute."""
+    name = urllib.parse.unquote(path)
+    return normal_uri(name) if "://" in name or name.startswith("/") else join(table, name)
+
+
+def _appended(
+    place: str, stores: Stores, columns: _Columns, since: int, until: int, changed: str
+) -> Iterator[DataFile]:
+    """The files with the rows that came after the version `since`, from the commits of Delta's log."""
+    storage = storage_for(place, stores)
+    new: dict[str, Any] = {}
+    for version in range(since + 1, until + 1):
+        uri = join(place, "_delta_log", f"{version:020d}.json")
+        if storage.stat(uri) is None:
+            raise InputError(
+                f"{uri} is gone, so what came since version {since} is not known",
+                "keep the log longer than a run is apart (delta.logRetentionDuration), or run the table whole once",
+            )
+        actions = [json.loads(line) for line in storage.read(uri).decode().splitlines() if line.strip()]
+        adds = [action["add"] for action in actions if "add" in action and action["add"].get("dataChange", True)]
+        gone = [a["remove"] for a in actions if "remove" in a and a["remove"].get("dataChange", True)]
+        if gone and changed == "fail":
+            raise InputError(
+                f"rows of {place} that were read before were updated or deleted in version {version}",
+                "set input.incremental.changed to rerun (the files that hold them now) or ignore",
+            )
+        if gone and changed == "ignore":
+            continue
+        for one in gone:
+            new.pop(one["path"], None)
+        for one in adds:
+            new[one["path"]] = one
+    for path, one in new.items():
+        if one.get("deletionVector"):
+            raise InputError(
+                f"{place}: rows of {path} were deleted since they came, by a deletion vector",
+                "set input.incremental.changed: ignore, or rewrite the table: REORG TABLE ... APPLY (PURGE)",
+            )
+        values = {name: one["partitionValues"].get(columns.physical[name]) for name in columns.partitions}
+        yield DataFile(_place(place, path), columns.stored, columns.values(values))
 
 
 class DeltaDestination:

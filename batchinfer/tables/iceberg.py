@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from batchinfer.errors import BatchinferError, OutputError, StorageError, UserError
+from batchinfer.errors import BatchinferError, InputError, OutputError, StorageError, UserError
 from batchinfer.jobspec.table_keys import CatalogSpec
-from batchinfer.storage import Stores, access_of
-from batchinfer.tables.base import Batches, Conflict, Mark, Way, library
+from batchinfer.storage import REQUESTS_AT_ONCE, Stores, access_of, storage_for
+from batchinfer.tables.base import Batches, Conflict, DataFile, Mark, Snapshot, Way, library
 from batchinfer.tables.column_types import Fitted
 
 if TYPE_CHECKING:
@@ -104,6 +106,160 @@ def load_table(catalog: Catalog, name: str) -> Table | None:
                 f"there is no namespace {'.'.join(namespace)} in the Iceberg catalog {catalog.name!r}",
                 f"create it there, or correct the name {name}",
             ) from None
+
+
+def iceberg_snapshot(
+    name: str,
+    given: CatalogSpec,
+    stores: Stores,
+    version: int | str | None,
+    since: Sequence[str] | None,
+    changed: str,
+) -> Snapshot:
+    """The files of the Iceberg table at a snapshot: its id, or the name of a branch or a tag; None is the latest.
+
+    `since` and `changed`: see `delta_snapshot`. Raises InputError.
+    """
+    catalog = open_catalog(given, stores)
+    table = load_table(catalog, name)
+    if table is None:
+        raise InputError(
+            f"there is no table {name} in the Iceberg catalog {given.name!r}", "check input.uri, as sales.tickets"
+        )
+    with told(name):
+        at = table.current_snapshot() if version is None else _named(table, version)
+        if at is None and version is not None:
+            raise InputError(
+                f"{name} has no snapshot {version}, and no branch or tag of that name",
+                f"its snapshots: {', '.join(str(s.snapshot_id) for s in table.metadata.snapshots[-5:])}; branches and "
+                f"tags: {', '.join(table.metadata.refs)}",
+            )
+        columns = tuple(field.name for field in table.schema().fields)
+        if at is None:
+            return Snapshot("", (), columns)
+        if since:
+            found = _appended(table, at, since, changed)
+        else:
+            tasks = list(table.scan(snapshot_id=at.snapshot_id).plan_files())
+            deleted = next((task for task in tasks if task.delete_files), None)
+            if deleted is not None:
+                raise _deletes(name, deleted.file.file_path)
+            found = [(task.file.file_path, str(task.file.file_format)) for task in tasks]
+        other = next((path for path, form in found if "PARQUET" not in form.upper()), None)
+        if other is not None:
+            raise InputError(f"{name}: {other} is no Parquet file", "rewrite the table with Parquet files")
+        places = sorted(_place(path) for path, _ in found)
+        return Snapshot(str(at.snapshot_id), tuple(_mapped(table, places, stores)), columns)
+
+
+def _named(table: Table, version: int | str) -> Any:
+    if isinstance(version, str) and version in table.metadata.refs:
+        return table.snapshot_by_name(version)
+    return table.snapshot_by_id(int(version)) if str(version).isdecimal() else None
+
+
+def _deletes(name: str, path: str) -> InputError:
+    return InputError(
+        f"{name} has deletes beside its data file {path}, which are not applied here",
+        "rewrite its data files first: CALL system.rewrite_data_files(table => ..., options => "
+        "map('delete-file-threshold', '1'))",
+    )
+
+
+def _place(path: str) -> str:
+    """The URI of a data file: other tools write file:/data and s3a:// too."""
+    if path.startswith("file:"):
+        return "/" + path.removeprefix("file:").lstrip("/")
+    scheme, separator, rest = path.partition("://")
+    return f"s3://{rest}" if separator and scheme in ("s3a", "s3n") else path
+
+
+def _appended(table: Table, at: Any, since: Sequence[str], changed: str) -> list[tuple[str, str]]:
+    """(path, format) of the files that came after the last of the snapshots `since`."""
+    found: list[tuple[str, str]] = []
+    name = ".".join(table.name())
+    step = at
+    while str(step.snapshot_id) not in since:
+        operation = step.summary.operation.value if step.summary is not None else "append"
+        rewrites = operation in ("overwrite", "delete")
+        if rewrites and changed == "fail":
+            raise InputError(
+                f"rows of {name} that were read before were updated or deleted in snapshot {step.snapshot_id}",
+                "set input.incremental.changed to rerun (the files that hold them now) or ignore",
+            )
+        if operation == "append" or (rewrites and changed == "rerun"):
+            for manifest in step.manifests(table.io):
+                if manifest.added_snapshot_id != step.snapshot_id:
+                    continue
+                for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=True):
+                    if int(entry.data_file.content) != 0:
+                        raise _deletes(name, entry.data_file.file_path)
+                    if entry.status == _ADDED:
+                        found.append((entry.data_file.file_path, str(entry.data_file.file_format)))
+        parent = None if step.parent_snapshot_id is None else table.snapshot_by_id(step.parent_snapshot_id)
+        if parent is None:
+            raise InputError(
+                f"the snapshots of {name} that earlier runs read are gone, so what came since is not known",
+                "keep snapshots longer than a run is apart, or run the table whole once",
+            )
+        step = parent
+    if changed != "rerun":
+        return found
+    # A file that a later snapshot replaced is no longer one of the table's: its rows are in the newer file.
+    live = {task.file.file_path for task in table.scan(snapshot_id=at.snapshot_id).plan_files()}
+    return [(path, form) for path, form in found if path in live]
+
+
+_ADDED = 1
+"""The status of a file in the manifest of the snapshot that brought it."""
+
+
+def _mapped(table: Table, places: Sequence[str], stores: Stores) -> Iterator[DataFile]:
+    """The files with the names of the table's columns in them, by field id; read only if the schema ever changed."""
+    if len(table.metadata.schemas) == 1:
+        for place in places:
+            yield DataFile(place)
+        return
+    fields = table.schema().fields
+
+    def look(place: str) -> DataFile:
+        with storage_for(place, stores).open(place) as file:
+            schema = pq.read_schema(file)
+        ids = {int((f.metadata or {}).get(_FIELD_ID, b"-1")): f for f in schema}
+        stored: list[tuple[str, str | None]] = []
+        for field in fields:
+            there = ids.get(field.field_id)
+            if (
+                there is not None
+                and pa.types.is_nested(there.type)
+                and _names(there.type) != _names(table.schema().as_arrow().field(field.name).type)
+            ):
+                raise InputError(
+                    f"{place}: the parts of column {field.name!r} were renamed or changed since this file was written",
+                    "rewrite the table's data files, or leave the column out by reading a copy without it",
+                )
+            if there is None and field.initial_default is not None:
+                raise InputError(
+                    f"{place} was written before the column {field.name!r}, which has a default for older rows",
+                    "rewrite the table's data files",
+                )
+            stored.append((field.name, None if there is None else there.name))
+        return DataFile(place, tuple(stored))
+
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        yield from pool.map(look, places)
+
+
+_FIELD_ID = b"PARQUET:field_id"
+
+
+def _names(kind: pa.DataType) -> list[Any]:
+    """The names inside a nested type."""
+    return (
+        [(kind.field(i).name, _names(kind.field(i).type)) for i in range(kind.num_fields)]
+        if (pa.types.is_struct(kind))
+        else [_names(kind.field(i).type) for i in range(kind.num_fields)]
+    )
 
 
 class IcebergDestination:
