@@ -54,6 +54,7 @@ class Group(BaseModel):
     source: str
     date: datetime.date
     note: str | None = None
+    kv_cache_dtype: str = "auto"
     points: list[tuple[int, int, int, int | None, float]]
 
 
@@ -78,7 +79,8 @@ def settings_of(group: Group, in_flight: int | None, length: int) -> EngineSetti
     step) with the 0.95 of memory that perf-overview names, and the fp8 KV cache of NVIDIA's checkpoints
     (gpt-oss: on Blackwell alone) and of MLPerf's submissions."""
     if in_flight is not None:
-        return EngineSettings(max_model_len=max(16384, length), max_num_seqs=in_flight)
+        context = max(16384, length)
+        return EngineSettings(max_model_len=context, max_num_seqs=in_flight, kv_cache_dtype=group.kv_cache_dtype)
     sixteen = group.quantization == "mxfp4" and group.accelerator in ("H100", "H200")
     return EngineSettings(
         max_model_len=length,

@@ -5,16 +5,17 @@ and published records.
     python benchmarks/gpu.py --accelerator H200 --models llama-3.1-8b:fp8 --cases 1000/1000,mlperf --seconds 60
     python benchmarks/gpu.py --device cpu                          the same path with shrunken models, to try it
 
-For each model (`:fp8` for fp8 weights) and length it writes a model folder (dummy_models.py), runs `batchinfer run` on
-rows of exactly so many tokens (`ignore_eos`, fixed `max_tokens`, temperature 1), and `vllm.LLM.generate` on the same
-token ids with the same engine arguments, in a process of its own; which of the two comes first alternates. Each case
-is written to FOLDER/results as soon as it is done.
+For each model (`:fp8` for fp8 weights) and length it runs `batchinfer run` on rows of exactly so many tokens
+(`ignore_eos`, fixed `max_tokens`, temperature 1) of a model folder without weights (dummy_models.py), and
+`vllm.LLM.generate` on the same token ids with the same engine arguments: for each model the job of the first length,
+then plain vLLM at all lengths in one engine, then the jobs of the others. Each case is written to FOLDER/results as
+soon as it is done.
 
 Speed is output tokens over seconds: of the call of `generate` there, from the first shard's start to the last one's
 end here, where texts are also made into tokens. Load is the time from the start of the process there, of the replica
-here, until the model can be asked; the second of a pair finds the compile caches of the first. The rows are as many as
+here, until the model can be asked; all but the first load of a model find its compile cache. The rows are as many as
 the estimate expects to take `--seconds`: few rows run in few waves, so give it a minute or more beside records. A
-case takes about twice that, and two loads.
+case takes about twice that and a load, a model one load more.
 
 Needs vLLM 0.26 or later and what it brings (torch, transformers, tokenizers, pydantic, pyyaml, jinja2, filelock,
 psutil, numpy), Python 3.11 or later, ray 2.60.0, pyarrow, pandas, jsonschema. What a machine with these may lack of
@@ -32,6 +33,7 @@ set. KV cache tokens that are off by more than 5% are for CONTEXT_BYTES and the 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -86,13 +88,38 @@ class Settings:
     folder: Path
 
 
-def spec_of(case: Case, rows: int, settings: Settings, folder: Path) -> JobSpec:
-    """The job of a case, whose model and input lie in `folder`."""
+@dataclass(frozen=True)
+class Made:
+    """A case with its files in `folder`, ready to run."""
+
+    case: Case
+    rows: int
+    spec: JobSpec
+    plan: Plan
+    folder: Path
+
+    @property
+    def prompts(self) -> Path:
+        return self.folder / "prompts.json"
+
+    @property
+    def found(self) -> Path:
+        return self.folder / "found.json"
+
+
+def model_folder(case: Case, settings: Settings) -> Path:
+    """One for all lengths of a model: vLLM's compile cache belongs to a path (`ModelConfig.compute_hash`)."""
+    return settings.folder / "models" / f"{case.model}{'-fp8' if case.fp8 else ''}"
+
+
+def spec_of(case: Case, rows: int, longest: int, settings: Settings, folder: Path) -> JobSpec:
+    """The job of a case, whose input lies in `folder`. `longest`: tokens of the model's longest case, for which the
+    engines of all its cases are made: another length would be compiled again."""
     engine = CPU_ENGINE if settings.on_cpu else GPU_ENGINE | ({"kv_cache_dtype": "fp8"} if case.fp8 else {})
     written = {
         "name": case.name,
         "model": {
-            "source": str(folder / "model"),
+            "source": str(model_folder(case, settings)),
             "quantization": "fp8" if case.fp8 else "none",
             "dtype": "float32" if settings.on_cpu else "bfloat16",
         },
@@ -100,7 +127,7 @@ def spec_of(case: Case, rows: int, settings: Settings, folder: Path) -> JobSpec:
         "prompt": {"column": "text", "chat": False},
         "sampling": {"max_tokens": case.output_tokens, "ignore_eos": True, "temperature": 1.0},
         "output": {"uri": str(folder / "out")},
-        "engine": engine | {"load_format": "dummy", "max_model_len": case.input_tokens + case.output_tokens},
+        "engine": engine | {"load_format": "dummy", "max_model_len": longest},
         "resources": {
             "accelerator": settings.accelerator,
             "replicas": 1,
@@ -147,14 +174,14 @@ def output_rate(plan: Plan, case: Case) -> float | None:
     return plan.estimate.tokens_per_second.mid * case.output_tokens / (case.input_tokens + case.output_tokens)
 
 
-def rows_for(case: Case, config: dict[str, Any], settings: Settings, folder: Path) -> int:
+def rows_for(case: Case, longest: int, config: dict[str, Any], settings: Settings, folder: Path) -> int:
     """As many rows as the estimate expects to take `settings.seconds`."""
     if settings.rows is not None:
         return settings.rows
     rows = 100_000
     # The speed depends on the rows: the fewer, the more the last wave weighs.
     for _ in range(6):
-        rate = output_rate(plan_of(case, spec_of(case, rows, settings, folder), config, rows, settings), case)
+        rate = output_rate(plan_of(case, spec_of(case, rows, longest, settings, folder), config, rows, settings), case)
         if rate is None:
             return CPU_ROWS
         rows = max(FEWEST_ROWS, int(settings.seconds * rate / case.output_tokens))
@@ -162,29 +189,38 @@ def rows_for(case: Case, config: dict[str, Any], settings: Settings, folder: Pat
 
 
 def environment(on_cpu: bool) -> dict[str, str]:
-    """For both sides alike: what a replica sets for its engine, and nothing from the network."""
+    """For both sides alike: what a replica sets for its engine, nothing from the network, and vLLM's log where
+    the rest is."""
     paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     own = {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    own |= {"VLLM_LOGGING_STREAM": "ext://sys.stderr"}
     own |= {"TOKENIZERS_PARALLELISM": "true", "VLLM_WORKER_MULTIPROC_METHOD": "spawn", "RAY_USAGE_STATS_ENABLED": "0"}
     if on_cpu:
         own |= {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "OMP_WAIT_POLICY": "passive"}
     return os.environ | own
 
 
-def run(command: list[str], log: Path, settings: Settings) -> tuple[str, float]:
+def run(command: list[str], log: Path, settings: Settings, cases: int = 1) -> tuple[str, float]:
     """What the command prints, and its wall seconds. Raises RuntimeError with the end of what it complained."""
     if not settings.on_cpu:
         wait_for_free_gpus()
     began = time.monotonic()
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=environment(settings.on_cpu), timeout=settings.timeout
-        )
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"{log.stem} took more than {settings.timeout:.0f} s") from None
-    log.write_text(done.stderr)
+    with log.open("w") as errors:
+        # Straight to the file: who waits can read it, and a command that hangs leaves it.
+        try:
+            done = subprocess.run(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=environment(settings.on_cpu),
+                timeout=cases * settings.timeout,
+            )
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"{log.stem} took more than {cases * settings.timeout:.0f} s") from None
     if done.returncode:
-        raise RuntimeError(f"{log.stem} ended with {done.returncode}: ... {done.stderr.strip()[-600:]}")
+        said = log.read_text(errors="replace").strip()
+        raise RuntimeError(f"{log.stem} ended with {done.returncode}: ... {said[-600:]}")
     return done.stdout, time.monotonic() - began
 
 
@@ -199,16 +235,18 @@ def wait_for_free_gpus(seconds: float = 60.0) -> None:
         time.sleep(0.5)
 
 
-def run_plain(case: Case, spec: JobSpec, plan: Plan, settings: Settings, folder: Path) -> dict[str, float]:
-    """`vllm.LLM.generate` on the prompts of `folder`."""
-    given = {"engine": engine_arguments(spec, plan), "sampling": sampling_arguments(spec.sampling)}
-    given |= {"on_cpu": settings.on_cpu, "prompts": str(folder / "prompts.json")}
-    (folder / "plain.json").write_text(json.dumps(given))
-    command = [sys.executable, str(HERE / "plain_vllm.py"), str(folder / "plain.json"), str(folder / "found.json")]
-    _, wall = run(command, folder / "plain.log", settings)
-    found: dict[str, float] = json.loads((folder / "found.json").read_text())
-    rate = found["output_tokens"] / found["seconds"]
-    return found | {"output_tokens_per_second": rate, "cold_seconds": wall}
+def run_plain(made: Sequence[Made], settings: Settings) -> None:
+    """`vllm.LLM.generate` on the prompts of all cases of a model, one after another in one engine. What each found is
+    in its folder; the cases before a failure have theirs."""
+    first = made[0]
+    sets = [
+        {"sampling": sampling_arguments(one.spec.sampling), "prompts": str(one.prompts), "found": str(one.found)}
+        for one in made
+    ]
+    given = {"engine": engine_arguments(first.spec, first.plan), "on_cpu": settings.on_cpu, "sets": sets}
+    (first.folder / "plain.json").write_text(json.dumps(given))
+    command = [sys.executable, str(HERE / "plain_vllm.py"), str(first.folder / "plain.json")]
+    run(command, first.folder / "plain.log", settings, len(made))
 
 
 def run_job(spec: JobSpec, settings: Settings, folder: Path) -> tuple[Report, dict[str, float]]:
@@ -224,45 +262,41 @@ def run_job(spec: JobSpec, settings: Settings, folder: Path) -> tuple[Report, di
     return report, values | {"output_tokens": report.output_tokens, "input_tokens": report.input_tokens}
 
 
-def measure(case: Case, settings: Settings, plain_first: bool) -> dict[str, Any]:
-    """Run the case both ways, and set the figures beside each other."""
+def prepared(case: Case, longest: int, settings: Settings) -> Made:
+    """The files of a case: its model, its rows and their tokens."""
     folder = settings.folder / case.name
     (folder / "in").mkdir(parents=True, exist_ok=True)
     shape = models()[case.model].shape
     shape = shrunk(shape) if settings.on_cpu else shape
-    config = write_model(case.model, shape, case.fp8, folder / "model")
-    rows = rows_for(case, config, settings, folder)
+    config = write_model(case.model, shape, case.fp8, model_folder(case, settings))
+    rows = rows_for(case, longest, config, settings, folder)
     texts, ids = prompts(shape.vocab_size, rows, case.input_tokens, seed=0)
     pq.write_table(pa.table({"id": range(rows), "text": texts}), folder / "in" / "rows.parquet")
-    (folder / "prompts.json").write_text(json.dumps(ids))
-    spec = spec_of(case, rows, settings, folder)
-    plan = plan_of(case, spec, config, rows, settings)
-    plain = run_plain(case, spec, plan, settings, folder) if plain_first else None
-    report, job = run_job(spec, settings, folder)
-    taken = Plan.model_validate_json((folder / "out" / "_run" / "plan.json").read_text())
-    if engine_arguments(spec, taken) != engine_arguments(spec, plan):
-        raise RuntimeError(f"the job planned other engine arguments than plain vLLM got: {taken} and {plan}")
-    plain = plain or run_plain(case, spec, plan, settings, folder)
-    if (job["input_tokens"], job["output_tokens"], plain["output_tokens"]) != (
-        rows * case.input_tokens,
-        rows * case.output_tokens,
-        rows * case.output_tokens,
-    ):
-        raise RuntimeError(f"not all {rows} rows had the lengths asked for: {job} and {plain}")
-    save_report(case, report, settings)
-    return compared(case, rows, spec, plan, plain, job, settings) | {"plain_first": plain_first}
+    spec = spec_of(case, rows, longest, settings, folder)
+    made = Made(case, rows, spec, plan_of(case, spec, config, rows, settings), folder)
+    made.prompts.write_text(json.dumps(ids))
+    made.found.unlink(missing_ok=True)
+    return made
 
 
-def compared(
-    case: Case,
-    rows: int,
-    spec: JobSpec,
-    plan: Plan,
-    plain: dict[str, float],
-    job: dict[str, float],
-    settings: Settings,
-) -> dict[str, Any]:
+def measure(made: Made, settings: Settings) -> dict[str, float]:
+    """The job of a case; raises RuntimeError if it did not do what plain vLLM is given."""
+    report, job = run_job(made.spec, settings, made.folder)
+    taken = Plan.model_validate_json((made.folder / "out" / "_run" / "plan.json").read_text())
+    if engine_arguments(made.spec, taken) != engine_arguments(made.spec, made.plan):
+        raise RuntimeError(f"the job planned other engine arguments than plain vLLM gets: {taken} and {made.plan}")
+    wanted = (made.rows * made.case.input_tokens, made.rows * made.case.output_tokens)
+    if (job["input_tokens"], job["output_tokens"]) != wanted:
+        raise RuntimeError(f"not all {made.rows} rows had the lengths asked for: {job}")
+    save_report(made.case, report, settings)
+    return job
+
+
+def compared(made: Made, job: dict[str, float], settings: Settings) -> dict[str, Any]:
     """A case's figures. Ratios are of the job to plain vLLM, of measured to predicted, of the job to the record."""
+    case, rows, spec, plan = made.case, made.rows, made.spec, made.plan
+    plain: dict[str, float] = json.loads(made.found.read_text())
+    plain["output_tokens_per_second"] = plain["output_tokens"] / plain["seconds"]
     rate = job["output_tokens_per_second"]
     predicted, record = output_rate(plan, case), record_of(case, settings.accelerator, settings.tensor_parallel)
     price = list_price(settings.accelerator)
@@ -325,15 +359,35 @@ def line(found: dict[str, Any]) -> str:
 
 def measured(cases: Sequence[Case], settings: Settings) -> Iterator[dict[str, Any]]:
     """Each case's figures, or why there are none, written to a file as soon as it is done."""
-    for number, case in enumerate(cases):
+    for _, group in itertools.groupby(cases, key=lambda case: (case.model, case.fp8)):
+        for case, found in of_model(list(group), settings):
+            place = settings.folder / "results" / f"{case.name}.json"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(json.dumps(found, indent=1))
+            yield found
+
+
+def of_model(cases: Sequence[Case], settings: Settings) -> Iterator[tuple[Case, dict[str, Any]]]:
+    """A model's cases: the job of the first, plain vLLM at all lengths, the jobs of the others."""
+    longest = max(case.input_tokens + case.output_tokens for case in cases)
+    made = [prepared(case, longest, settings) for case in cases]
+    for number, one in enumerate(made):
+        job, errors = None, []
         try:
-            found = measure(case, settings, plain_first=number % 2 == 1)
+            job = measure(one, settings)
         except (BatchinferError, RuntimeError) as error:
-            found = {**asdict(case), "error": str(error)}
-        place = settings.folder / "results" / f"{case.name}.json"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(json.dumps(found, indent=1))
-        yield found
+            errors.append(str(error))
+        if number == 0:
+            try:
+                run_plain(made, settings)
+            except RuntimeError as error:
+                # Its lengths before the failure have been written.
+                errors.append(str(error))
+        if job is not None and one.found.exists():
+            yield one.case, compared(one, job, settings) | {"plain_first": number > 0}
+        else:
+            errors += [] if one.found.exists() else ["plain vLLM did not come to it"]
+            yield one.case, asdict(one.case) | {"error": "; ".join(errors), "job": job}
 
 
 def arguments() -> argparse.Namespace:

@@ -178,7 +178,8 @@ def _dataset(job: RunningJob, source: ShardSource, arguments: dict[str, Any]) ->
     results = rows.map_batches(
         Replica,
         fn_constructor_args=(job, lost_attempts(read_journals(job.layout)), ray_private.attempts_before),
-        batch_size=None,
+        # One row is one shard. Not None, the whole block: Ray Data refuses that for actors with GPUs.
+        batch_size=1,
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ActorPoolStrategy(

@@ -80,8 +80,10 @@ def test_the_records_are_those_of_the_same_weights_lengths_and_gpu():
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_case_fits_one_gpu_and_takes_as_long_as_it_may(case, tmp_path):
     config = dummy_models.config_of(case.model, models()[case.model].shape, case.fp8)
-    rows = gpu.rows_for(case, config, settings(tmp_path), tmp_path)
-    plan = gpu.plan_of(case, gpu.spec_of(case, rows, settings(tmp_path), tmp_path), config, rows, settings(tmp_path))
+    longest = max(one.input_tokens + one.output_tokens for one in CASES if one.model == case.model)
+    rows = gpu.rows_for(case, longest, config, settings(tmp_path), tmp_path)
+    spec = gpu.spec_of(case, rows, longest, settings(tmp_path), tmp_path)
+    plan = gpu.plan_of(case, spec, config, rows, settings(tmp_path))
     assert plan.num_gpus == 1
     assert plan.kv_cache_tokens >= 16 * (case.input_tokens + case.output_tokens)
     assert rows * case.output_tokens / gpu.output_rate(plan, case) == pytest.approx(60.0, rel=0.1)

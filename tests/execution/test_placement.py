@@ -1,8 +1,9 @@
-"""A replica over two nodes: two raylets on this machine, with GPUs that are only counted."""
+"""Replicas on GPUs that are only counted: of one node each, and over two nodes, which are raylets on this machine."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,38 @@ ray.shutdown()
 cluster.shutdown()
 print(json.dumps({"rows": report.rows, "free": free}))
 """
+
+ONE_NODE = """
+import json, sys
+import ray
+from tests.support.scripted_jobs import KeepingListener
+from batchinfer.execution import runner
+from batchinfer.jobspec import JobSpec
+
+ray.init(address="local", num_cpus=2, num_gpus=4, include_dashboard=False)
+print(json.dumps({"rows": runner.run(JobSpec.model_validate_json(sys.argv[1]), KeepingListener()).rows}))
+"""
+
+
+@pytest.mark.integration
+def test_replicas_have_the_gpus_of_one_node(corpus: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    resources = {"accelerator": "H100", "tensor_parallel": 2, "pipeline_parallel": 1, "replicas": 2}
+    spec = scripted_spec(corpus, output, resources=resources)
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_NODE, spec.model_dump_json(exclude_unset=True)],
+        cwd=ROOT,
+        # As in a run's own cluster: at Ray's niceness of 15 the workers starve beside the suite's other processes.
+        env=os.environ | {"RAY_worker_niceness": "0"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1])["rows"] == results(output).num_rows == 1000
+    replicas = pq.read_table(output / "_run" / "replicas.parquet").to_pylist()
+    assert [replica["num_gpus"] for replica in replicas] == [2, 2]
+    assert_ledger_adds_up(output)
 
 
 @pytest.mark.integration
