@@ -372,7 +372,8 @@ def of_model(cases: Sequence[Case], settings: Settings) -> Iterator[tuple[Case, 
     longest = max(case.input_tokens + case.output_tokens for case in cases)
     made = [prepared(case, longest, settings) for case in cases]
     for number, one in enumerate(made):
-        job, errors = None, []
+        job: dict[str, float] | None = None
+        errors: list[str] = []
         try:
             job = measure(one, settings)
         except (BatchinferError, RuntimeError) as error:
