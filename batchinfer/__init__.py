@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from batchinfer import errors
     from batchinfer.jobspec import (
         AnswerSpec,
+        CacheSpec,
         CatalogSpec,
         ChunkSpec,
         CombinePrompt,
@@ -61,6 +62,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AnswerSpec",
+    "CacheSpec",
     "CatalogSpec",
     "ChunkSpec",
     "CombinePrompt",

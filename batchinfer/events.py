@@ -192,6 +192,20 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
             ("table", "reason"),
             "warning",
         ),
+        "cache not used": Event(
+            "What shapes the answers cannot be told, so that none is looked up or kept; the run goes on without.",
+            ("reason",),
+            "warning",
+        ),
+        "cache not read": Event(
+            "The store of `cache` failed: all requests of the replica run.", ("uri", "reason"), "warning"
+        ),
+        "cache not written": Event(
+            "The store of `cache` failed: these answers are not kept for later runs.", ("uri", "reason"), "warning"
+        ),
+        "cache file ignored": Event(
+            "A file of `cache` is damaged or of somebody else: its requests run.", ("uri",), "warning"
+        ),
         "page not written": Event(
             "The report for a browser could not be made or written; the run and its other files are complete.",
             ("reason",),

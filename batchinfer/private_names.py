@@ -46,11 +46,12 @@ class Release:
     def lacks(self, name: str) -> WrongRelease:
         """The error for a missing name."""
         return WrongRelease(
-            f"{self.module} {self._installed()} has no {name}, which batchinfer uses in {self.module} {self.version}",
+            f"{self.module} {self.installed()} has no {name}, which batchinfer uses in {self.module} {self.version}",
             f"install {self.distributions[0]}=={self.version}",
         )
 
-    def _installed(self) -> str:
+    def installed(self) -> str:
+        """The version of the package that is installed."""
         for distribution in self.distributions:
             try:
                 return metadata.version(distribution)

@@ -109,6 +109,10 @@ class StepTotals(BaseModel):
     """Rows whose answer was that of an equal request."""
     tokens_reused: int = 0
     """Tokens of those answers and their prompts, which did not run again."""
+    tokens_from_cache: int = 0
+    """The part of `tokens_reused` whose answers an earlier run had (`cache`)."""
+    saved_by_cache_usd: float = 0.0
+    """Dollars that `tokens_from_cache` cost in that run."""
 
 
 class Totals(BaseModel):
@@ -140,6 +144,9 @@ class Totals(BaseModel):
     steps: dict[str, StepTotals] = {}
     rows_reused: int = 0
     tokens_reused: int = 0
+    rows_from_cache: int = 0
+    tokens_from_cache: int = 0
+    saved_by_cache_usd: float = 0.0
 
 
 class Ledger:
@@ -254,6 +261,9 @@ def totals(shards: Sequence[ShardRecord], replicas: Sequence[ReplicaAccount]) ->
         steps=_steps(shards, newest.values()),
         rows_reused=sum(shard.rows_reused for shard in shards),
         tokens_reused=sum(shard.tokens_reused for shard in shards),
+        rows_from_cache=sum(shard.rows_from_cache for shard in shards),
+        tokens_from_cache=sum(shard.tokens_from_cache for shard in shards),
+        saved_by_cache_usd=sum(shard.saved_by_cache_usd for shard in shards),
     )
 
 
@@ -279,6 +289,8 @@ def _step(name: str, shards: Sequence[ShardRecord], newest: Sequence[StepCount])
         cost_usd=sum(device_cost(step.gpu_seconds, shard.price_per_gpu_hour) for shard, step in mine),
         rows_reused=sum(step.rows_reused for _, step in mine),
         tokens_reused=sum(step.tokens_reused for _, step in mine),
+        tokens_from_cache=sum(step.tokens_from_cache for _, step in mine),
+        saved_by_cache_usd=sum(step.saved_by_cache_usd for _, step in mine),
     )
 
 

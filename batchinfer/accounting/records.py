@@ -110,6 +110,10 @@ class StepCount(_Record):
     """Rows whose answer was that of an equal request."""
     tokens_reused: NonNegativeInt = 0
     """Tokens of those answers and their prompts, which did not run again."""
+    tokens_from_cache: NonNegativeInt = 0
+    """The part of `tokens_reused` whose answers an earlier run had."""
+    saved_by_cache_usd: NonNegativeFloat = 0.0
+    """Dollars that `tokens_from_cache` cost in that run."""
 
 
 class ShardRecord(Ran):
@@ -149,6 +153,12 @@ class ShardRecord(Ran):
     """Rows that took no tokens, since all their answers were those of equal requests."""
     tokens_reused: NonNegativeInt = 0
     """Tokens of such answers and their prompts, which did not run again; they count in no other field."""
+    rows_from_cache: NonNegativeInt = 0
+    """The part of `rows_reused` with an answer that an earlier run had."""
+    tokens_from_cache: NonNegativeInt = 0
+    """The part of `tokens_reused` whose answers an earlier run had."""
+    saved_by_cache_usd: NonNegativeFloat = 0.0
+    """Dollars that `tokens_from_cache` cost in that run."""
 
     @property
     def rows_rejected(self) -> int:
@@ -230,6 +240,9 @@ ACCOUNTING_SCHEMA = pa.schema(
         column("session", pa.int32(), "which of the run's commands it was of, from 1: `_run/plans/` has its plan"),
         ("rows_reused", pa.int64()),
         ("tokens_reused", pa.int64()),
+        column("rows_from_cache", pa.int64(), "those of rows_reused with an answer that an earlier run had (`cache`)"),
+        column("tokens_from_cache", pa.int64(), "those of tokens_reused whose answers an earlier run had"),
+        column("saved_by_cache_usd", pa.float64(), "dollars that tokens_from_cache cost in that run"),
     ]
 )
 

@@ -167,11 +167,19 @@ class Report(BaseModel):
     rows_ran: int = 0
     """Rows that the engine ran, with retried rows and rows that failed in the engine."""
     rows_reused: int = 0
-    """Rows that took no tokens, since their answers are those of equal requests (`dedupe`). Not in `rows_ran`."""
+    """Rows that took no tokens, since their answers are those of equal requests (`dedupe`, `cache`). Not in
+    `rows_ran`."""
     tokens_reused: int = 0
     """Tokens, in and out, of the answers of equal requests. They did not run again, and count in no other figure."""
     saved_usd: float = 0.0
-    """Dollars that `tokens_reused` would have cost, at what the work for a token cost, without load, idle and waste."""
+    """Dollars that `tokens_reused` would have cost: `saved_by_cache_usd`, and for the others what the work for a token
+    cost in this run, without load, idle and waste."""
+    rows_from_cache: int = 0
+    """The part of `rows_reused` with an answer that an earlier run had (`cache`)."""
+    tokens_from_cache: int = 0
+    """The part of `tokens_reused` whose answers an earlier run had."""
+    saved_by_cache_usd: float = 0.0
+    """Dollars that the work for `tokens_from_cache` cost in that run."""
     rejected_tokens: int = 0
     """Tokens of the prompts that the engine never ran, such as too long ones. No other figure counts these tokens."""
     tokens_per_second: float
@@ -291,7 +299,10 @@ def make_report(
         rows_ran=totals.rows_ran,
         rows_reused=totals.rows_reused,
         tokens_reused=totals.tokens_reused,
-        saved_usd=_work_usd(replicas) / tokens * totals.tokens_reused if tokens else 0.0,
+        saved_usd=_saved_usd(totals, replicas, tokens),
+        rows_from_cache=totals.rows_from_cache,
+        tokens_from_cache=totals.tokens_from_cache,
+        saved_by_cache_usd=totals.saved_by_cache_usd,
         rejected_tokens=totals.rejected_tokens,
         tokens_per_second=tokens / active if active else 0.0,
         rows_per_second=totals.rows / active if active else 0.0,
@@ -323,6 +334,11 @@ def make_report(
         files_skipped=dict(files_skipped or {}),
         published=published,
     )
+
+
+def _saved_usd(totals: Totals, replicas: Sequence[ReplicaAccount], tokens: int) -> float:
+    again = totals.tokens_reused - totals.tokens_from_cache
+    return totals.saved_by_cache_usd + (_work_usd(replicas) / tokens * again if tokens else 0.0)
 
 
 def _work_usd(replicas: Sequence[ReplicaAccount]) -> float:

@@ -45,7 +45,8 @@ class Completion:
     """The texts as values of the answer's type, once they were checked; None where answers are kept as text."""
     reused_tokens: int | None = None
     """Tokens that the engine did not run, in and out, since the answer is that of an equal request. None: it ran."""
-
+    saved_usd: float | None = None
+    """Dollars that the answer cost in an earlier run, if it comes from `cache`. None: it does not."""
     chunks: int = 0
     """Into how many chunks the row's text was cut."""
     levels: int = 0

@@ -22,7 +22,7 @@ from batchinfer.execution.token_counter import UNLIMITED, chat_template, counter
 from batchinfer.input import build_manifest
 from batchinfer.input.files import fixed_part, is_glob
 from batchinfer.input.manifest import Fingerprint, Manifest, from_parquet
-from batchinfer.jobspec import SCRIPTED, JobSpec, ModelSpec, PromptSpec, PublishSpec, parse
+from batchinfer.jobspec import SCRIPTED, CacheSpec, JobSpec, ModelSpec, PromptSpec, PublishSpec, parse
 from batchinfer.jobspec.cron import Tick
 from batchinfer.jobspec.schedule import current_time, resolve
 from batchinfer.jobspec.templates import is_template
@@ -68,6 +68,7 @@ def absolute(spec: JobSpec) -> JobSpec:
             "output": spec.output.model_copy(
                 update={"uri": normal_uri(spec.output.uri), "publish": _absolute_publish(spec.output.publish)}
             ),
+            "cache": None if spec.cache is None else CacheSpec(uri=normal_uri(spec.cache.uri)),
             **_with_chat_templates(spec),
         }
     )
@@ -164,7 +165,7 @@ def check(
     batchinfer left in the output. `spec` has its variables filled in for `tick`; None is a job that runs once.
     `access`: see `require_model`. `trial`: the output is that of a trial, which replaces an earlier one of any job.
     """
-    for uri in (spec.input.uri, spec.output.uri):
+    for uri in (spec.input.uri, spec.output.uri, *(() if spec.cache is None else (spec.cache.uri,))):
         storage_for(uri, spec.storage)
     facts = require_model(spec, access)
     require_apart(spec)
@@ -223,6 +224,9 @@ def check(
     require_files_apart(manifest, layout)
     require_publishable(spec, manifest)
     layout.storage.require_writable(layout.root)
+    if spec.cache is not None:
+        with naming_key("cache.uri"):
+            storage_for(spec.cache.uri, spec.storage).require_writable(spec.cache.uri)
     return Checked(spec, facts, layout, manifest, frozenset(committed), resumed, choice, before)
 
 
@@ -276,6 +280,24 @@ def require_apart(spec: JobSpec) -> None:
     for inner, outer, message in ((target, source, "output.uri lies inside input.uri"), *written):
         if join(inner, "").startswith(join(outer, "")):
             raise OutputError(f"{message}: {target} and {source}", "give the output a folder of its own")
+    if spec.cache is not None:
+        _require_cache_apart(normal_uri(spec.cache.uri), source, target)
+
+
+def _require_cache_apart(cache: str, source: str, target: str) -> None:
+    for key, other in (("input.uri", source), ("output.uri", target)):
+        for inner, outer in ((cache, other), (other, cache)):
+            if join(inner, "").startswith(join(outer, "")):
+                raise OutputError(f"cache.uri and {key} lie in one another: {cache} and {other}", "put the cache apart")
+
+
+@contextlib.contextmanager
+def naming_key(key: str) -> Iterator[None]:
+    """Let remedies of a store name this key, where they would name that of the output."""
+    try:
+        yield
+    except OutputError as error:
+        raise OutputError(error.message, error.remedy.replace("output.uri", key)) from error
 
 
 def require_files_apart(manifest: Manifest, layout: Layout) -> None:

@@ -22,6 +22,7 @@ from batchinfer.accounting.records import MeterReading, Ran, ReplicaRecord, Shar
 from batchinfer.engine import Completion, host_processes, start_engine
 from batchinfer.engine.supervisor import Supervisor
 from batchinfer.errors import BatchinferError, EngineError, StorageError
+from batchinfer.execution.answer_cache import AnswerCache
 from batchinfer.execution.job import RunningJob
 from batchinfer.execution.process_guard import REPLICA, Guard, kill_marked
 from batchinfer.execution.replica_events import EventFile
@@ -178,7 +179,11 @@ class Replica:
         self._guard = Guard(REPLICA, self._journal.ran.replica_id)
         self._names = job.spec.request_names
         # A trial measures each row.
-        self._reuse = Reuse(repeats=repeats(job)) if job.reuses and not job.timed else None
+        reuses = job.reuses and not job.timed
+        self._reuse = Reuse(repeats=repeats(job)) if reuses else None
+        self._cache: AnswerCache | None = None
+        if reuses and job.spec.cache is not None:
+            self._cache = AnswerCache(job.spec, job.plan, with_local_model)
         self._width = vector_size(job.spec)
         self._engine: Supervisor | BatchinferError
         try:
@@ -215,7 +220,7 @@ class Replica:
         spec = self._job.spec
         earlier = self._earlier(envelope) if spec.steps is not None else None
         kept = NO_ANSWERS if earlier is None else kept_answers(self._program.jobs, earlier)
-        asked = Asked(self._engine, envelope, self._names, self._reuse)
+        asked = Asked(self._engine, envelope, self._names, self._reuse, self._cache)
         answers = self._in_groups(rows, asked, kept) if self._names else self._program.run(rows, asked)
         self._journal.end(shard_id)
         results = result_table(spec, rows, envelope, answers, self._job.timed, self._width, earlier)
@@ -290,6 +295,8 @@ class Replica:
         if isinstance(self._engine, Supervisor):
             self._engine.close()
         self._guard.end()
+        if self._cache is not None:
+            self._cache.close()
         self._events.close()
         self._journal.close()
 
@@ -298,15 +305,22 @@ class Asked:
     """Runs the requests of one shard, and adds up what they cost. Safe to use from several threads.
 
     `steps`: the names of the requests of a row (`JobSpec.request_names`). `reuse`: the replica's answers to requests
-    that may come again, None if each request runs. `gpu_seconds`: device-seconds of the answers. `deaths`: engines that
-    died meanwhile. `reading`: the meter's reading when the last call ended.
+    that may come again, None if each request runs. `cache`: answers of earlier runs, beside `reuse`. `gpu_seconds`:
+    device-seconds of the answers. `deaths`: engines that died meanwhile. `reading`: the meter's reading when the last
+    call ended.
     """
 
     def __init__(
-        self, engine: Supervisor, envelope: Envelope, steps: Sequence[str], reuse: Reuse | None = None
+        self,
+        engine: Supervisor,
+        envelope: Envelope,
+        steps: Sequence[str],
+        reuse: Reuse | None = None,
+        cache: AnswerCache | None = None,
     ) -> None:
         self._engine = engine
         self._reuse = reuse
+        self._cache = cache
         self._envelope = envelope
         self._steps = steps
         self._lock = threading.Lock()
@@ -327,12 +341,22 @@ class Asked:
 
     def __call__(self, prompts: Sequence[Prompt], places: Sequence[int]) -> list[Completion]:
         """The completions of prompts of the rows at `places` of the shard. Raises EngineError."""
-        made = self._run(prompts, places) if self._reuse is None else self._reuse(prompts, places, self._run)
+        made = self._run(prompts, places) if self._reuse is None else self._reuse(prompts, places, self._first)
         if self._steps:
             with self._lock:
                 for prompt, completion in zip(prompts, made, strict=True):
                     self._made[self._steps[prompt.step]].append(completion)
         return made
+
+    def _first(self, prompts: Sequence[Prompt], places: Sequence[int]) -> list[Completion]:
+        """The completions of requests that were not asked before in this replica."""
+        if self._cache is None:
+            return self._run(prompts, places)
+        found = self._cache.found(prompts)
+        left = [i for i, completion in enumerate(found) if completion is None]
+        # Asked also if nothing is left, so that the meter is read.
+        ran = iter(self._run([prompts[i] for i in left], [places[i] for i in left]))
+        return [next(ran) if completion is None else completion for completion in found]
 
     def _run(self, prompts: Sequence[Prompt], places: Sequence[int]) -> list[Completion]:
         outcome = self._engine.run(prompts, _Note(self._envelope, places))
@@ -343,6 +367,8 @@ class Asked:
             self._deaths[threading.get_ident()] += outcome.deaths
             if prompts and self._steps:
                 self._share(prompts, completions, outcome.gpu_seconds)
+        if self._cache is not None:
+            self._cache.keep(prompts, completions, outcome.gpu_seconds)
         return completions
 
     def counts(self) -> dict[str, StepCount]:

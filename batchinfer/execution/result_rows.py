@@ -316,12 +316,19 @@ def counts(results: pa.Table) -> dict[str, Any]:
     }
 
 
-def reuse_counts(results: pa.Table, answers: Sequence[Sequence[Completion]]) -> dict[str, int]:
+def reuse_counts(results: pa.Table, answers: Sequence[Sequence[Completion]]) -> dict[str, float]:
     """The fields of a ShardRecord about answers that were those of equal requests."""
-    told = "reused" in results.column_names
+    if "reused" not in results.column_names:
+        return {}
+    reused = results.column("reused").to_pylist()
+    kept = [c for of_step in answers for c in of_step if c.saved_usd is not None]
+    from_cache = [any(c.saved_usd is not None for c in of_row) for of_row in zip(*answers, strict=True)]
     return {
-        "rows_reused": pc.sum(results.column("reused"), min_count=0).as_py() if told else 0,
-        "tokens_reused": sum(c.reused_tokens or 0 for of_step in answers for c in of_step) if told else 0,
+        "rows_reused": sum(reused),
+        "tokens_reused": sum(c.reused_tokens or 0 for of_step in answers for c in of_step),
+        "rows_from_cache": sum(again and kept for again, kept in zip(reused, from_cache, strict=True)),
+        "tokens_from_cache": sum(c.reused_tokens or 0 for c in kept),
+        "saved_by_cache_usd": sum(c.saved_usd or 0.0 for c in kept),
     }
 
 
@@ -351,12 +358,17 @@ def step_count(completions: Sequence[Completion], gpu_seconds: float) -> StepCou
         gpu_seconds=gpu_seconds,
         rows_reused=sum(c.reused_tokens is not None for c in asked),
         tokens_reused=sum(c.reused_tokens or 0 for c in asked),
+        tokens_from_cache=sum(c.reused_tokens or 0 for c in asked if c.saved_usd is not None),
+        saved_by_cache_usd=sum(c.saved_usd or 0.0 for c in asked),
     )
 
 
-def of_steps(steps: Mapping[str, StepCount]) -> dict[str, int]:
+def of_steps(steps: Mapping[str, StepCount]) -> dict[str, float]:
     """The tokens of a record, as the sums over its steps."""
-    names = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "rejected_tokens", "tokens_reused")
+    names = (
+        *("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "rejected_tokens", "tokens_reused"),
+        *("tokens_from_cache", "saved_by_cache_usd"),
+    )
     return {name: sum(getattr(step, name) for step in steps.values()) for name in names}
 
 

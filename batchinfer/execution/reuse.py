@@ -27,20 +27,22 @@ _BYTES_A_LABEL = 100
 Ask = Callable[[Sequence[Prompt], Sequence[int]], Sequence[Completion]]
 
 
-def request_keys(prompts: Sequence[Prompt]) -> list[bytes]:
-    """A hash of each prompt. Equal prompts of one step have equal token ids, sampling and output shape.
+def request_keys(prompts: Sequence[Prompt], size: int = KEY_BYTES, steps: bool = True) -> list[bytes]:
+    """A hash of each prompt, of `size` bytes. Equal prompts of one step have equal token ids, sampling and output
+    shape. `steps`: whether which step it is of counts.
 
     The row that a prompt carries counts too: where a value is cut, or a control token is looked for, it shapes the
     tokens.
     """
     keys: list[bytes] = []
     rest: tuple[object, ...] | None = None
-    begun = hashlib.blake2b(digest_size=KEY_BYTES)
+    begun = hashlib.blake2b(digest_size=size)
+    last = None if steps else -1
     for prompt in prompts:
-        if prompt[1:] != rest:
+        if prompt[1:last] != rest:
             # All but the text is most often the same for all rows, and so is hashed once.
-            rest = prompt[1:]
-            begun = hashlib.blake2b(repr(rest).encode(errors="surrogatepass"), digest_size=KEY_BYTES)
+            rest = prompt[1:last]
+            begun = hashlib.blake2b(repr(rest).encode(errors="surrogatepass"), digest_size=size)
         hashed = begun.copy()
         hashed.update(prompt.text.encode(errors="surrogatepass"))
         keys.append(hashed.digest())

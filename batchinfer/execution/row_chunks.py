@@ -216,6 +216,8 @@ class _Fold:
             setattr(made, name, sum(getattr(completion, name) for completion in self._all))
         again = [completion.reused_tokens for completion in self._all]
         made.reused_tokens = sum(filter(None, again)) if again and None not in again else None
+        saved = [completion.saved_usd for completion in self._all if completion.saved_usd is not None]
+        made.saved_usd = sum(saved) if saved else None
         made.chunks, made.levels = self._chunks, self._levels
         return made
 

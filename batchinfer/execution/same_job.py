@@ -13,7 +13,7 @@ from batchinfer.jobspec import JobSpec
 from batchinfer.rundir.paths import Layout
 from batchinfer.storage import REQUESTS_AT_ONCE, Entry, Stores, storage_for
 
-_FREE_KEYS = ("name", "resources", "limits", "schedule", "storage", "labels", "notify")
+_FREE_KEYS = ("name", "resources", "limits", "schedule", "storage", "labels", "notify", "cache")
 """Keys that may change between the runs of one output: they shape no result."""
 
 

@@ -1,5 +1,6 @@
 """The job spec: parses YAML into a validated `JobSpec`, with its templates, variables and ticks."""
 
+from batchinfer.jobspec.cache_keys import CacheSpec
 from batchinfer.jobspec.chunk_keys import ChunkSpec, CombinePrompt
 from batchinfer.jobspec.engine_keys import EngineSpec, ScriptedSpec
 from batchinfer.jobspec.evaluate_keys import EvaluateSpec
@@ -23,6 +24,7 @@ __all__ = [
     "SCRIPTED",
     "AcceleratorName",
     "AnswerSpec",
+    "CacheSpec",
     "CatalogSpec",
     "ChunkSpec",
     "CombinePrompt",

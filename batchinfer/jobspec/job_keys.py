@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from batchinfer.jobspec.base import Keys, Text
+from batchinfer.jobspec.cache_keys import CacheSpec
 from batchinfer.jobspec.chunk_keys import ChunkSpec, CombinePrompt, CombineSpec
 from batchinfer.jobspec.constraints import require_reachable
 from batchinfer.jobspec.engine_keys import EngineSpec
@@ -84,6 +85,8 @@ class JobSpec(Keys):
 
     The others get the answer of the first, with `reused` true and no tokens. null: yes if each prompt's sampling has
     temperature 0 or a seed, so that the answers would be the same. The results have the column `reused` then."""
+    cache: CacheSpec | None = None
+    """Where answers are kept for later runs, and looked up before a request runs. null: nowhere."""
     embed: EmbedSpec = EmbedSpec()
     """How `task: embed` makes vectors."""
     sampling: SamplingSpec = SamplingSpec()
@@ -170,8 +173,11 @@ class JobSpec(Keys):
     @property
     def reuses_answers(self) -> bool:
         """Do requests that are the same run once, and do the results tell so?"""
-        if self.dedupe is not None:
-            return self.dedupe
+        return self._repeats_itself if self.dedupe is None else self.dedupe
+
+    @property
+    def _repeats_itself(self) -> bool:
+        """Do equal requests have equal answers, in all steps?"""
         samplings = [self.sampling] if self.steps is None else [step.sampling or self.sampling for step in self.steps]
         if isinstance(self.combine, CombinePrompt) and self.combine.sampling is not None:
             samplings.append(self.combine.sampling)
@@ -313,6 +319,17 @@ class JobSpec(Keys):
                 raise ValueError(
                     f"step {step.name}: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
                 ) from None
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_what_repeats_itself(self) -> Self:
+        if self.cache is not None and self.dedupe is False:
+            raise ValueError("cache gives equal requests one answer: leave dedupe: false out")
+        if self.cache is not None and not self._repeats_itself:
+            raise ValueError(
+                "cache keeps answers that would be the same again: set temperature 0 or a seed in each prompt's "
+                "sampling, or leave it out"
+            )
         return self
 
     def row_columns(self) -> tuple[str, ...]:

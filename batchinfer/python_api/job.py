@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from batchinfer.errors import InputError, SpecError, UserError
 from batchinfer.jobspec import (
+    CacheSpec,
     ChunkSpec,
     CombinePrompt,
     EmbedSpec,
@@ -45,6 +46,7 @@ from batchinfer.jobspec import (
 from batchinfer.jobspec.base import Keys, keys_of
 from batchinfer.jobspec.python_classes import schema_of
 from batchinfer.python_api.keys import (
+    CacheKeys,
     ChunkKeys,
     CombinePromptKeys,
     EmbedKeys,
@@ -105,6 +107,7 @@ class Job:
         | None = None,
         reduce: ReduceSpec | ReduceKeys | None = None,
         dedupe: bool | None = None,
+        cache: CacheSpec | CacheKeys | None = None,
         embed: EmbedSpec | EmbedKeys | None = None,
         sampling: SamplingSpec | SamplingKeys | None = None,
         sampling_column: str | None = None,
@@ -131,6 +134,7 @@ class Job:
             "combine": combine,
             "reduce": reduce,
             "dedupe": dedupe,
+            "cache": cache,
             "embed": embed,
             "sampling": sampling,
             "sampling_column": sampling_column,

@@ -317,6 +317,13 @@ class CombinePromptKeys(TypedDict, total=False):
     """How the tokens of combined answers are chosen. null: as the job's `sampling` says."""
 
 
+class CacheKeys(TypedDict, total=False):
+    """Answers that are kept across runs, jobs and teams."""
+
+    uri: str
+    """The folder or bucket of the answers, as `s3://team/answers`. Any number of runs may use it at once."""
+
+
 class EmbedKeys(TypedDict, total=False):
     """The vectors of `task: embed`: their length and what is read before each text."""
 

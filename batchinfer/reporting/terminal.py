@@ -74,9 +74,15 @@ def _lines(report: Report) -> list[tuple[str, str]]:
 
 def _reused(report: Report) -> str:
     share = report.rows_reused / report.rows if report.rows else 0.0
+    cached = (
+        f"; of these from the cache {report.rows_from_cache:,} rows, {report.tokens_from_cache:,} tokens, "
+        f"{money(report.saved_by_cache_usd)}"
+        if report.tokens_from_cache
+        else ""
+    )
     return (
         f"{report.rows_reused:,} rows ({share:.1%}), {report.tokens_reused:,} tokens that did not run again, "
-        f"about {money(report.saved_usd)} saved"
+        f"about {money(report.saved_usd)} saved{cached}"
     )
 
 

@@ -43,6 +43,8 @@ def _planned(spec: JobSpec, sample: bool) -> Plan:
 def require_reachable(spec: JobSpec, options: Options) -> None:
     """Raise SpecError for paths of this machine, which pods cannot read unless a volume has them."""
     places = {"input.uri": spec.input.uri, "output.uri": spec.output.uri}
+    if spec.cache is not None:
+        places["cache.uri"] = spec.cache.uri
     if os.path.isdir(spec.model.source):
         places["model.source"] = spec.model.source
     if spec.model.lora is not None and os.path.isdir(spec.model.lora.path):

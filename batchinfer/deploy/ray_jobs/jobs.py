@@ -118,7 +118,10 @@ def attempt_id(run: str, number: int) -> str:
 
 def local_places(spec: JobSpec) -> dict[str, str]:
     """The spec's keys that name a path on this machine, with the path."""
-    found = {key: uri for key, uri in (("input.uri", spec.input.uri), ("output.uri", spec.output.uri)) if _is_path(uri)}
+    places = {"input.uri": spec.input.uri, "output.uri": spec.output.uri}
+    if spec.cache is not None:
+        places["cache.uri"] = spec.cache.uri
+    found = {key: uri for key, uri in places.items() if _is_path(uri)}
     model = spec.model
     names = {
         "model.source": model.source,

@@ -96,7 +96,9 @@ def _planned(spec: JobSpec, client: JobClient, listener: Listener) -> Plan | Non
     hidden = {
         key: place
         for key, place in local_places(spec).items()
-        if key != "output.uri" and not any(c in place for c in "*?[") and not os.path.exists(local_path(place))
+        if key not in ("output.uri", "cache.uri")
+        and not any(c in place for c in "*?[")
+        and not os.path.exists(local_path(place))
     }
     if hidden and not client.is_here():
         listener.event("not checked from here", **{key.replace(".", "_"): place for key, place in hidden.items()})
