@@ -43,6 +43,7 @@ from batchinfer.model.tokenizer_files import chat_template_text
 from batchinfer.planner import Plan
 from batchinfer.prompting.answers import OutputCheck
 from batchinfer.prompting.prompts import Prompt
+from batchinfer.prompting.row_sampling import RowSampling
 from batchinfer.storage import REQUESTS_AT_ONCE, Storage, Stores, join, storage_for
 
 WRITTEN_SECONDS = 60.0
@@ -80,6 +81,7 @@ class AnswerCache:
         self._uri, self._price = job.cache.uri, plan.price_per_gpu_hour
         self._storage = storage_for(self._uri, _hasty(job.storage))
         self._steps = job.step_jobs
+        self._samplings = [RowSampling(step) for step in self._steps]
         self._checks = [OutputCheck(step.output, step.sampling.max_tokens) for step in self._steps]
         self._answers = _Answers(self._storage, self._uri)
         self._written = _Written(self._storage, self._uri)
@@ -108,7 +110,7 @@ class AnswerCache:
         tokens = sum(one.input_tokens + one.output_tokens for one in made)
         usd = device_cost(gpu_seconds, self._price) / tokens if tokens else 0.0
         for prompt, one, (name, key) in zip(prompts, made, self._keys(prompts), strict=True):
-            if name is not None and one.error is None and self._fits(prompt.step, one):
+            if name is not None and one.error is None and self._fits(prompt, one):
                 self._written.add(name, kept(key, one, usd * (one.input_tokens + one.output_tokens)))
 
     def close(self) -> None:
@@ -116,9 +118,9 @@ class AnswerCache:
         self._pool.shutdown(cancel_futures=True)
         self._written.close()
 
-    def _fits(self, step: int, made: Completion) -> bool:
+    def _fits(self, prompt: Prompt, made: Completion) -> bool:
         """Whether the answer is whole and has its shape: one that has not would fail a row in each run to come."""
-        check, sampling = self._checks[step], self._steps[step].sampling
+        check, sampling = self._checks[prompt.step], self._samplings[prompt.step].of(prompt)
         if "length" in made.finish_reasons and made.output_tokens < sampling.max_tokens:
             # The context cut it, which another run may have longer.
             return False
@@ -128,10 +130,11 @@ class AnswerCache:
         )
 
     def _keys(self, prompts: Sequence[Prompt]) -> Iterator[tuple[str | None, bytes]]:
-        """For each prompt the identity of its step, None without one, and the hash of what it asks."""
+        """For each prompt the identity of its step, None if its answer is not kept, and the hash of what it asks."""
         names = self._identified()
         for prompt, key in zip(prompts, request_keys(prompts, KEY_BYTES, steps=False), strict=True):
-            yield names[prompt.step], key
+            again = self._samplings[prompt.step].of(prompt).repeats_itself
+            yield names[prompt.step] if again else None, key
 
     def _identities(self) -> list[dict[str, Any] | str]:
         return [identity_here(step, *self._local(step, self._plan)) for step in self._steps]

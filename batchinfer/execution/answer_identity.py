@@ -14,7 +14,7 @@ from batchinfer.planner import Plan
 FORMAT = 1
 """Raised whenever this version makes other tokens of a prompt, or another answer of tokens, than the one before."""
 
-_OF_PLACES = ("input", "evaluate", "steps", "chunk", "combine", "reduce", "dedupe")
+_OF_PLACES = ("input", "evaluate", "steps", "chunk", "combine", "reduce", "dedupe", "sampling_column")
 """Sections that say which prompts are made; the prompts themselves count in full."""
 
 _IN_PROMPT = ("template", "column", "messages_column", "system", "examples", "prefill", "query")

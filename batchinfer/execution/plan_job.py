@@ -194,6 +194,8 @@ class Measured:
     rows_ran: int
     input_tokens: int
     output_tokens: int
+    sequences: float = 1.0
+    """Requests of a row."""
 
     @property
     def devices(self) -> int:
@@ -224,6 +226,7 @@ def measurements(report: Report) -> list[Measured]:
                 rows_ran=session.committed.rows_ran,
                 input_tokens=session.committed.input_tokens,
                 output_tokens=session.committed.output_tokens,
+                sequences=_sequences(report),
             )
             for session in sessions
         ]
@@ -233,7 +236,14 @@ def measurements(report: Report) -> list[Measured]:
 
 
 def _whole(report: Report) -> Measured:
-    return Measured(**{field.name: getattr(report, field.name) for field in dataclasses.fields(Measured)})
+    told = [field.name for field in dataclasses.fields(Measured) if field.name != "sequences"]
+    return Measured(**{name: getattr(report, name) for name in told}, sequences=_sequences(report))
+
+
+def _sequences(report: Report) -> float:
+    """Requests of a row that ran: those of its steps, or of its chunks and their combinations."""
+    requests = sum(step.rows - step.rows_reused for step in report.steps.values())
+    return requests / report.rows_ran if requests > 0 and report.rows_ran else 1.0
 
 
 def _same(measured: Measured, plan: Plan) -> bool:
@@ -258,8 +268,10 @@ def _readings(same: Sequence[Measured], shape: ModelShape, spec: JobSpec) -> Ite
             output_tokens=Interval(low=output, mid=output, high=output),
             sampled_rows=measured.rows_ran,
             source="an earlier run",
+            sequences=measured.sequences,
         )
-        room = fit(*layout, False, settings, max(1, measured.tokens // measured.rows_ran))
+        tokens = round(measured.tokens / measured.rows_ran / measured.sequences)
+        room = fit(*layout, False, settings, max(1, tokens))
         yield Reading(
             model=measured.model,
             accelerator=measured.accelerator,

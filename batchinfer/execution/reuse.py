@@ -37,11 +37,11 @@ def request_keys(prompts: Sequence[Prompt], size: int = KEY_BYTES, steps: bool =
     keys: list[bytes] = []
     rest: tuple[object, ...] | None = None
     begun = hashlib.blake2b(digest_size=size)
-    last = None if steps else -1
     for prompt in prompts:
-        if prompt[1:last] != rest:
+        asked = (prompt if steps else prompt._replace(step=0))[1:]
+        if asked != rest:
             # All but the text is most often the same for all rows, and so is hashed once.
-            rest = prompt[1:last]
+            rest = asked
             begun = hashlib.blake2b(repr(rest).encode(errors="surrogatepass"), digest_size=size)
         hashed = begun.copy()
         hashed.update(prompt.text.encode(errors="surrogatepass"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pyarrow as pa
 
 from batchinfer.engine.prefix_order import scattered
 from batchinfer.errors import InputError, RowError
+from batchinfer.execution.reuse import request_keys
 from batchinfer.execution.row_chunks import ChunkedRows, folding, require_room_to_combine
 from batchinfer.execution.token_counter import UNLIMITED, TokenCounter, counter, longest_sequence
 from batchinfer.input import read_shards
@@ -72,7 +74,7 @@ def survey(
     if spec.chunk is not None:
         return _survey_chunks(spec, tables, manifest, tokenizer_folder, earlier_output_tokens, context)
     if spec.steps is None:
-        return _survey_step(spec, 0, tables, manifest, tokenizer_folder, earlier_output_tokens, context, [])
+        return _run_once(_survey_step(spec, 0, tables, manifest, tokenizer_folder, earlier_output_tokens, context, []))
     answers: dict[str, Any] = {}
     found = []
     for place, (step, job) in enumerate(zip(spec.steps, jobs, strict=True)):
@@ -145,6 +147,7 @@ def _survey_chunks(
             longest_input_tokens=max(lengths, default=0),
             output_tokens=output,
             sampled_rows=len(pieces),
+            sequences=max(1.0, requests),
             source=f"input: {len(pieces):,} rows sampled{_selected(manifest)}, counted {_with(counters[0].source)}, "
             f"{len(lengths) / cut:,.1f} chunks and {combined:,.1f} combined answers a row; output: {why}",
         ),
@@ -160,7 +163,11 @@ def _together(
 ) -> Survey:
     """The survey of all steps; with each its name and the share of the rows that have it."""
     samples = [survey.sample for _, survey, _ in found]
-    works = [(survey.workload, share) for _, survey, share in found]
+    # A request that an earlier row has takes no tokens.
+    works = [
+        (survey.workload, share * (1 - (survey.workload.repeated.mid if survey.workload.repeated is not None else 0)))
+        for _, survey, share in found
+    ]
     output = [work.output_tokens.scaled(share) for work, share in works]
     answer = Interval(low=sum(o.low for o in output), mid=sum(o.mid for o in output), high=sum(o.high for o in output))
     if earlier_output_tokens is not None:
@@ -169,6 +176,7 @@ def _together(
     lines = [
         f"{name} {survey.workload.input_tokens:,.0f} + {survey.workload.output_tokens.mid:,.0f}"
         + (f" for {share:.0%} of the rows" if share < 1 else "")
+        + (f", {again.mid:.0%} of them repeated" if (again := survey.workload.repeated) and again.mid else "")
         for name, survey, share in found
     ]
     lengths: Counter[int] = Counter()
@@ -193,6 +201,8 @@ def _together(
                 "longest_input_tokens": max(work.longest_input_tokens for work, _ in works),
                 "longest_output_tokens": max((work.longest_output_tokens or 0 for work, _ in works), default=None),
                 "output_tokens": answer,
+                "sequences": max(sum(share for _, share in works), 1 / max(1, works[0][0].rows)),
+                "repeated": None,
                 "source": f"{works[0][0].source}; tokens of each step, in + out: {', '.join(lines)}"
                 + ("" if earlier_output_tokens is None else "; all answers as an earlier run measured them"),
             }
@@ -248,6 +258,7 @@ def _survey_step(
     samplings: list[SamplingSpec] = []
     lengths: list[int] = []
     beginnings: list[list[str]] = []
+    asked: list[bytes] = []
     failures: list[RowError] = []
     maker = JobPrompts(spec, step)
     for rows, given in zip_longest(tables, answers, fillvalue=NO_ANSWERS):
@@ -259,6 +270,11 @@ def _survey_step(
         whole = [(prompt, f) for prompt, f in zip(prompts, counted, strict=True) if isinstance(f, Tokenized)]
         lengths += [len(found.ids) for _, found in whole]
         samplings += [sampling.of(prompt) for prompt, _ in whole]
+        # A row whose answer is drawn anew runs, also if its request is not the only one.
+        asked += [
+            key if sampling.of(prompt).repeats_itself else b"%d %d" % (len(beginnings), place)
+            for place, (prompt, key) in enumerate(zip(prompts, request_keys(prompts), strict=True))
+        ]
         beginnings.append(["\n".join(m["content"] for m in prompt.as_messages()) for prompt in prompts])
     _require_some_valid(failures, len(lengths) + len(failures))
     run = [length for length in lengths if cuts or _fits(length, room)]
@@ -283,8 +299,35 @@ def _survey_step(
             source=f"input: {len(run):,} rows sampled{_selected(manifest)}, "
             f"counted {_with(counting.source)}{shared}; output: {why}",
             scattered=apart,
+            repeated=repeats(asked, manifest.rows) if spec.reuses_answers else None,
         ),
     )
+
+
+def repeats(requests: Sequence[bytes], rows: int) -> Interval:
+    """The share of `rows` whose request is the same as an earlier one's, from the requests of a sample.
+
+    A request that the sample has once counts as if the input had it once, and one that the sample has several times as
+    if the rest of the input had no other of them that repeats. So repeats that lie further apart than the sample sees
+    are left out, and the share is rather too low (the upper bound on distinct values of Charikar et al., Towards
+    Estimation Error Guarantees for Distinct Values, 2000). The interval is that of 95% for a share of so many rows.
+    """
+    seen = len(requests)
+    counts = Counter(requests).values()
+    once = sum(count == 1 for count in counts)
+    if not seen:
+        return Interval(low=0.0, mid=0.0, high=0.0)
+    several = len(counts) - once
+    share = min(1.0, max(0.0, 1 - once / seen - several / max(rows, seen)))
+    spread = 0.0 if seen >= rows else 1.96 * math.sqrt(share * (1 - share) / seen)
+    return Interval(low=max(0.0, share - spread), mid=share, high=min(1.0, share + spread))
+
+
+def _run_once(survey: Survey) -> Survey:
+    """The survey without the rows that repeat an earlier one."""
+    work = survey.workload
+    share = 0.0 if work.repeated is None else work.repeated.mid
+    return dataclasses.replace(survey, workload=work.model_copy(update={"rows": round(work.rows * (1 - share))}))
 
 
 def _seen(rows: int, failures: Sequence[RowError], lengths: Sequence[int], too_long: TooLong | None) -> PromptSample:

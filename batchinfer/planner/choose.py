@@ -75,7 +75,8 @@ class LayoutRequest:
         """Tokens of a typical sequence of the job."""
         if self.workload is None:
             return self.needed_tokens
-        typical = self.workload.input_tokens + self.workload.output_tokens.mid
+        request = self.workload.of_sequences
+        typical = request.input_tokens + request.output_tokens.mid
         return max(1, min(self.needed_tokens, round(typical)))
 
     def fit(self, weights: Weights, layout: ReplicaLayout) -> Fit:

@@ -166,9 +166,10 @@ def replica_speed(
     Expert parallelism changes neither the bytes nor the operations of a GPU, so the estimate does not depend on it.
     All rates are of the whole replica.
     """
+    requests, workload = workload.sequences, workload.of_sequences
     output = max(1.0, workload.output_tokens.mid)
     layout = _Layout(shape, quantization, accelerator, tensor, pipeline, kv_value_bytes(settings), efficiency)
-    # A row holds its prompt and, on average over its life, half its output.
+    # A request holds its prompt and, on average over its life, half its output.
     cached = fit.kv_cache_tokens / (workload.input_tokens + output / 2)
     budget = pipeline * settings.max_num_batched_tokens / (1 + workload.input_tokens / output)
     limit = min(float(settings.max_num_seqs), cached, budget, float(workload.rows))
@@ -184,7 +185,7 @@ def replica_speed(
     return ReplicaSpeed(
         tokens_per_second=output_rate * (workload.input_tokens + output) / output,
         output_tokens_per_second=output_rate,
-        rows_per_second=output_rate / output,
+        rows_per_second=output_rate / output / requests,
         batch=batch,
         bound=bound,
     )

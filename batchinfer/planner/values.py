@@ -72,6 +72,7 @@ class Workload(_Value):
     from another part of the input, beyond the prefix of all rows."""
 
     rows: int
+    """Rows that run: without those that fail before, and those whose request an earlier row has."""
     input_tokens: float
     longest_input_tokens: int
     output_tokens: Interval
@@ -79,6 +80,22 @@ class Workload(_Value):
     source: str
     longest_output_tokens: int | None = None
     scattered: float = 0.0
+    sequences: float = 1.0
+    """Requests of a row, each a sequence of its own: steps, or chunks and their combinations."""
+    repeated: Interval | None = None
+    """The share of the rows, 0 to 1, whose request an earlier row has; null: requests that are the same all run."""
+
+    @property
+    def of_sequences(self) -> Workload:
+        """The same work, with each request as a row."""
+        return self.model_copy(
+            update={
+                "rows": round(self.rows * self.sequences),
+                "input_tokens": self.input_tokens / self.sequences,
+                "output_tokens": self.output_tokens.scaled(1 / self.sequences),
+                "sequences": 1.0,
+            }
+        )
 
     @property
     def shares_apart(self) -> bool:

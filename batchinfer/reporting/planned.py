@@ -96,13 +96,20 @@ def _summary(plan: Plan, limits: LimitsSpec) -> Table:
         each = "GPU" if plan.num_gpus else "replica"
         table.add_row("memory", f"{_size(plan.weight_bytes_per_gpu)} of weights a {each}{cache}")
         if (rows := _rows_at_a_time(plan)) is not None and rows < FEW_ROWS:
-            table.add_row("", f"room for about {rows:,.0f} rows at a time: slow; more GPUs or fewer bits make room")
+            what = "rows" if plan.workload is None or plan.workload.sequences == 1 else "requests"
+            table.add_row("", f"room for about {rows:,.0f} {what} at a time: slow; more GPUs or fewer bits make room")
     if plan.workload is not None:
         work = plan.workload
         table.add_row(
             "work",
             f"{work.rows:,} rows of {work.input_tokens:,.0f} tokens in and {_range(work.output_tokens, ',.0f')} out",
         )
+        if work.sequences != 1:
+            table.add_row("", f"{work.sequences:,.3g} requests a row, each a sequence of its own")
+        if work.repeated is not None and work.repeated.mid:
+            low, mid, high = (f"{share:.0%}" for share in (work.repeated.low, work.repeated.mid, work.repeated.high))
+            told = f"without the {mid} of the rows ({low} to {high}) that repeat another one of the sample"
+            table.add_row("", f"{told}: they take no tokens; repeats further apart make it less")
         table.add_row("", work.source)
     if plan.estimate is not None:
         made = plan.estimate
@@ -126,7 +133,8 @@ def _summary(plan: Plan, limits: LimitsSpec) -> Table:
 def _rows_at_a_time(plan: Plan) -> float | None:
     if plan.workload is None or not plan.kv_cache_tokens:
         return None
-    return plan.kv_cache_tokens / max(1.0, plan.workload.input_tokens + plan.workload.output_tokens.mid)
+    request = plan.workload.of_sequences
+    return plan.kv_cache_tokens / max(1.0, request.input_tokens + request.output_tokens.mid)
 
 
 def _layout(plan: Plan) -> str:

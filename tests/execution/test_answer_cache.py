@@ -242,6 +242,17 @@ def test_what_does_not_fit_or_was_cut_by_the_context_is_not_kept(tmp_path):
     again.close()
 
 
+def test_a_row_that_draws_its_answer_is_not_kept_and_one_that_samples_otherwise_is_another_request(tmp_path):
+    cache = opened(tmp_path, sampling_column="text")
+    (plain,) = prompts_of("a")
+    prompts = [plain, plain._replace(sampling='{"max_tokens": 3}'), plain._replace(sampling='{"temperature": 1}')]
+    cache.keep(prompts, [Completion([text], ["stop"], 1, 0, 1) for text in "xyz"], 1.0)
+    cache.close()
+    again = opened(tmp_path, sampling_column="text")
+    assert [one.texts if one else None for one in again.found(prompts)] == [["x"], ["y"], None]
+    again.close()
+
+
 def test_an_answer_is_kept_whole(tmp_path):
     vector = np.array([0.1, -2.5], np.float32)
     first = Completion(

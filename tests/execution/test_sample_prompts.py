@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from batchinfer.errors import InputError, SpecError
-from batchinfer.execution.sample_prompts import require_room_for_choices, survey
+from batchinfer.execution.sample_prompts import repeats, require_room_for_choices, survey
 from batchinfer.input import build_manifest
 from batchinfer.prompting.prompts import needed_columns
 from tests.support import ROOT
@@ -24,7 +27,8 @@ def surveyed(
 ):
     pq.write_table(pa.table({"id": list(range(len(texts))), "text": texts}), folder / "rows.parquet")
     prompt = {"template": "{{ text }}", "chat": keys.pop("chat", None)}
-    spec = make_spec(input={"uri": str(folder), "id_column": "id"}, prompt=prompt, **keys)
+    keys = {"dedupe": False, "prompt": prompt} | keys
+    spec = make_spec(input={"uri": str(folder), "id_column": "id"}, **keys)
     manifest = build_manifest(spec, needed_columns(spec), make_fingerprint())
     return survey(spec, manifest, str(tokenizer) if tokenizer else None, earlier).workload
 
@@ -91,6 +95,7 @@ def test_rows_that_will_fail_are_forecast_by_code_with_the_first_message(tmp_pat
         input={"uri": str(tmp_path), "id_column": "id"},
         prompt={"template": "{{ text }}", "chat": False},
         engine={"max_model_len": 512},
+        dedupe=False,
     )
     manifest = build_manifest(spec, needed_columns(spec), make_fingerprint())
     found = survey(spec, manifest, str(MODEL), context=1024)
@@ -180,3 +185,41 @@ def test_a_column_of_which_no_row_can_be_used_is_one_mistake_before_the_start(tm
     spec = make_spec(input={"uri": str(tmp_path), "id_column": "id"}, sampling_column="how")
     with pytest.raises(InputError, match="none of the 2 rows sampled can run: sampling_column: it is not JSON"):
         survey(spec, build_manifest(spec, needed_columns(spec), make_fingerprint()), None)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 30), max_size=60), st.integers(0, 1000))
+def test_the_share_of_repeats_is_exact_of_a_whole_input_and_never_above_what_the_rest_may_hold(sample, others):
+    requests = [bytes([value]) for value in sample]
+    whole = repeats(requests, len(requests))
+    assert whole.low == whole.mid == whole.high
+    assert whole.mid * len(requests) == pytest.approx(len(requests) - len(set(requests)))
+    partly = repeats(requests, len(requests) + others)
+    assert 0 <= partly.low <= partly.mid <= partly.high <= 1
+    assert partly.mid >= whole.mid - 1e-9
+
+
+def test_short_answers_that_come_again_and_again_are_counted_once(tmp_path):
+    # Of 20,000 rows 30% are one of ten words.
+    draw = random.Random(5).random
+    texts = [f"word {i % 10}" if draw() < 0.3 else f"a review of its own, number {i}" for i in range(20_000)]
+    work = surveyed(tmp_path, texts, dedupe=None, shards={"rows": 100})
+    assert work.repeated.low < 0.3 < work.repeated.high
+    assert work.rows == pytest.approx(14_000, rel=0.1)
+    assert surveyed(tmp_path, texts, shards={"rows": 100}).rows == 20_000
+
+
+def test_steps_are_sequences_of_their_own_and_one_that_repeats_takes_no_tokens(tmp_path):
+    texts = [f"a text of its own, number {i}" for i in range(400)]
+    steps = [
+        {"name": "same", "prompt": "Say {{ text | first }}", "sampling": {"max_tokens": 4}},
+        {"name": "own", "prompt": "Repeat: {{ text }}", "sampling": {"max_tokens": 4}},
+    ]
+    alone = surveyed(tmp_path, texts, dedupe=True, prompt={}, steps=steps)
+    assert alone.rows == 400
+    assert alone.sequences == pytest.approx(1, abs=0.01)
+    assert "same 2 + 3, 100% of them repeated" in alone.source
+    each = surveyed(tmp_path, texts, prompt={}, steps=steps)
+    assert each.sequences == 2
+    assert each.of_sequences.rows == 800
+    assert each.of_sequences.input_tokens * 2 == each.input_tokens

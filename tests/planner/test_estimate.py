@@ -97,6 +97,22 @@ def cases(draw):
     }
 
 
+@given(cases(), st.sampled_from([2.0, 3.0]))
+def test_requests_of_a_row_run_as_rows_of_their_own(case, requests):
+    whole = case["workload"]
+    several = whole.model_copy(
+        update={
+            "input_tokens": whole.input_tokens * requests,
+            "output_tokens": whole.output_tokens.scaled(requests),
+            "sequences": requests,
+        }
+    )
+    each = replica_speed(**(case | {"workload": whole.model_copy(update={"rows": round(whole.rows * requests)})}))
+    together = replica_speed(**(case | {"workload": several}))
+    assert together.tokens_per_second == pytest.approx(each.tokens_per_second, rel=1e-6)
+    assert together.rows_per_second == pytest.approx(each.rows_per_second / requests, rel=1e-6)
+
+
 @given(cases())
 def test_a_speed_is_positive_and_its_figures_agree(case):
     speed = replica_speed(**case)
