@@ -30,6 +30,7 @@ def spec(tmp_path: Path) -> JobSpec:
         model={"source": "llama-3.1-8b"},
         input={"uri": str(tmp_path / "in"), "id_column": "id"},
         sampling={"max_tokens": 100},
+        dedupe=False,
         output={"uri": str(tmp_path / "runs" / "tonight")},
         resources={"accelerator": "H100", "replicas": 1, "tensor_parallel": 1},
     )

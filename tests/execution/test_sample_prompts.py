@@ -218,7 +218,7 @@ def test_steps_are_sequences_of_their_own_and_one_that_repeats_takes_no_tokens(t
     alone = surveyed(tmp_path, texts, dedupe=True, prompt={}, steps=steps)
     assert alone.rows == 400
     assert alone.sequences == pytest.approx(1, abs=0.01)
-    assert "same 2 + 3, 100% of them repeated" in alone.source
+    assert "same 1 + 2, 100% of them repeated" in alone.source
     each = surveyed(tmp_path, texts, prompt={}, steps=steps)
     assert each.sequences == 2
     assert each.of_sequences.rows == 800
