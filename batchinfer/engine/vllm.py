@@ -6,6 +6,8 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 
+import psutil
+
 from batchinfer.engine import vllm_private
 from batchinfer.engine.base import Completion, EngineDied
 from batchinfer.engine.installed import not_importable, require_engine_arguments
@@ -163,6 +165,12 @@ def _require_kernels(spec: JobSpec, plan: Plan) -> None:
         require_avx512(spec.model.source, plan.quantization, vllm_private.has_four_bit_kernel())
 
 
+def _loopback_name() -> str | None:
+    """The network interface with the address 127.0.0.1; None if there is none."""
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, found in interfaces if any(one.address == "127.0.0.1" for one in found)), None)
+
+
 def prepare_environment(plan: Plan) -> None:
     """Set the variables that vLLM reads from the environment, unless the user has set them."""
     if not os.environ.get("VLLM_PORT", "0").isdigit():
@@ -173,6 +181,10 @@ def prepare_environment(plan: Plan) -> None:
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    loopback = _loopback_name()
+    if plan.nodes_per_replica == 1 and loopback is not None:
+        # Gloo listens where the host's name leads to, which in a pod is the address that other machines reach.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
     if plan.accelerator == "cpu":
         if plan.tensor_parallel * plan.pipeline_parallel * plan.max_replicas > 1:
             # On one NUMA node, binding assigns the same cores to every rank, or fails.

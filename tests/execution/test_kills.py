@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -122,14 +124,44 @@ def marked_processes(mark: str) -> list[psutil.Process]:
     return found
 
 
+def _watch_sockets(run: Run, found: dict[str, set[str]]) -> None:
+    """Until the run ends: by process, the addresses at which it listens, and those that it speaks to."""
+    while run.process.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            for process in (psutil.Process(run.process.pid), *psutil.Process(run.process.pid).children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    for socket in process.net_connections("inet"):
+                        ends = (socket.laddr, socket.raddr)
+                        found.setdefault(process.name(), set()).update(end.ip for end in ends if end)
+        time.sleep(0.3)
+
+
 @pytest.fixture(scope="module")
-def undisturbed(docstrings: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def sockets() -> dict[str, set[str]]:
+    """What `_watch_sockets` saw of the undisturbed run."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    docstrings: Path, sockets: dict[str, set[str]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
     output = tmp_path_factory.mktemp("undisturbed") / "out"
     run = Run.start(docstrings, output)
+    watching = threading.Thread(target=_watch_sockets, args=(run, sockets))
+    watching.start()
     code, _, err = run.finish()
+    watching.join()
     assert code == 0, err
     run.assert_nothing_is_left()
     return output, json.loads((output / "_run" / "report.json").read_text())
+
+
+def test_no_process_of_a_run_with_a_real_engine_listens_or_speaks_beyond_loopback(
+    undisturbed: tuple[Path, dict[str, Any]], sockets: dict[str, set[str]]
+) -> None:
+    assert {"gcs_server", "raylet", "VLLM::EngineCore"} <= sockets.keys()
+    assert {ip.removeprefix("::ffff:") for found in sockets.values() for ip in found} <= {"127.0.0.1", "::1"}, sockets
 
 
 @pytest.mark.timeout(600)
