@@ -139,6 +139,8 @@ ROW_ERROR_CODES = {
     "sampling_invalid": "the row's sampling_column holds a key or a value that sampling does not take",
     "output_invalid": "the output does not fit output.choices, output.json_schema or output.regex",
     "reasoning_unfinished": "the model ended, or sampling.max_tokens cut it, while it was thinking: it has no answer",
+    "request_invalid": "the request of a batch file has a wrong or unsupported key, method or url",
+    "model_not_found": "the request of a batch file is for a model that input.models does not name",
     "step_failed": "a step of the row failed, or one whose answer this step uses: see <step>_error_code",
     "engine_rejected": "the engine refused the request",
     "engine_killed": "the engine died each time it ran this row alone",
@@ -148,6 +150,7 @@ REJECTED_CODES = frozenset(
     {
         *("input_invalid", "prompt_empty", "prompt_invalid", "prompt_too_long", "template_error"),
         *("sampling_invalid", "engine_rejected"),
+        *("request_invalid", "model_not_found"),
     }
 )
 """The codes of rows that the engine never ran: their tokens are no work, and count in no speed and no cost a token."""

@@ -397,6 +397,7 @@ def files_page() -> str:
         "reasoning_tokens",
         "<reasoning.column>",
         "reused",
+        "response",
     )
     require_words("columns of data/", names, data)
     out += ["## Columns of `data/`\n", words["data_intro"]]

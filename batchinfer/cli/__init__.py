@@ -5,6 +5,7 @@ from batchinfer.cli import costs as costs
 from batchinfer.cli import explain as explain
 from batchinfer.cli import render as render
 from batchinfer.cli import run as run
+from batchinfer.cli import run_batch as run_batch
 from batchinfer.cli import schedule as schedule
 from batchinfer.cli import submit as submit
 from batchinfer.cli import tried as tried

@@ -186,14 +186,14 @@ def run(
     one = times[0] if times else None
     if fresh and not yes:
         whens: list[datetime | None] = [*times] or [None]
-        _require_consent([line for when in whens for line in runner.given_up_by_fresh(loaded, when)])
+        require_consent([line for when in whens for line in runner.given_up_by_fresh(loaded, when)])
     if len(times) > 1:
         _attended(lambda listener: recurring.backfill(loaded, times, listener, address, fresh), as_json, loaded.storage)
     else:
         _attended(lambda listener: recurring.run(loaded, listener, address, fresh, one), as_json, loaded.storage)
 
 
-def _require_consent(lines: list[str]) -> None:
+def require_consent(lines: list[str]) -> None:
     """Ask before --fresh deletes results of another spec. Raises UserError unless a person agrees."""
     if not lines:
         return

@@ -47,6 +47,10 @@ class Completion:
     """Tokens that the engine did not run, in and out, since the answer is that of an equal request. None: it ran."""
     saved_usd: float | None = None
     """Dollars that the answer cost in an earlier run, if it comes from `cache`. None: it does not."""
+    stop_reasons: list[int | str | None] | None = None
+    """For each text the token or the text of `sampling` that ended it; None: another reason. None: nobody asks."""
+    response: str | None = None
+    """The body of the response to a request of a batch file, as JSON; made outside the engine."""
     chunks: int = 0
     """Into how many chunks the row's text was cut."""
     levels: int = 0

@@ -104,13 +104,13 @@ class _StepScript:
         self._many = spec.output.multi_label
         self._tells_confidence = spec.output.confidence
         self._thinks = spec.reasoning is not None and spec.reasoning.parser != "none"
-        self._n = spec.sampling.n
         self._sampling = RowSampling(spec)
         self._context = (spec.engine.max_model_len or 2**31) * TOKEN_CHARACTERS
 
     def complete(self, text: str, prompt: Prompt) -> Completion:
         """The answer to a prompt with this text."""
-        longest = self._sampling.of(prompt).max_tokens * TOKEN_CHARACTERS
+        sampling = self._sampling.of(prompt)
+        longest = sampling.max_tokens * TOKEN_CHARACTERS
         tokens = _tokens(text)
         if len(text) >= self._context:
             return Completion.failed(RowError("prompt_too_long", f"{tokens} tokens do not fit"), tokens)
@@ -126,7 +126,7 @@ class _StepScript:
         reason = "stop"
         if len(answer) > longest:
             answer, reason = answer[:longest], "length"
-        n = self._n
+        n = sampling.n
         made = Completion([answer] * n, [reason] * n, tokens, 0, -(-len(answer) // TOKEN_CHARACTERS) * n)
         if self._tells_confidence and self._choices is not None:
             made.probabilities = self._scripted_probabilities(answer, text)

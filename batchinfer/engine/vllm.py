@@ -49,7 +49,9 @@ class VllmEngine:
         thinking = (
             None if spec.reasoning is None else reasoning_parser(jobs[0], tokenizer_folder(spec, plan.checkpoint))
         )
-        params = [request_parameters(job, thinking) for job in jobs]
+        # A text for /v1/completions is continued as it is.
+        parsers = [None if job.takes_requests and job.prompt.chat is False else thinking for job in jobs]
+        params = [request_parameters(job, parser) for job, parser in zip(jobs, parsers, strict=True)]
         self._fetched = tempfile.TemporaryDirectory(prefix="batchinfer-adapter-")
         adapter = (
             local_adapter(spec.model.lora, self._fetched.name, spec.storage) if spec.model.lora is not None else None
@@ -88,8 +90,8 @@ class VllmEngine:
         self._context: int = vllm_private.context_length(engine)
         try:
             self._steps = [
-                StepRequests(job, engine, given, thinking, self._context)
-                for job, given in zip(jobs, params, strict=True)
+                StepRequests(job, engine, given, parser, self._context)
+                for job, given, parser in zip(jobs, params, parsers, strict=True)
             ]
         except SpecError:
             vllm_private.Core(engine).shutdown()
@@ -106,9 +108,11 @@ class VllmEngine:
         for i, prompt in enumerate(made):
             if isinstance(prompt, RowError):
                 completions[i] = Completion.failed(prompt)
-            elif len(prompt.ids) + self._writes > self._context:
+            elif len(prompt.ids) + self._steps[prompts[i].step].least_answer(prompts[i]) > self._context:
                 room = "leave room for an answer in" if self._writes else "fit into"
-                message = f"{len(prompt.ids)} tokens do not {room} a context of {self._context}"
+                answer = self._steps[prompts[i].step].least_answer(prompts[i])
+                asked = f" with max_tokens {answer}" if answer > 1 else ""
+                message = f"{len(prompt.ids)} tokens{asked} do not {room} a context of {self._context}"
                 completions[i] = Completion.failed(RowError("prompt_too_long", message), len(prompt.ids))
             else:
                 ids = list(prompt.ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from batchinfer.jobspec import JobSpec, SamplingSpec
@@ -44,7 +45,7 @@ def engine_arguments(
         arguments["distributed_executor_backend"] = "mp"
     jobs = spec.step_jobs
     if plan.accelerator == "cpu" and any(
-        job.sampling.seed is not None or job.sampling_column is not None for job in jobs
+        job.sampling.seed is not None or job.sampling_column is not None or job.takes_requests for job in jobs
     ):
         # vLLM 0.32 dies on a CPU if the prefill of a seeded request is chunked: vLLM then rewinds the request's
         # random generator, which torch's CPU generator cannot do. A whole prefill needs no rewind. A row may bring a
@@ -61,6 +62,10 @@ def engine_arguments(
     if typed:
         # For the whole engine: vLLM 0.32 has the same field for a request, which does nothing with xgrammar.
         compact = all(output.compact_json for output in typed)
+        arguments["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": compact}
+    elif spec.takes_requests and spec.generates:
+        # Requests bring their schemas. vLLM would take the backend of the first one for all.
+        compact = spec.output.compact_json
         arguments["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": compact}
     if thinking is not None:
         # The grammar of an answer begins after the thinking, and vLLM can end the thinking.
@@ -87,6 +92,14 @@ def sampling_arguments(sampling: SamplingSpec) -> dict[str, Any]:
     # vLLM's processes exchange integers of at most 64 bits, and no context is longer than 2^31.
     arguments["max_tokens"] = min(sampling.max_tokens, 2**31)
     return arguments
+
+
+def answer_grammar(schema: str) -> Any:
+    """vLLM's structured outputs for `Prompt.schema`."""
+    from vllm.sampling_params import StructuredOutputsParams
+
+    wanted = json.loads(schema)
+    return StructuredOutputsParams(json_object=True) if wanted is True else StructuredOutputsParams(json=wanted)
 
 
 def request_parameters(spec: JobSpec, thinking: str | None) -> Any:

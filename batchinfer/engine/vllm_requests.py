@@ -9,9 +9,10 @@ from typing import Any
 from batchinfer.engine import vllm_private
 from batchinfer.engine.base import Completion, set_apart
 from batchinfer.engine.conversations import EngineTokenizer, prompt_writer
-from batchinfer.engine.vllm_arguments import request_parameters
+from batchinfer.engine.vllm_arguments import answer_grammar, request_parameters
 from batchinfer.errors import EngineError, RowError, SpecError, WrongRelease
 from batchinfer.jobspec import JobSpec
+from batchinfer.jobspec.sampling_keys import NO_LIMIT
 from batchinfer.prompting.answers import require_whole_choices
 from batchinfer.prompting.choices import described
 from batchinfer.prompting.label_probabilities import LabelTree
@@ -42,7 +43,7 @@ class StepRequests:
         self._special = [token for token in self._tokenizer.all_special_tokens if spec.sampling.skip_special_tokens]
         has_template = bool(spec.prompt.chat_template or getattr(self._tokenizer, "chat_template", None))
         chat = spec.wants_chat and (has_template or spec.prompt.chat is True)
-        if (chat or spec.prompt.needs_chat) and not has_template:
+        if (chat or spec.prompt.needs_chat) and not has_template and not spec.takes_requests:
             raise EngineError(
                 f"{spec.model.source} has no chat template", "set prompt.chat: false, or take a chat model"
             )
@@ -54,46 +55,70 @@ class StepRequests:
         self._sampling = RowSampling(spec)
         self._of_rows = functools.lru_cache(REMEMBERED)(self._parameters)
         self._tokens = tokens_of(spec, EngineTokenizer(self._tokenizer), writer, not chat, context)
+        self._lacks_template = spec.prompt.messages_column is not None and not has_template
         self._names = vllm_private.label_names(engine) if spec.task == "classify" else []
         self._labels = self._label_tree(spec, engine) if spec.output.confidence else None
 
     def tokens(self, prompts: Sequence[Prompt]) -> list[Tokenized | RowError]:
         """The tokens of each prompt."""
+        if self._lacks_template:
+            # The other requests of a batch file may be texts, which need none.
+            return [RowError("request_invalid", "the model has no chat template: send texts to /v1/completions")] * len(
+                prompts
+            )
         return self._tokens(prompts)
+
+    def least_answer(self, prompt: Prompt) -> int:
+        """Tokens of the context that a prompt must leave for its answer.
+
+        OpenAI's API and vLLM's server refuse a request whose `max_tokens` may not fit.
+        """
+        if self._pools:
+            return 0
+        most = self._sampling.of(prompt).max_tokens if self._spec.takes_requests else 1
+        return 1 if most == NO_LIMIT else most
 
     def parameters(self, prompt: Prompt, tokens: Tokenized) -> Any:
         """vLLM's parameters for a prompt, or a RowError if vLLM refuses those of its row."""
-        if prompt.sampling is not None:
-            return self._of_rows(prompt.sampling)
+        own = prompt.sampling, prompt.schema, prompt.dimensions
+        if own != (None, None, None):
+            return self._of_rows(*own)
         if tokens.second is None:
             return self._params
         mine = self._params.clone()
         mine.extra_kwargs = {"compressed_token_type_ids": tokens.second}
         return mine
 
-    def _parameters(self, sampling: str) -> Any:
+    def _parameters(self, sampling: str | None, schema: str | None, dimensions: int | None) -> Any:
         """vLLM's parameters for rows that override these keys, or why it refuses them."""
-        mine = self._sampling.read(sampling)
+        mine = self._spec.sampling if sampling is None else self._sampling.read(sampling)
         unknown = mine.unknown_token(vllm_private.vocabulary_size(self._engine))
         if unknown is not None:
-            return RowError(
-                "sampling_invalid",
-                f"sampling_column: {unknown[0]} names token {unknown[1]}, which the model does not have",
-            )
-        params = request_parameters(self._spec.model_copy(update={"sampling": mine}), self._parser)
+            return self._refused(f"{unknown[0]} names token {unknown[1]}, which the model does not have")
+        embed = self._spec.embed.model_copy(update={"dimensions": dimensions or self._spec.embed.dimensions})
+        params = request_parameters(self._spec.model_copy(update={"sampling": mine, "embed": embed}), self._parser)
         plain = params.clone()
-        # Compiled once, with the parameters of the job.
-        plain.structured_outputs = None
+        if schema is not None:
+            params.structured_outputs = answer_grammar(schema)
+            plain = params
+        elif not self._pools:
+            # Compiled once, with the parameters of the job.
+            plain.structured_outputs = None
         try:
-            vllm_private.require_accepted(self._engine, plain)
+            _verify(self._engine, plain)
         except WrongRelease:
             raise
         except Exception as error:
             # As in `_require_accepted`.
-            return RowError("sampling_invalid", f"sampling_column: {brief(error)}"[:500])
+            return self._refused(brief(error))
         if self._labels is not None:
             _ask_for_labels(params, self._params.logprob_token_ids)
         return params
+
+    def _refused(self, why: str) -> RowError:
+        if self._spec.takes_requests:
+            return RowError("request_invalid", why)
+        return RowError("sampling_invalid", f"sampling_column: {why}"[:500])
 
     def completion(self, result: Any) -> Completion:
         """The completion of vLLM's output, or of the exception with which it refused the request."""
@@ -104,13 +129,15 @@ class StepRequests:
         if self._labels is not None:
             return self._label(result, self._labels)
         outputs = sorted(result.outputs, key=lambda output: output.index)
+        tells = self._logprobs or (self._spec.takes_requests and outputs[0].logprobs is not None)
         made = Completion(
             texts=[output.text for output in outputs],
             finish_reasons=[str(output.finish_reason) for output in outputs],
             input_tokens=len(result.prompt_token_ids),
             cached_tokens=result.num_cached_tokens or 0,
             output_tokens=sum(len(output.token_ids) for output in outputs),
-            logprobs=[_logprobs(output) for output in outputs] if self._logprobs else None,
+            logprobs=[_logprobs(output) for output in outputs] if tells else None,
+            stop_reasons=[output.stop_reason for output in outputs] if self._spec.takes_requests else None,
         )
         return made if self._thinking is None else self._without_thinking(made, self._thinking, result, outputs)
 
@@ -205,10 +232,9 @@ def _thinking(spec: JobSpec, name: str, engine: Any) -> vllm_private.ThinkingPar
 def _require_accepted(spec: JobSpec, engine: Any, params: Any) -> None:
     """Raise SpecError for parameters that vLLM would refuse for every row, and for choices longer than `max_tokens`."""
     try:
+        _verify(engine, params)
         if not spec.generates:
-            params.clone().verify(engine.model_config)
             return
-        vllm_private.require_accepted(engine, params)
     except WrongRelease:
         raise
     except Exception as error:
@@ -218,6 +244,14 @@ def _require_accepted(spec: JobSpec, engine: Any, params: Any) -> None:
         ) from error
     tokenizer = engine.get_tokenizer()
     require_whole_choices(spec, lambda text: len(tokenizer.encode(text, add_special_tokens=False)))
+
+
+def _verify(engine: Any, params: Any) -> None:
+    """Raise what vLLM raises for these parameters of each request."""
+    if hasattr(params, "structured_outputs"):
+        vllm_private.require_accepted(engine, params)
+    else:
+        params.clone().verify(engine.model_config)
 
 
 def _logprobs(output: Any) -> list[list[dict[str, Any]]]:

@@ -37,6 +37,7 @@ from batchinfer.execution.result_rows import (
 )
 from batchinfer.execution.reuse import Reuse
 from batchinfer.execution.row_chunks import ChunkedRows
+from batchinfer.execution.row_requests import RequestRows
 from batchinfer.execution.row_steps import RowSteps, kept_answers
 from batchinfer.execution.shard_block import Envelope, seal, unseal
 from batchinfer.execution.token_counter import UNLIMITED, counter, longest_sequence
@@ -411,8 +412,10 @@ class _Note:
         return self._envelope.number(position if retried is None else retried[position])
 
 
-def _program(spec: JobSpec, plan: Plan) -> RowSteps | ChunkedRows:
+def _program(spec: JobSpec, plan: Plan) -> RowSteps | ChunkedRows | RequestRows:
     """What the rows of the job ask. Raises EngineError if the model has no tokenizer to cut texts by."""
+    if spec.takes_requests:
+        return RequestRows(spec)
     if spec.chunk is None:
         return RowSteps(spec)
     spec, plan = with_local_model(spec, plan)

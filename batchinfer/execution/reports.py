@@ -18,6 +18,7 @@ from batchinfer.pages import RunStory, run_page
 from batchinfer.pages.samples import failed_rows, lengths
 from batchinfer.planner import Plan
 from batchinfer.rundir.accounts import journals_state, write_accounts
+from batchinfer.rundir.batch_files import write_batch_files, write_vllm_file
 from batchinfer.rundir.commit import committed_shards, read_accounting, read_records, repair
 from batchinfer.rundir.failed_rows import noted_retry
 from batchinfer.rundir.journals import living_replicas, read_journals, require_of_run
@@ -85,6 +86,12 @@ def write_page(uri: str, file: str, texts: bool = False, overrides: Sequence[str
     storage_for(file, layout.stores).put(normal_uri(file), html)
 
 
+def write_responses(uri: str, file: str) -> None:
+    """Write the responses of the run at `uri`, a run of a batch file that is complete, as `vllm run-batch` does."""
+    layout, manifest, _ = open_run(uri)
+    write_vllm_file(layout, manifest, file, layout.stores)
+
+
 def require_limits(made: Report) -> None:
     """Raise TooManyFailedRows if more rows failed than the spec allows, Stopped if the run exceeded its budget."""
     if made.error_rate > made.max_error_rate:
@@ -109,12 +116,14 @@ def conclude(
     page: bool = True,
     publisher: Callable[[list[ShardRecord], Report], Published | None] | None = None,
 ) -> Report:
-    """Write the accounts and the report, with `page` also for a browser.
+    """Write the accounts and the report, with `page` also for a browser, and the files of `output.format`.
 
     `publisher` writes the results into a table, before the report says that the run is over.
     """
     records = account_for(layout, manifest)
     made = _report(layout, spec, manifest, records)
+    if page and spec.output.format == "openai_batch":
+        write_batch_files(layout, manifest)
     if publisher is not None:
         made = made.model_copy(update={"published": publisher(records, made)})
     overwrite(layout, layout.report, made.model_dump_json(indent=2).encode())

@@ -98,6 +98,8 @@ def _answer_columns(
         if spec.reasoning.column is not None:
             thought = [c.reasoning[first] if c.reasoning else None for c in completions]
             columns[f"{prefix}{spec.reasoning.column}"] = pa.array(thought, text)
+    if spec.takes_requests:
+        columns["response"] = pa.array([c.response for c in completions], pa.string())
     if spec.reuses_answers:
         columns[f"{prefix}reused"] = pa.array([c.reused_tokens is not None for c in completions], pa.bool_())
     return columns

@@ -7,7 +7,10 @@ from collections.abc import Collection, Mapping
 from batchinfer.errors import UserError
 from batchinfer.jobspec import JobSpec
 
-_BY_INPUT = ("input_invalid", "prompt_empty", "prompt_invalid", "template_error")
+_BY_INPUT = (
+    *("input_invalid", "prompt_empty", "prompt_invalid", "template_error"),
+    *("request_invalid", "model_not_found"),
+)
 """A retry has the same input and the same prompt."""
 
 

@@ -35,6 +35,8 @@ def shaping(spec: JobSpec) -> dict[str, Any]:
     # The schema of the class is there, and says what the answers are.
     for answer in (values["output"], *(step["output"] for step in values["steps"] or ())):
         answer.pop("model")
+    # The files beside the results are made of them, at the end of any session.
+    values["output"].pop("format")
     values["engine"] = {key: values["engine"][key] for key in _SHAPING_ENGINE_KEYS}
     return values
 

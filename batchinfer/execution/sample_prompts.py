@@ -22,11 +22,13 @@ from batchinfer.input.manifest import Manifest, Shard
 from batchinfer.input.shard_sizes import CHARACTERS_PER_TOKEN
 from batchinfer.jobspec import JobSpec, SamplingSpec
 from batchinfer.jobspec.chunk_keys import CombinePrompt
+from batchinfer.jobspec.sampling_keys import NO_LIMIT
 from batchinfer.jobspec.templates import Template
 from batchinfer.planner import Interval, PromptSample, TooLong, Workload
 from batchinfer.prompting.answers import label_list, require_whole_choices
 from batchinfer.prompting.conditions import holds
 from batchinfer.prompting.job_prompts import JobPrompts
+from batchinfer.prompting.openai_requests import BatchRequests
 from batchinfer.prompting.prompts import NO_ANSWERS, Answers
 from batchinfer.prompting.row_sampling import RowSampling
 from batchinfer.prompting.tokens import Tokenized, room_of_cut
@@ -71,6 +73,8 @@ def survey(
     read = read_shards(sampled, manifest.schema, manifest.partitions, spec.rows_input, spec.storage)
     tables = [rows for _, rows in read]
     jobs = spec.step_jobs
+    if spec.takes_requests:
+        return _survey_requests(spec, tables, manifest, tokenizer_folder, earlier_output_tokens, context)
     if spec.chunk is not None:
         return _survey_chunks(spec, tables, manifest, tokenizer_folder, earlier_output_tokens, context)
     if spec.steps is None:
@@ -89,6 +93,78 @@ def survey(
         found.append((step.name, of_step, share))
         answers[step.name] = stand_in(job)
     return _together(found, manifest, earlier_output_tokens)
+
+
+def _survey_requests(
+    spec: JobSpec,
+    tables: Sequence[pa.Table],
+    manifest: Manifest,
+    tokenizer_folder: str | None,
+    earlier_output_tokens: float | None,
+    context: int | None,
+) -> Survey:
+    """`survey` of a batch file: each request has its own sampling, and may have several prompts."""
+    jobs = spec.step_jobs
+    longest = longest_sequence(spec, context)
+    counters = [counter(tokenizer_folder, job) for job in jobs]
+    samplings = [RowSampling(job) for job in jobs]
+    exact = counters[0].exact and longest is not None
+    failures: list[RowError] = []
+    lengths: list[int] = []
+    answers: list[tuple[float, float]] = []
+    most = 0
+    rows = 0
+    beginnings: list[list[str]] = []
+    for found in (BatchRequests(spec).read(table) for table in tables):
+        beginnings.append([])
+        for request in found:
+            if isinstance(request, RowError):
+                failures.append(request)
+                continue
+            counted = [counters[prompt.step].tokens([prompt])[0] for prompt in request.prompts]
+            refused = next((made for made in counted if isinstance(made, RowError)), None)
+            of_row = [len(made.ids) for made in counted if isinstance(made, Tokenized)]
+            wanted = samplings[request.prompts[0].step].of(request.prompts[0])
+            limited = spec.generates and wanted.max_tokens != NO_LIMIT
+            least = wanted.max_tokens if limited else int(spec.generates)
+            if refused is None and exact and longest is not None and max(of_row) + least > longest:
+                refused = _too_long(max(of_row), longest - least)
+            if refused is not None:
+                failures.append(refused)
+                continue
+            rows += 1
+            lengths += of_row
+            beginnings[-1].append("\n".join(m["content"] for m in request.prompts[0].as_messages()))
+            if spec.generates:
+                limit = wanted.max_tokens if limited else spec.answer_tokens
+                most = max(most, limit)
+                count = wanted.n * len(of_row)
+                answers.append((count * (limit if wanted.ignore_eos else SHORTEST_ANSWER * limit), count * limit))
+    seen = rows + len(failures)
+    output, why = Interval(low=0, mid=0, high=0), "numbers, no token"
+    if answers:
+        low, high = (sum(part) / len(answers) for part in zip(*answers, strict=True))
+        output = Interval(low=low, mid=(low + high) / 2, high=high)
+        why = (
+            f"between {low:g} and {high:g} by the max_tokens of the requests ({spec.answer_tokens:,} where none is set)"
+        )
+        if earlier_output_tokens is not None:
+            mean, why = earlier_output_tokens, "as an earlier run of this job measured it"
+            output = Interval(low=mean * 0.9, mid=mean, high=mean * 1.1)
+    return Survey(
+        _seen(seen, failures, lengths, None),
+        Workload(
+            rows=round(manifest.rows * rows / seen) if seen else manifest.rows,
+            input_tokens=sum(lengths) / max(1, rows),
+            longest_input_tokens=max(lengths, default=0),
+            output_tokens=output,
+            longest_output_tokens=most or None,
+            sampled_rows=rows,
+            source=f"input: {rows:,} requests sampled{_selected(manifest)}, counted {_with(counters[0].source)}; "
+            f"output: {why}",
+            scattered=scattered(beginnings),
+        ),
+    )
 
 
 def _survey_chunks(

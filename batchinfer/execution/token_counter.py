@@ -112,6 +112,8 @@ class FolderTokenizer:
 
 
 def _whole_text(prompt: Prompt) -> str:
+    if prompt.messages is not None:
+        return "\n".join(message["content"] for message in prompt.messages)
     query = () if prompt.query is None else (prompt.query.text,)
     return "\n\n".join((*query, prompt.as_text()))
 

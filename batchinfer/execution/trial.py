@@ -31,6 +31,7 @@ from batchinfer.jobspec.output_keys import RESULT_COLUMNS
 from batchinfer.jobspec.printed import as_json, printed
 from batchinfer.planner import Plan
 from batchinfer.prompting.job_prompts import JobPrompts
+from batchinfer.prompting.openai_requests import BatchRequests
 from batchinfer.prompting.prompts import Prompt
 from batchinfer.rundir.commit import committed_shards
 from batchinfer.rundir.paths import Layout
@@ -186,6 +187,8 @@ def _prompts_shown(checked: Checked, plan: Plan, tables: Sequence[pa.Table], res
     """The prompts of each row as the model saw them, one after the other where a row has several."""
     spec = checked.spec
     rows = pa.concat_tables(tables)
+    if spec.takes_requests:
+        return _first_texts(checked, plan, rows)
     if spec.chunk is not None:
         return _first_chunks(checked, plan, rows)
     if spec.steps is None:
@@ -199,6 +202,21 @@ def _prompts_shown(checked: Checked, plan: Plan, tables: Sequence[pa.Table], res
             [f"[{step.name}] {text}" if text and ran else None for text, ran in zip(shown, asked, strict=True)]
         )
     return ["\n".join(filter(None, of_row)) or None for of_row in zip(*of_steps, strict=True)]
+
+
+def _first_texts(checked: Checked, plan: Plan, rows: pa.Table) -> list[str | None]:
+    """The first prompt of each request, and how many follow."""
+    jobs = checked.spec.step_jobs
+    shown: list[str | None] = []
+    for request in BatchRequests(checked.spec).read(rows):
+        if isinstance(request, RowError):
+            shown.append(None)
+            continue
+        first = request.prompts[0]
+        (text,) = _shown(checked, plan, jobs[first.step], [first])
+        more = len(request.prompts) - 1
+        shown.append(f"{text}\n[and {more:,} more texts]" if text and more else text)
+    return shown
 
 
 def _first_chunks(checked: Checked, plan: Plan, rows: pa.Table) -> list[str | None]:

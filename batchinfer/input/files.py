@@ -24,6 +24,7 @@ _LINES = (".jsonl", ".ndjson", ".json")
 _SUFFIXES = {
     "parquet": (".parquet", ".parq", ".pq"),
     "jsonl": tuple(line + packed for packed in ("", ".gz", ".zst") for line in _LINES),
+    "openai_batch": tuple(line + packed for packed in ("", ".gz", ".zst") for line in _LINES),
     "csv": tuple(text + packed for packed in ("", ".gz", ".zst") for text in (".csv", ".tsv")),
 }
 _LOOKED_AT = 10_000

@@ -290,7 +290,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _casts(spec: JobSpec) -> dict[str, pa.DataType]:
-    return {name: CASTS[kind] for name, kind in spec.input.cast.items()}
+    return {name: CASTS[kind] for name, kind in spec.input.casts.items()}
 
 
 def _whole_schema(

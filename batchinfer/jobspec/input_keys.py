@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -70,6 +70,10 @@ class SampleSpec(Keys):
     """Another seed is another sample; the same seed over the same files is the same one."""
 
 
+REQUEST_COLUMNS = ("custom_id", "method", "url", "body")
+"""The keys of a line of `format: openai_batch`."""
+
+
 class InputSpec(Keys):
     """Where the rows come from, and which of their columns stay with the results."""
 
@@ -82,12 +86,18 @@ class InputSpec(Keys):
     hold the variables of `output.uri`, as in `s3://tickets/{{ run.date - 1 }}`.
 
     Of `format: delta` the folder of the table, of `format: iceberg` its name in the catalog, as `sales.tickets`."""
-    format: Literal["parquet", "jsonl", "csv", "delta", "iceberg"] = "parquet"
+    format: Literal["parquet", "jsonl", "csv", "delta", "iceberg", "openai_batch"] = "parquet"
     """The format of the files, or of the table.
 
     In a folder, `parquet` reads `.parquet`, `.parq` and `.pq`; `jsonl` reads `.jsonl`, `.ndjson` and `.json`, one
     object a line; `csv` reads `.csv` and `.tsv`. The last two also read these packed with gzip (`.gz`) or zstd
-    (`.zst`). A pattern in `uri` reads whatever it matches."""
+    (`.zst`). A pattern in `uri` reads whatever it matches.
+
+    `openai_batch` reads JSON lines of OpenAI's Batch API, `{custom_id, method, url, body}`: each line is a whole
+    request with its own sampling, and the job has no `prompt` (it may have `prompt.chat_template`,
+    `chat_template_kwargs` and `allow_special_tokens`). What a body leaves out is as `sampling` says; there,
+    `temperature` is 1 by default, no answer ends for repeating itself, and `max_tokens` has no limit but the
+    context. The results have the column `response`, the body of OpenAI's response as JSON text."""
     version: int | str | None = None
     """The version of a table to read. null: the latest when the run begins; a resume stays with it.
 
@@ -95,6 +105,11 @@ class InputSpec(Keys):
     or a tag."""
     catalog: CatalogName | None = None
     """The catalog of an Iceberg table: its name, or `{name: ..., properties: {...}}`. null: the one named `default`."""
+    models: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """With `format: openai_batch`: the names by which requests may call the model, as in `[gpt-4o-mini]`.
+
+    A request for another model fails with `model_not_found`; responses have the first name. null: any name will do,
+    and responses have `model.source`."""
     csv: CsvSpec = CsvSpec()
     """How CSV files are written: delimiter, quotes, header, nulls, encoding."""
     where: str | None = None
@@ -157,6 +172,13 @@ class InputSpec(Keys):
 
     Of a table: the rows that were added since the version that the job's last run read."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _batch_files_have_ids(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("format") != "openai_batch":
+            return values
+        return {"id_column": "custom_id", "on_bad_row": "set_aside", **values}
+
     @field_validator("columns")
     @classmethod
     def _distinct(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
@@ -195,6 +217,23 @@ class InputSpec(Keys):
         if self.format == "csv" and self.on_bad_row == "set_aside":
             raise ValueError("on_bad_row: set_aside is for jsonl; a CSV file with such a row is bad: set on_bad_file")
         return self
+
+    @model_validator(mode="after")
+    def _reads_batch_files_as_they_are(self) -> Self:
+        if self.format != "openai_batch":
+            if self.models is not None:
+                raise ValueError("models are names that requests of format: openai_batch use: leave it out")
+            return self
+        if self.id_column != "custom_id":
+            raise ValueError("the rows of format: openai_batch have the id custom_id: leave id_column out")
+        if self.cast:
+            raise ValueError("the keys of format: openai_batch have types of their own: leave cast out")
+        return self
+
+    @property
+    def casts(self) -> dict[str, str]:
+        """The types of columns that are not those of the files: `cast`, and those of a batch file."""
+        return dict.fromkeys(REQUEST_COLUMNS, "string") if self.format == "openai_batch" else dict(self.cast)
 
     @property
     def sets_aside(self) -> bool:

@@ -24,7 +24,7 @@ from batchinfer.jobspec.prompt_keys import PromptSpec
 from batchinfer.jobspec.reasoning_keys import ReasoningSpec
 from batchinfer.jobspec.reduce_keys import ReduceSpec
 from batchinfer.jobspec.run_keys import LimitsSpec, ResourcesSpec, ShardsSpec
-from batchinfer.jobspec.sampling_keys import SamplingSpec
+from batchinfer.jobspec.sampling_keys import NO_LIMIT, OF_REQUESTS, SamplingSpec
 from batchinfer.jobspec.schedule_keys import ScheduleSpec
 from batchinfer.jobspec.step_keys import StepSpec
 from batchinfer.jobspec.store_keys import StoresSpec
@@ -40,6 +40,9 @@ MOST_STEPS = 64
 NO_PROMPT = PromptSpec()
 """The `prompt` of a job with `steps`, where each step has its own."""
 
+
+_OF_ALL = ("chat_template", "chat_template_kwargs", "allow_special_tokens")
+"""The keys of `prompt` that hold for all requests of a batch file."""
 
 _GIVES = {"embed": "a vector", "classify": "a label of its own", "score": "a number"}
 
@@ -128,11 +131,22 @@ class JobSpec(Keys):
     @property
     def step_jobs(self) -> tuple[JobSpec, ...]:
         """Each step as a job of one prompt, whose `output.column` is the step's name. A job without steps is its own
-        only step, but for the prompt of `combine`.
+        only step, but for the prompt of `combine`. The steps of a job with requests are their kinds: a conversation,
+        and, last, a plain text.
         """
+        if self.takes_requests:
+            return tuple(self.model_copy(update={"prompt": prompt}) for prompt in self._request_prompts)
         if self.steps is None:
             return (self,) if not isinstance(self.combine, CombinePrompt) else (self, self._combining(self.combine))
         return tuple(self.model_copy(update=self._of_step(step)) for step in self.steps)
+
+    @property
+    def _request_prompts(self) -> tuple[PromptSpec, ...]:
+        plain = PromptSpec(column="body", chat=False, allow_special_tokens=self.prompt.allow_special_tokens)
+        if not self.generates:
+            return (plain,)
+        chat = self.prompt.model_copy(update={"messages_column": "body"})
+        return (chat, plain)
 
     def _combining(self, combine: CombinePrompt) -> JobSpec:
         prompt = self.prompt.model_copy(
@@ -186,6 +200,10 @@ class JobSpec(Keys):
     @property
     def answer_tokens(self) -> int:
         """The most tokens that the answers of one row may have, over all steps."""
+        if self.takes_requests:
+            # Requests have limits of their own, which are not known where shards are cut.
+            most = self.sampling.max_tokens
+            return SamplingSpec().max_tokens if most == NO_LIMIT else most
         return sum(job.sampling.max_tokens for job in self.step_jobs)
 
     @property
@@ -199,6 +217,11 @@ class JobSpec(Keys):
         if self.reduce is None:
             return self.input
         return InputSpec(uri=self.input.uri, id_column=self.reduce.key, columns=self.reduce.made)
+
+    @property
+    def takes_requests(self) -> bool:
+        """Is each row a whole request, as in a batch file of OpenAI's?"""
+        return self.input.format == "openai_batch"
 
     @property
     def generates(self) -> bool:
@@ -234,7 +257,9 @@ class JobSpec(Keys):
     @model_validator(mode="after")
     def _steps_or_a_prompt(self) -> Self:
         if self.steps is None:
-            if self.prompt == NO_PROMPT:
+            if self.takes_requests:
+                return self
+            if not self.prompt.has_source:
                 given = "needs exactly one of template, column, messages_column; given: none"
                 missing = "this key is missing (or steps, for several prompts a row)"
                 raise ValueError(f"prompt: {given if 'prompt' in self.model_fields_set else missing}")
@@ -258,6 +283,46 @@ class JobSpec(Keys):
         if twice is not None:
             raise ValueError(f"steps: two have the name {twice!r}")
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _requests_sample_as_openai(cls, values: Any) -> Any:
+        """Fill `sampling` with the defaults of OpenAI's API where the rows are its requests."""
+        if not isinstance(values, dict) or values.get("task", "generate") != "generate":
+            return values
+        given, sampling = values.get("input"), values.get("sampling")
+        form = given.get("format") if isinstance(given, dict) else getattr(given, "format", None)
+        if form != "openai_batch":
+            return values
+        if isinstance(sampling, SamplingSpec):
+            sampling = sampling.model_dump(exclude_unset=True)
+        if sampling is not None and not isinstance(sampling, dict):
+            return values
+        return {**values, "sampling": {**OF_REQUESTS, **(sampling or {})}}
+
+    @model_validator(mode="after")
+    def _requests_are_whole(self) -> Self:
+        """Refuse keys that say what requests say themselves."""
+        if not self.takes_requests:
+            if self.output.format == "openai_batch":
+                raise ValueError("output.format openai_batch is for input.format: openai_batch: leave it out")
+            return self
+        if self.task not in ("generate", "embed"):
+            raise ValueError(f"task {self.task} has no endpoint in a batch file: take generate or embed")
+        apart = ("steps", "chunk", "combine", "reduce", "evaluate", "sampling_column", "cache")
+        wrong = [name for name in apart if getattr(self, name) is not None]
+        wrong += [f"prompt.{name}" for name in PromptSpec.model_fields if self._differs(self.prompt, name, _OF_ALL)]
+        wrong += [f"embed.{name}" for name in EmbedSpec.model_fields if self._differs(self.embed, name, ())]
+        shape = (*AnswerSpec.model_fields, "embedding_type")
+        wrong += [f"output.{n.rstrip('_')}" for n in shape if self._differs(self.output, n, ("compact_json",))]
+        wrong += [f"sampling.{name}" for name in ("n", "logprobs") if self._differs(self.sampling, name, ())]
+        if wrong:
+            raise ValueError(f"{wrong[0]} does not go with input.format: openai_batch, whose requests are whole")
+        return self
+
+    @staticmethod
+    def _differs(section: Keys, name: str, may: tuple[str, ...]) -> bool:
+        return name not in may and getattr(section, name) != type(section).model_fields[name].default
 
     @model_validator(mode="after")
     def _chunks_are_combined(self) -> Self:
@@ -341,6 +406,7 @@ class JobSpec(Keys):
             *(("reasoning_tokens",) if self.reasoning is not None else ()),
             *(("chunks", "levels") if self.chunk is not None else ()),
             *(("reused",) if self.reuses_answers else ()),
+            *(("response",) if self.takes_requests else ()),
         )
 
     @model_validator(mode="after")

@@ -189,6 +189,12 @@ class OutputSpec(AnswerSpec):
     parts for the tick before, and needs `schedule.cron`.
 
     A job with `schedule` or `input.incremental` and without a variable here has each run in `<uri>/{{ run.time }}`."""
+    format: Literal["parquet", "openai_batch"] = "parquet"
+    """What is written beside the Parquet files.
+
+    `parquet`: nothing. `openai_batch`, for an input of that format: files in OpenAI's shapes and the order of the
+    input, at the end of the run. `batch/output.jsonl` holds the responses, `batch/errors.jsonl` the requests that
+    failed; a file without lines is not written. `retry` writes both anew. May change when a run resumes."""
     column: str = Field(default="output", min_length=1)
     """The name of the column with the answer. Must differ from the other columns of the results."""
     embedding_type: Literal["float32", "float16", "int8"] | None = None

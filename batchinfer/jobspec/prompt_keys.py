@@ -125,7 +125,8 @@ class PromptSpec(Keys):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if not self.model_fields_set:
+        if not self.model_fields_set - {"chat_template", "chat_template_kwargs", "allow_special_tokens"}:
+            # Of a job with steps, or with whole requests. `JobSpec` refuses others.
             return self
         given = [name for name in ("template", "column", "messages_column") if getattr(self, name) is not None]
         if len(given) != 1:
@@ -160,6 +161,11 @@ class PromptSpec(Keys):
             raise ValueError(f"truncate.column names {named!r}, and the prompt is made of {', '.join(columns)}")
         if named is None and len(columns) > 1:
             raise ValueError(f"the prompt is made of {', '.join(columns)}: set truncate.column to the one to cut")
+
+    @property
+    def has_source(self) -> bool:
+        """Does it say what prompts are made of?"""
+        return any(value is not None for value in (self.template, self.column, self.messages_column))
 
     @property
     def needs_chat(self) -> str | None:

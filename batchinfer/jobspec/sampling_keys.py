@@ -8,6 +8,12 @@ from pydantic import Field, model_validator
 
 from batchinfer.jobspec.base import Keys
 
+NO_LIMIT = 2**31
+"""`max_tokens` of an answer that only the context ends: more tokens than any context has."""
+
+OF_REQUESTS = {"temperature": 1.0, "repetition_detection": None, "max_tokens": NO_LIMIT}
+"""Sampling of requests of OpenAI's API that do not say otherwise, where it is not that of `SamplingSpec`."""
+
 
 class RepetitionSpec(Keys):
     """What counts as an answer that repeats itself without end: its last tokens are one pattern, many times over."""

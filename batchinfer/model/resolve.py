@@ -174,6 +174,34 @@ def repository_config(source: str, revision: str | None) -> dict[str, Any]:
         raise _unreachable(source, error) from None
 
 
+def generation_config(spec: ModelSpec, stores: Stores | None = None) -> dict[str, Any]:
+    """The model's `generation_config.json`: how its makers would sample. Empty without one. Raises ModelError."""
+    facts = model_facts(spec, stores)
+    if facts.location == SCRIPTED:
+        return {}
+    place = facts.location if is_remote(facts.location) else facts.folder
+    if place is not None:
+        uri = join(place, _GENERATION)
+        storage = storage_for(uri, stores)
+        if is_remote(place) or os.path.isfile(uri) or os.path.isdir(local_path(facts.location)):
+            return _read_config(uri, stores) if storage.stat(uri) is not None else {}
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return _read_config(hf_hub_download(facts.location, _GENERATION, revision=spec.revision))
+    except ModelError:
+        raise
+    except EntryNotFoundError:
+        return {}
+    except Exception as error:
+        # As in `repository_config`.
+        raise _unreachable(facts.location, error) from None
+
+
+_GENERATION = "generation_config.json"
+
+
 def _unreachable(source: str, error: Exception) -> ModelError:
     return ModelError(
         f"unknown model {source!r}: neither a folder here nor in the hub's local cache, and the hub cannot "

@@ -19,6 +19,7 @@ from batchinfer.input.bad_rows import BAD_ROW
 from batchinfer.input.column_types import PARSED
 from batchinfer.jobspec import JobSpec, PromptSpec
 from batchinfer.jobspec.chunk_keys import ANSWERS, CombinePrompt
+from batchinfer.jobspec.input_keys import REQUEST_COLUMNS
 from batchinfer.jobspec.printed import Map, printed
 from batchinfer.jobspec.templates import Template, compile_template, is_template
 from batchinfer.jobspec.where import where_columns
@@ -52,6 +53,10 @@ class Prompt(NamedTuple):
     """Which of `JobSpec.step_jobs` the prompt belongs to."""
     sampling: str | None = None
     """The keys of `sampling` in which the row differs from the job, as JSON; None if it does not."""
+    schema: str | None = None
+    """The JSON Schema of the answer to a request, as JSON; `true` is any JSON object. None: what the step says."""
+    dimensions: int | None = None
+    """How many numbers the vector of a request has; None: what the job says."""
 
     def as_messages(self) -> list[Message]:
         """The prompt as a chat."""
@@ -74,11 +79,13 @@ def needed_columns(spec: JobSpec) -> dict[str, str]:
         for name, key in _prompt_columns(spec):
             if name not in spec.reduce.made:
                 needed.setdefault(name, key)
+    if spec.takes_requests:
+        needed.update(dict.fromkeys(REQUEST_COLUMNS, "input.format openai_batch"))
     if spec.input.id_column is not None:
         needed.setdefault(spec.input.id_column, "input.id_column")
     for name in spec.input.columns:
         needed.setdefault(name, "input.columns")
-    for name, key in () if spec.reduce is not None else _prompt_columns(spec):
+    for name, key in () if spec.reduce is not None or spec.takes_requests else _prompt_columns(spec):
         needed.setdefault(name, key)
     for job in spec.step_jobs:
         if job.sampling_column is not None:
@@ -170,7 +177,7 @@ class PromptMaker:
                 made.append(bad)
                 continue
             if self._chat:
-                made.append(self._from_messages(body, system, prefill))
+                made.append(prompt_of_messages(body, system, prefill))
                 continue
             row = {name: columns[name][place] for name in self._columns} if self.carries_rows else None
             made.append(self._from_text(body, system, prefill, row))
@@ -184,27 +191,38 @@ class PromptMaker:
             return RowError("prompt_invalid", "the prompt holds half of a surrogate pair, which is not a character")
         return Prompt(text, system, None, self._examples, prefill, row)
 
-    def _from_messages(self, value: Any, system: Any, prefill: Any) -> Prompt | RowError:
-        if value is None or value == []:
-            return RowError("prompt_empty", "the messages are null or empty")
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except (ValueError, RecursionError) as error:
-                return RowError("prompt_invalid", _told(f"the messages are not JSON: {error}"))
-        if not isinstance(value, list):
-            return RowError("prompt_invalid", NO_MESSAGES)
-        read = [read_message(message) for message in value]
-        bad = next((message for message in read if isinstance(message, str)), None)
-        if bad is not None:
-            return RowError("prompt_invalid", _told(bad))
-        messages = [message for message in read if not isinstance(message, str)]
-        if not any(message["content"].strip() or "tool_calls" in message for message in messages):
-            return RowError("prompt_empty", "the messages have no text")
-        if not all(_is_unicode(printed(message)) for message in messages) or not _is_unicode(system or ""):
-            return RowError("prompt_invalid", "the messages hold half of a surrogate pair, which is not a character")
-        first = [{"role": "system", "content": system}] if system and messages[0]["role"] != "system" else []
-        return Prompt(system=system if first else None, messages=(*first, *messages), prefill=prefill)
+
+def prompt_of_messages(value: Any, system: Any = None, prefill: Any = None) -> Prompt | RowError:
+    """The prompt of a conversation: a list of messages, or the JSON text of one. `system`: unless it has its own."""
+    if value is None or value == []:
+        return RowError("prompt_empty", "the messages are null or empty")
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            return RowError("prompt_invalid", _told(f"the messages are not JSON: {error}"))
+    if not isinstance(value, list):
+        return RowError("prompt_invalid", NO_MESSAGES)
+    read = [read_message(message) for message in value]
+    bad = next((message for message in read if isinstance(message, str)), None)
+    if bad is not None:
+        return RowError("prompt_invalid", _told(bad))
+    messages = [message for message in read if not isinstance(message, str)]
+    if not any(message["content"].strip() or "tool_calls" in message for message in messages):
+        return RowError("prompt_empty", "the messages have no text")
+    if not all(_is_unicode(printed(message)) for message in messages) or not _is_unicode(system or ""):
+        return RowError("prompt_invalid", "the messages hold half of a surrogate pair, which is not a character")
+    first = [{"role": "system", "content": system}] if system and messages[0]["role"] != "system" else []
+    return Prompt(system=system if first else None, messages=(*first, *messages), prefill=prefill)
+
+
+def prompt_of_text(text: str) -> Prompt | RowError:
+    """The prompt of a text that stands for itself."""
+    if not text.strip():
+        return RowError("prompt_empty", "the prompt has no text")
+    if not _is_unicode(text):
+        return RowError("prompt_invalid", "the prompt holds half of a surrogate pair, which is not a character")
+    return Prompt(text)
 
 
 class _TurnText:

@@ -104,12 +104,14 @@ class InputKeys(TypedDict, total=False):
 
     uri: str
     """The rows: a folder, a file or a glob, local or on `s3://`."""
-    format: Literal["parquet", "jsonl", "csv", "delta", "iceberg"]
+    format: Literal["parquet", "jsonl", "csv", "delta", "iceberg", "openai_batch"]
     """The format of the files, or of the table."""
     version: int | str | None
     """The version of a table to read. null: the latest when the run begins; a resume stays with it."""
     catalog: CatalogKeys | str | None
     """The catalog of an Iceberg table: its name, or `{name: ..., properties: {...}}`. null: the one named `default`."""
+    models: Sequence[str] | None
+    """With `format: openai_batch`: the names by which requests may call the model, as in `[gpt-4o-mini]`."""
     csv: CsvKeys
     """How CSV files are written: delimiter, quotes, header, nulls, encoding."""
     where: str | None
@@ -395,6 +397,8 @@ class OutputKeys(_OutputKeys, total=False):
     """The whole answer matches this regular expression, in Python's syntax. Example: `[0-9]{4}-[0-9]{2}`."""
     uri: str
     """The folder of the run, local or on `s3://`: results in `data`, accounting in `accounting`, the rest in `_run`."""
+    format: Literal["parquet", "openai_batch"]
+    """What is written beside the Parquet files."""
     column: str
     """The name of the column with the answer. Must differ from the other columns of the results."""
     embedding_type: Literal["float32", "float16", "int8"] | None

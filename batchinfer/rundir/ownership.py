@@ -26,6 +26,8 @@ SPEC_MARK = b"# Written by batchinfer"
 LOG_MARK = b"# The log of a batchinfer run"
 EVENTS_MARK = b'{"written_by": "batchinfer", "file": "events"'
 PAGE_MARK = b'<meta name="generator" content="batchinfer '
+BATCH_LINE = "batch_req_"
+"""How the id of each line of a batch file of results begins."""
 STOP_MARK = b"batchinfer: no shard starts any more\n"
 
 _LARGEST_JSON = 256 * 2**20
@@ -88,6 +90,7 @@ _KINDS: dict[str, _Check] = {
     r"_run/events/[0-9a-f]{12}\.jsonl": _begins(EVENTS_MARK),
     r"_run/lock": _lock,
     r"_run/run\.log": _begins(LOG_MARK),
+    r"batch/(output|errors)\.jsonl": _begins(f'{{"id":"{BATCH_LINE}'.encode()),
     r"_run/stop": _begins(STOP_MARK),
 }
 """By path below the output: the check that batchinfer wrote the file."""
@@ -110,6 +113,12 @@ def overwrite(layout: Layout, uri: str, data: bytes) -> None:
     """Write the run's file at `uri`. Raises OutputError if it exists and batchinfer did not write it."""
     _require_own_file(layout, uri)
     layout.storage.put(uri, data)
+
+
+def overwrite_parts(layout: Layout, uri: str, parts: Iterable[bytes]) -> None:
+    """As `overwrite`, for a file that need not fit into memory."""
+    _require_own_file(layout, uri)
+    layout.storage.put_parts(uri, parts)
 
 
 def remove(layout: Layout, uri: str) -> None:

@@ -33,14 +33,27 @@ class Layout:
         return join(self.root, "accounting")
 
     @property
-    def folders(self) -> tuple[str, str, str]:
+    def folders(self) -> tuple[str, ...]:
         """The folders that contain every file of a run."""
-        return self.data_folder, self.accounting_folder, join(self.root, "_run")
+        return self.data_folder, self.accounting_folder, join(self.root, "_run"), self.batch_folder
 
     @property
     def kept_input_folder(self) -> str:
         """The rows of a job whose input was in memory, each set of rows in a folder of its own."""
         return join(self.root, "_input")
+
+    @property
+    def batch_folder(self) -> str:
+        """The results of a batch file of OpenAI's API as files of its own kind."""
+        return join(self.root, "batch")
+
+    @property
+    def batch_output(self) -> str:
+        return join(self.batch_folder, "output.jsonl")
+
+    @property
+    def batch_errors(self) -> str:
+        return join(self.batch_folder, "errors.jsonl")
 
     def data(self, shard_id: int) -> str:
         return join(self.data_folder, f"{shard_name(shard_id)}.parquet")

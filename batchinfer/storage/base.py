@@ -69,6 +69,9 @@ class Storage(Protocol):
     def put(self, uri: str, data: bytes) -> None:
         """Write the object, whole or not at all; the last writer wins. May be lost in a power cut."""
 
+    def put_parts(self, uri: str, parts: Iterable[bytes]) -> None:
+        """As `put`, for an object that need not fit into memory. The parts are read once, in order."""
+
     def delete(self, uri: str) -> None:
         """Delete the object if it exists."""
 

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 from batchinfer.errors import InputError, OutputError, StorageError
@@ -122,7 +122,7 @@ class LocalStorage:
 
     def create(self, uri: str, data: bytes) -> bool:
         path = _written_path(uri)
-        with _naming(uri), self._temporary(path, data) as temporary:
+        with _naming(uri), self._temporary(path, (data,)) as temporary:
             try:
                 os.link(temporary, path)
             except FileExistsError:
@@ -138,7 +138,7 @@ class LocalStorage:
     def replace(self, uri: str, data: bytes, tag: str) -> bool:
         path = _written_path(uri)
         # The lock excludes other writers between the comparison and the rename.
-        with _naming(uri), self._temporary(path, data) as temporary, _alone(os.path.dirname(path)):
+        with _naming(uri), self._temporary(path, (data,)) as temporary, _alone(os.path.dirname(path)):
             if self._entry(path).tag != tag:
                 return False
             os.rename(temporary, path)
@@ -147,18 +147,24 @@ class LocalStorage:
 
     def put(self, uri: str, data: bytes) -> None:
         path = _written_path(uri)
-        with _naming(uri), self._temporary(path, data, sync=False) as temporary:
+        with _naming(uri), self._temporary(path, (data,), sync=False) as temporary:
+            os.rename(temporary, path)
+
+    def put_parts(self, uri: str, parts: Iterable[bytes]) -> None:
+        path = _written_path(uri)
+        with _naming(uri), self._temporary(path, parts, sync=False) as temporary:
             os.rename(temporary, path)
 
     @contextlib.contextmanager
-    def _temporary(self, path: str, data: bytes, sync: bool = True) -> Iterator[str]:
-        """A temporary file with `data` beside `path`; deleted afterwards unless it was renamed."""
+    def _temporary(self, path: str, parts: Iterable[bytes], sync: bool = True) -> Iterator[str]:
+        """A temporary file of `parts` beside `path`; deleted afterwards unless it was renamed."""
         folder = os.path.dirname(path)
         os.makedirs(folder, exist_ok=True)
         temporary = os.path.join(folder, temporary_name())
         try:
             with open(temporary, "wb") as file:
-                file.write(data)
+                for part in parts:
+                    file.write(part)
                 file.flush()
                 if sync:
                     os.fsync(file.fileno())

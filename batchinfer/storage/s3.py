@@ -11,13 +11,15 @@ import fnmatch
 import glob
 import io
 import re
+import tempfile
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
+from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
@@ -39,6 +41,9 @@ T = TypeVar("T")
 LARGEST_BYTES = 5 * 2**30
 """S3's limit on the bytes of one request. Objects are never sent in parts: many stores ignore a condition on
 CompleteMultipartUpload, and a killed writer would leave parts that cost money."""
+
+PART_BYTES = 256 * 2**20
+"""Bytes of a part of an object above LARGEST_BYTES. S3 takes 10,000 parts, so this is enough for 2.4 TiB."""
 
 BUFFER_BYTES = 64 * 1024
 KEYS_A_PAGE = 1000
@@ -262,6 +267,29 @@ class S3Storage:
     def put(self, uri: str, data: bytes) -> None:
         self._write(uri, data, {})
 
+    def put_parts(self, uri: str, parts: Iterable[bytes]) -> None:
+        """See `Storage.put_parts`. The parts go to a temporary file of this machine first, which is sent whole."""
+        from boto3.s3.transfer import TransferConfig
+
+        bucket, key = split(uri)
+        # Sent in one request where S3 takes it, see LARGEST_BYTES.
+        config = TransferConfig(multipart_threshold=LARGEST_BYTES, multipart_chunksize=PART_BYTES)
+        with tempfile.NamedTemporaryFile(prefix="batchinfer-") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+
+            def send(client: S3Client) -> str:
+                try:
+                    client.upload_file(file.name, bucket, key, ExtraArgs=self._payer or None, Config=config)
+                except S3UploadFailedError as error:
+                    if isinstance(error.__context__, ClientError):
+                        raise error.__context__ from None
+                    raise
+                return ""
+
+            self._call(uri, self._as_the_store_can(send))
+
     def _write(self, uri: str, data: bytes, condition: dict[str, str]) -> str | None:
         """Write the object; returns its new tag, or None if the condition fails. IfMatch in `condition` is bare."""
         if condition and not self.options.conditional_writes:
@@ -314,7 +342,12 @@ class S3Storage:
             )
             return _bare(answer.get("ETag", ""))
 
-        def put_as_the_store_can(client: S3Client) -> str:
+        return self._call(uri, self._as_the_store_can(put), expected=(409, 412))
+
+    def _as_the_store_can(self, put: Callable[[S3Client], str]) -> Callable[[S3Client], str]:
+        """The request, repeated without checksums if the store may not know them."""
+
+        def sent(client: S3Client) -> str:
             try:
                 return put(client)
             except ClientError as error:
@@ -322,7 +355,7 @@ class S3Storage:
                     raise
                 return self._put_without_checksum(put, error)
 
-        return self._call(uri, put_as_the_store_can, expected=(409, 412))
+        return sent
 
     def _may_be_the_checksum(self, error: ClientError) -> bool:
         """Could the checksum be the cause? Older stores refuse botocore's checksums, some as a wrong signature."""

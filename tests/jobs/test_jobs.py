@@ -44,13 +44,21 @@ def local_job(name: str, folder: Path, *overrides: str) -> JobSpec:
         {column: NUMBERS.get(column, f"{column} {i}: {words * (1 + i % 5)}") for column in needed_columns(spec)}
         for i in range(ROWS)
     ]
-    if spec.input.format == "jsonl":
+    if spec.takes_requests:
+        rows = [request(i, row["body"]) for i, row in enumerate(rows)]
+    if spec.input.format in ("jsonl", "openai_batch"):
         write_lines(folder / "in" / "rows.jsonl", *rows)
     else:
         (folder / "in").mkdir()
         pq.write_table(pa.Table.from_pylist(rows), folder / "in" / "rows.parquet")
     places = [f"input.uri={folder / 'in'}", f"output.uri={folder / 'out'}"]
     return load(str(JOBS / f"{name}.yaml"), [*places, *overrides])
+
+
+def request(number: int, text: str) -> dict[str, Any]:
+    """A line of a batch file."""
+    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": text}], "temperature": 0}
+    return {"custom_id": f"r-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
 
 
 def planned(name: str, folder: Path) -> Plan:
@@ -81,6 +89,7 @@ def test_every_job_is_valid_and_can_be_planned_with_time_and_cost(name, tmp_path
         ("embed", "L4", 1, "none"),
         ("audit", "L4", 1, "none"),
         ("claims", "L40S", 1, "none"),
+        ("batch", "L4", 1, "none"),
         ("maverick", "H100", 8, "fp8"),
     ],
 )
@@ -99,6 +108,7 @@ def test_one_job_each_night_and_one_of_each_kind_of_answer():
     assert [name for name, spec in specs.items() if spec.reasoning] == ["claims"]
     assert [name for name, spec in specs.items() if spec.output.as_ == "columns"] == ["extract"]
     assert [name for name, spec in specs.items() if spec.task == "embed"] == ["embed"]
+    assert [name for name, spec in specs.items() if spec.takes_requests] == ["batch"]
     assert len({spec.name for spec in specs.values()}) == len(specs)
     for spec in specs.values():
         assert spec.input.uri.startswith("s3://")
@@ -129,6 +139,8 @@ def test_every_job_goes_through_the_pipeline(name, tmp_path, ray_cluster, listen
         assert table.select(spec.output.columns).to_pylist()[0] == {
             "seller": "Sellers & Sons", "issued": date(2026, 2, 28), "currency": "EUR", "total": 12.5, "lines": None
         }  # fmt: skip
+    if name == "batch":
+        assert len((tmp_path / "out" / "batch" / "output.jsonl").read_text().splitlines()) == ROWS
     assert_ledger_adds_up(Path(made.output))
 
 

@@ -202,3 +202,24 @@ def test_a_file_that_is_no_lock_is_not_taken_for_one(store, root, content):
     with pytest.raises(OutputError, match="batchinfer did not write it"), store.lock(uri):
         pass
     assert store.read(uri) == content
+
+
+def test_put_parts_writes_the_parts_in_order_and_replaces_what_is_there(store, root):
+    uri = join(root, "whole")
+    store.put(uri, b"old")
+    store.put_parts(uri, (b"%d," % number for number in range(100_000)))
+    assert store.read(uri) == b"".join(b"%d," % number for number in range(100_000))
+    assert below(root, store.list(root)) == ["whole"]
+
+
+def test_put_parts_that_fail_leave_what_is_there(store, root):
+    def parts():
+        yield b"new"
+        raise RuntimeError("the parts end")
+
+    uri = join(root, "whole")
+    store.put(uri, b"old")
+    with pytest.raises(RuntimeError, match="the parts end"):
+        store.put_parts(uri, parts())
+    assert store.read(uri) == b"old"
+    assert below(root, store.list(root)) == ["whole"]
