@@ -19,59 +19,11 @@ from batchinfer.execution.publish import require_publishable
 from batchinfer.execution.reports import report
 from batchinfer.rundir.commit import commit_retry
 from tests.support.builders import make_record, make_spec
-from tests.support.mixed_runs import ROWS, PastReplica, PastSession, write_run
+from tests.support.lakes import Lake, past_run
+from tests.support.mixed_runs import ROWS
 from tests.support.threads import in_threads
 
 FORMATS = ["delta", "iceberg"]
-
-
-class Lake:
-    """Tables of one format in a folder."""
-
-    def __init__(self, to: str, folder: Path) -> None:
-        self.to, self.folder = to, folder
-        folder.mkdir(exist_ok=True)
-        self.catalog = {
-            "name": "lake",
-            "properties": {"type": "sql", "uri": f"sqlite:///{folder}/catalog.db", "warehouse": f"file://{folder}"},
-        }
-        if to == "iceberg":
-            self.open().create_namespace_if_not_exists("db")
-
-    def open(self):
-        from pyiceberg.catalog import load_catalog
-
-        return load_catalog("lake", **self.catalog["properties"])
-
-    def keys(self, **values) -> dict:
-        where = {"table": str(self.folder / "t")} if self.to == "delta" else {"table": "db.t", "catalog": self.catalog}
-        return {"to": self.to, **where, **values}
-
-    def write(self, table: pa.Table) -> None:
-        """Append rows as another tool would."""
-        if self.to == "delta":
-            from deltalake import write_deltalake
-
-            write_deltalake(str(self.folder / "t"), table, mode="append")
-        else:
-            self.open().create_table_if_not_exists("db.t", schema=table.schema).append(table)
-
-    def read(self) -> pa.Table:
-        if self.to == "delta":
-            from deltalake import DeltaTable
-
-            return pa.table(DeltaTable(str(self.folder / "t")).to_pyarrow_table())
-        return self.open().load_table("db.t").scan().to_arrow()
-
-    def commits(self) -> list[str]:
-        """The run of each commit that wrote rows, in order."""
-        if self.to == "delta":
-            from deltalake import DeltaTable
-
-            history = DeltaTable(str(self.folder / "t")).history()
-            return [str(one.get("batchinfer.run-id")) for one in reversed(history) if "batchinfer.run-id" in one]
-        snapshots = self.open().load_table("db.t").metadata.snapshots
-        return [str(one.summary.additional_properties.get("batchinfer.run-id")) for one in snapshots if one.summary]
 
 
 @pytest.fixture(autouse=True)
@@ -83,10 +35,6 @@ def _no_pages(monkeypatch):
 @pytest.fixture(params=FORMATS)
 def lake(request, tmp_path) -> Lake:
     return Lake(request.param, tmp_path / "lake")
-
-
-def past_run(folder: Path, shards: int = 3, name: str = "job"):
-    return write_run(folder, [PastSession(1.0, [PastReplica(1_000, work=[1.0] * shards)])], name)
 
 
 def published(checked, lake: Lake, **values):

@@ -22,7 +22,7 @@ import pyiceberg.io.pyarrow  # noqa: F401
 from batchinfer.execution import publish, reports, runner
 from batchinfer.rundir.paths import Layout
 from batchinfer.tables import delta, iceberg
-from tests.execution.test_publish import Lake, past_run
+from tests.support.lakes import Lake, past_run
 
 STEPS: dict[str, list[tuple[Any, str]]] = {
     "delta": [(delta.DeltaDestination, "_write"), (publish, "note_publication"), (reports, "overwrite")],
