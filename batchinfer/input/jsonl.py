@@ -6,7 +6,6 @@ import codecs
 import itertools
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
@@ -146,9 +145,7 @@ def _parsed(line: bytes, uri: str, number: int, set_aside: bool) -> dict[str, An
 def _parse(line: bytes, uri: str, number: int | None) -> dict[str, Any]:
     place = f"{uri}:{number}" if number else uri
     try:
-        row = json.loads(line, object_pairs_hook=_object, parse_constant=_no_constant)
-        if _MAYBE_HUGE.search(line):
-            json.loads(line, parse_float=_finite)
+        row = json.loads(line, object_pairs_hook=_object, parse_float=_finite, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         what, remedy = _diagnosis(line, number, error)
         raise InputError(f"{place}: not a line of JSON: {what or first_line(error)[:300]}", remedy) from None
@@ -194,15 +191,12 @@ def _diagnosis(line: bytes, number: int | None, error: Exception) -> tuple[str |
     return None, "each line is one JSON object; mend or drop it"
 
 
-_MAYBE_HUGE = re.compile(rb"[eE]\+?\d{3}|\d{309}")
-"""Only a number with one of these can exceed a double, 1.8e308, of which Python makes infinity without an error. Most
-lines have neither, so they are parsed once."""
-
-
 def _finite(number: str) -> float:
-    if math.isinf(float(number)):
+    """The number. Python makes infinity of one that exceeds a double, without an error."""
+    found = float(number)
+    if math.isinf(found):
         raise ValueError(f"{number:.40} is beyond the numbers that a double holds, 1.8e308")
-    return float(number)
+    return found
 
 
 def _no_constant(name: str) -> None:
