@@ -223,7 +223,8 @@ def test_a_control_token_in_a_text_is_text(chat: int, written: list[str], found:
 
 
 def test_looking_for_control_tokens_takes_no_time_to_speak_of(found: Any) -> None:
-    assert found["seconds"]["ours"] < found["seconds"]["plain"] * 1.25, "3% on a quiet machine"
+    # 3% on a quiet machine, 27% seen on a busy one. Making each text's tokens twice would be 100%.
+    assert found["seconds"]["ours"] < found["seconds"]["plain"] * 1.6
 
 
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "fine"])
