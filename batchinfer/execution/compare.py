@@ -256,7 +256,7 @@ def _planned(plan: Plan, generates: bool) -> Planned:
         quantization=plan.quantization,
         replicas=plan.max_replicas,
         gpus_per_replica=plan.num_gpus,
-        rows=work.rows if work is not None else None,
+        rows=work.answered if work is not None else None,
         hours=made.hours if made is not None else None,
         cost_usd=made.cost_usd if made is not None else None,
         tokens_per_second=made.tokens_per_second if made is not None else None,

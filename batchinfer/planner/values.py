@@ -86,6 +86,11 @@ class Workload(_Value):
     """The share of the rows, 0 to 1, whose request an earlier row has; null: requests that are the same all run."""
 
     @property
+    def answered(self) -> int:
+        """Rows that get an answer: those that run, and those whose request an earlier row has."""
+        return round(self.rows / (1 - (0.0 if self.repeated is None else self.repeated.mid)))
+
+    @property
     def of_sequences(self) -> Workload:
         """The same work, with each request as a row."""
         return self.model_copy(

@@ -91,7 +91,8 @@ def summary_lines(trial: Trial) -> list[str]:
     if plan.workload is not None:
         work, rows = plan.workload, plan.workload.rows
         tokens = f"{work.input_tokens * rows:,.0f} in, {_range(work.output_tokens.scaled(rows), ',.0f')} out"
-        lines.append(f"all of {rows:,} rows: {tokens} tokens")
+        unlike = "" if rows == work.answered else f", {rows:,} of them with a request of their own"
+        lines.append(f"all of {work.answered:,} rows{unlike}: {tokens} tokens")
     if plan.estimate is None:
         lines.append("time, cost: not known, as no row ran in the engine")
         return lines
