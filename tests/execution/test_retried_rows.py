@@ -6,14 +6,15 @@ from batchinfer.errors import ROW_ERROR_CODES, UserError
 from batchinfer.execution.retried_rows import advice_before_retry
 from tests.support.builders import make_spec
 
-BY_INPUT = ("input_invalid", "prompt_empty", "prompt_invalid", "template_error", "prompt_too_long")
+BY_INPUT = (
+    *("input_invalid", "prompt_empty", "prompt_invalid", "template_error", "prompt_too_long"),
+    *("request_invalid", "model_not_found"),
+)
 OF_THE_ROW = (*BY_INPUT, "sampling_invalid")
 SAMPLED = {"sampling": {"temperature": 0.7}}
 
 
-@pytest.mark.parametrize(
-    "code", ["input_invalid", "prompt_empty", "prompt_invalid", "template_error", "prompt_too_long"]
-)
+@pytest.mark.parametrize("code", BY_INPUT)
 def test_a_retry_of_rows_whose_prompts_stay_as_they_are_is_refused(code):
     with pytest.raises(UserError, match=f"none of the 3 failed rows can succeed in a retry.*3 {code}"):
         advice_before_retry(make_spec(), {code: 3}, ["sampling.max_tokens", "sampling.temperature"])
