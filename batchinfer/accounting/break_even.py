@@ -15,11 +15,11 @@ HOURS_OF_A_MONTH = 730
 """Hours that a device which is rented all month is paid for: a twelfth of 8,760."""
 
 
-class _Part(BaseModel):
+class _BreakEvenPart(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
 
-class BreakEven(_Part):
+class BreakEven(_BreakEvenPart):
     """From when a replica that is rented all month is cheaper than an API."""
 
     tokens_per_month: float
@@ -28,7 +28,7 @@ class BreakEven(_Part):
     """Those tokens over what the replica can do in a month. Above 1, an API is cheaper at any volume."""
 
 
-class ApiCost(_Part):
+class ApiCost(_BreakEvenPart):
     """One API beside the job."""
 
     price: ApiPrice
@@ -45,7 +45,7 @@ class ApiCost(_Part):
     """Against the batch price."""
 
 
-class ApiComparison(_Part):
+class ApiComparison(_BreakEvenPart):
     """The same tokens at APIs."""
 
     own_cost_usd: float | None

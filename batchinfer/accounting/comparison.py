@@ -14,11 +14,11 @@ from batchinfer.accounting.report import Accuracy
 from batchinfer.planner import Interval
 
 
-class _Part(BaseModel):
+class _ComparisonPart(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
 
-class Paired(_Part):
+class Paired(_ComparisonPart):
     """Two variants on the same rows. Differences are shares of the rows, -1 to 1, of this variant minus the other."""
 
     other: str
@@ -41,7 +41,7 @@ class Paired(_Part):
     """`p_value` by Holm's method, for as many tests as there are variants beside the other."""
 
 
-class Score(_Part):
+class PublishedScore(_ComparisonPart):
     """A published score in percent."""
 
     benchmark: str
@@ -54,7 +54,7 @@ class Score(_Part):
     """Whether it was read there."""
 
 
-class Facts(_Part):
+class Facts(_ComparisonPart):
     """What the catalog or the checkpoint says of a variant's model. null: not known."""
 
     parameters: int | None = None
@@ -65,11 +65,11 @@ class Facts(_Part):
     """The licence's name."""
     commercial_use: bool | None = None
     """Whether it allows commercial use. null: it depends, or it is not known."""
-    scores: tuple[Score, ...] = ()
+    scores: tuple[PublishedScore, ...] = ()
     """Published scores of the model."""
 
 
-class Planned(_Part):
+class Planned(_ComparisonPart):
     """What all rows of the job would take with a variant."""
 
     accelerator: str
@@ -105,7 +105,7 @@ class Planned(_Part):
         return None if self.cost_usd is None or not self.rows else self.cost_usd.mid / self.rows * 1000
 
 
-class Sampled(_Part):
+class Sampled(_ComparisonPart):
     """What a variant did with the sample."""
 
     output: str
@@ -134,7 +134,7 @@ class Sampled(_Part):
     """The same of 95% of the rows."""
 
 
-class VariantResult(_Part):
+class VariantResult(_ComparisonPart):
     """One variant of the job."""
 
     name: str
@@ -167,7 +167,7 @@ class VariantResult(_Part):
     """Whether no other variant is both cheaper and better."""
 
 
-class Comparison(_Part):
+class Comparison(_ComparisonPart):
     """The variants of a job beside each other."""
 
     job_name: str

@@ -84,7 +84,7 @@ class AnswerCache:
         self._samplings = [RowSampling(step) for step in self._steps]
         self._checks = [OutputCheck(step.output, step.sampling.max_tokens) for step in self._steps]
         self._answers = _Answers(self._storage, self._uri)
-        self._written = _Written(self._storage, self._uri)
+        self._written = _WrittenAnswers(self._storage, self._uri)
         self._plan, self._local = plan, local
         # The weights are hashed while the engine loads them.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="fingerprint")
@@ -280,7 +280,7 @@ class _Answers:
         self._kept.execute("COMMIT")
 
 
-class _Written:
+class _WrittenAnswers:
     """Answers that are to be written, and the thread that writes them."""
 
     def __init__(self, storage: Storage, uri: str) -> None:

@@ -19,8 +19,8 @@ from batchinfer.accounting.comparison import (
     Comparison,
     Facts,
     Planned,
+    PublishedScore,
     Sampled,
-    Score,
     VariantResult,
     against_best,
     concluded,
@@ -60,7 +60,7 @@ _OF_ONE_VARIANT = (ModelError, ResourceError, EngineError, WorkersLost)
 
 
 @dataclass(slots=True)
-class _Row:
+class _SampledRow:
     """One row of a variant's sample. `right`: None without a right answer to compare with."""
 
     answer: frozenset[str] | None
@@ -79,7 +79,7 @@ class _Prepared:
     plan: Plan | None = None
     report: Report | None = None
     output: str = ""
-    rows: dict[Any, _Row] = field(default_factory=dict)
+    rows: dict[Any, _SampledRow] = field(default_factory=dict)
 
 
 def compare(
@@ -179,9 +179,9 @@ def _run(one: _Prepared, listener: Listener, cluster: str | None, sample: Sample
     one.rows = _rows(Layout(one.output, spec.storage), sampled)
 
 
-def _rows(layout: Layout, spec: JobSpec) -> dict[Any, _Row]:
+def _rows(layout: Layout, spec: JobSpec) -> dict[Any, _SampledRow]:
     """The rows of a sample by their ids."""
-    made: dict[Any, _Row] = {}
+    made: dict[Any, _SampledRow] = {}
     wanted = spec.evaluate
     if wanted is not None:
         many = spec.output.multi_label
@@ -190,7 +190,7 @@ def _rows(layout: Layout, spec: JobSpec) -> dict[Any, _Row]:
             for (name, value, code, seconds), text in zip(zip(*columns, strict=True), answers, strict=True):
                 expected, answer = labels_of(value, many), labels_of(text, many)
                 right = None if expected is None else expected == answer
-                made[name] = _Row(answer, right, None if code is not None else seconds)
+                made[name] = _SampledRow(answer, right, None if code is not None else seconds)
         return made
     for shard in sorted(committed_shards(layout)):
         uri = layout.data(shard)
@@ -200,7 +200,7 @@ def _rows(layout: Layout, spec: JobSpec) -> dict[Any, _Row]:
             failed = row["error_code"] is not None
             # Vectors and scores differ in their last digits between any two models.
             told = None if failed or not _comparable(spec) else frozenset([printed(answer_of(spec, row))])
-            made[row[spec.id_column]] = _Row(told, None, None if failed else row[SECONDS])
+            made[row[spec.id_column]] = _SampledRow(told, None, None if failed else row[SECONDS])
     return made
 
 
@@ -245,7 +245,7 @@ def _facts(facts: ModelFacts) -> Facts:
         context=facts.context,
         licence=entry.licence.title if entry is not None else None,
         commercial_use=entry.licence.commercial_use if entry is not None else None,
-        scores=tuple(Score(**score.model_dump()) for score in entry.scores) if entry is not None else (),
+        scores=tuple(PublishedScore(**score.model_dump()) for score in entry.scores) if entry is not None else (),
     )
 
 
@@ -289,7 +289,7 @@ def _sampled(one: _Prepared) -> Sampled | None:
     )
 
 
-def _add_accuracy(results: dict[str, VariantResult], ran: Mapping[str, Mapping[Any, _Row]]) -> None:
+def _add_accuracy(results: dict[str, VariantResult], ran: Mapping[str, Mapping[Any, _SampledRow]]) -> None:
     """Set the accuracy of each variant, and its difference to the most accurate, on the rows that all of them have."""
     common = set.intersection(*(set(rows) for rows in ran.values())) if ran else set()
     order = [name for name in next(iter(ran.values()), {}) if name in common]
@@ -311,7 +311,9 @@ def _add_accuracy(results: dict[str, VariantResult], ran: Mapping[str, Mapping[A
         results[name] = results[name].model_copy(update=update)
 
 
-def _agreement(results: dict[str, VariantResult], ran: Mapping[str, Mapping[Any, _Row]]) -> dict[str, dict[str, float]]:
+def _agreement(
+    results: dict[str, VariantResult], ran: Mapping[str, Mapping[Any, _SampledRow]]
+) -> dict[str, dict[str, float]]:
     """Set how often each variant gives the first one's answer. Returns the share of equal answers of each two."""
     shares: dict[str, dict[str, float]] = {name: {name: 1.0} for name in ran}
     first = next(iter(results))

@@ -10,7 +10,7 @@ from batchinfer.engine import Completion
 from batchinfer.errors import RowError
 from batchinfer.execution.row_steps import Ask
 from batchinfer.jobspec import JobSpec
-from batchinfer.prompting.openai_requests import BatchRequests, Request
+from batchinfer.prompting.openai_requests import BatchRequest, BatchRequests
 from batchinfer.prompting.openai_responses import response_body
 from batchinfer.prompting.prompts import NO_ANSWERS, Answers
 
@@ -29,7 +29,7 @@ class RequestRows:
     def run(self, rows: pa.Table, ask: Ask, kept: Answers = NO_ANSWERS) -> list[list[Completion]]:
         """For the only step, for each row, its answer. `kept` has no meaning for rows without steps."""
         requests = self._requests.read(rows)
-        asked = [(i, prompt) for i, r in enumerate(requests) if isinstance(r, Request) for prompt in r.prompts]
+        asked = [(i, prompt) for i, r in enumerate(requests) if isinstance(r, BatchRequest) for prompt in r.prompts]
         found = iter(ask([prompt for _, prompt in asked], [place for place, _ in asked]))
         made = []
         for request in requests:
@@ -39,7 +39,7 @@ class RequestRows:
             made.append(self._together(request, [next(found) for _ in request.prompts]))
         return [made]
 
-    def _together(self, request: Request, answers: Sequence[Completion]) -> Completion:
+    def _together(self, request: BatchRequest, answers: Sequence[Completion]) -> Completion:
         """One completion of those to the prompts of a request. One that failed fails the request."""
         first = answers[0]
         error = next((answer.error for answer in answers if answer.error is not None), None)

@@ -94,7 +94,7 @@ _OF_URL = {
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class BatchRequest:
     """A request of a batch file: its prompts, one but for lists of texts, and how its response is written.
 
     `top_logprobs`: how many alternatives a conversation's response has for each token; None: no log probabilities.
@@ -132,7 +132,7 @@ class BatchRequests:
         self._usual = spec.sampling.model_dump(mode="json")
         self._settings = functools.lru_cache(_REMEMBERED)(self._read_settings)
 
-    def read(self, rows: pa.Table) -> list[Request | RowError]:
+    def read(self, rows: pa.Table) -> list[BatchRequest | RowError]:
         """The request of each row, or why there is none."""
         bad = rows.column(BAD_ROW).to_pylist() if BAD_ROW in rows.column_names else [None] * rows.num_rows
         columns = (rows.column(name).to_pylist() for name in ("method", "url", "body"))
@@ -141,14 +141,14 @@ class BatchRequests:
             for problem, *row in zip(bad, *columns, strict=True)
         ]
 
-    def request(self, method: str | None, url: str | None, body: str | None) -> Request | RowError:
+    def request(self, method: str | None, url: str | None, body: str | None) -> BatchRequest | RowError:
         """The request of one row, or why there is none. `body`: JSON text."""
         try:
             return self._request(method, url, body)
         except _Wrong as wrong:
             return _error("request_invalid", str(wrong))
 
-    def _request(self, method: str | None, url: str | None, body: str | None) -> Request | RowError:
+    def _request(self, method: str | None, url: str | None, body: str | None) -> BatchRequest | RowError:
         if method != "POST":
             raise _Wrong(f"method is {method!r:.40}: a batch file has POST requests only")
         allowed = (CHAT, COMPLETIONS) if self._spec.generates else (EMBEDDINGS,)
@@ -182,9 +182,9 @@ class BatchRequests:
             if isinstance(prompt, RowError):
                 return prompt
             prompts.append(prompt._replace(step=step, sampling=found.sampling, schema=found.schema))
-        return Request(url, tuple(prompts), found.top_logprobs)
+        return BatchRequest(url, tuple(prompts), found.top_logprobs)
 
-    def _embedding(self, given: dict[str, Any]) -> Request | RowError:
+    def _embedding(self, given: dict[str, Any]) -> BatchRequest | RowError:
         encoding, dimensions = given.get("encoding_format", "float"), given.get("dimensions")
         if encoding not in ("float", "base64"):
             raise _Wrong(f"encoding_format is {encoding!r:.40}: it is float or base64")
@@ -196,7 +196,7 @@ class BatchRequests:
             if isinstance(prompt, RowError):
                 return prompt
             prompts.append(prompt._replace(step=self._plain_step, dimensions=dimensions))
-        return Request(EMBEDDINGS, tuple(prompts), None, encoding)
+        return BatchRequest(EMBEDDINGS, tuple(prompts), None, encoding)
 
     def _read_settings(self, url: str, text: str) -> _Settings | str:
         """What a body says besides its texts, or what is wrong with it; `text`: JSON of the body without them."""

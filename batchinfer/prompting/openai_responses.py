@@ -13,13 +13,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from batchinfer.prompting.openai_requests import CHAT, EMBEDDINGS, Request
+from batchinfer.prompting.openai_requests import CHAT, EMBEDDINGS, BatchRequest
 
 LEAST_LOGPROB = -9999.0
 """What OpenAI's API has for a probability of 0, whose logarithm JSON has no number for."""
 
 
-class Answer(Protocol):
+class EngineAnswer(Protocol):
     """The answer to one prompt, as `engine.base.Completion` has it."""
 
     texts: list[str]
@@ -47,7 +47,7 @@ _EMPTY_TEXT = {**_EMPTY_CHOICE, "prompt_logprobs": None, "prompt_token_ids": Non
 _EMPTY_MESSAGE = {"refusal": None, "annotations": None, "audio": None, "function_call": None}
 
 
-def response_body(request: Request, model: str, answers: Sequence[Answer]) -> str:
+def response_body(request: BatchRequest, model: str, answers: Sequence[EngineAnswer]) -> str:
     """The body of the response as JSON.
 
     `answers`: to the request's prompts, none of them failed. `model`: the name that the response has.
@@ -93,7 +93,7 @@ def _id(kind: str) -> str:
     return f"{kind}-{uuid.uuid4().hex}"
 
 
-def _message(answer: Answer, i: int, top: int | None) -> dict[str, Any]:
+def _message(answer: EngineAnswer, i: int, top: int | None) -> dict[str, Any]:
     thought = None if answer.reasoning is None else answer.reasoning[i]
     message = {"role": "assistant", "content": answer.texts[i], **_EMPTY_MESSAGE, "reasoning": thought}
     if top is None or answer.logprobs is None:
@@ -111,7 +111,7 @@ def _token(entry: dict[str, Any]) -> dict[str, Any]:
     return {"token": token, "logprob": max(entry["logprob"], LEAST_LOGPROB), "bytes": bytes_}
 
 
-def _text(answer: Answer, i: int, top: int | None) -> dict[str, Any]:
+def _text(answer: EngineAnswer, i: int, top: int | None) -> dict[str, Any]:
     if top is None or answer.logprobs is None:
         return {"text": answer.texts[i], "logprobs": None}
     steps = answer.logprobs[i]

@@ -26,7 +26,7 @@ _TYPES = {400: "invalid_request_error", 404: "invalid_request_error", 500: "serv
 _TYPES_OF_VLLM = {400: "BadRequestError", 404: "NotFoundError", 500: "InternalServerError"}
 
 
-class _Row(NamedTuple):
+class _ResponseRow(NamedTuple):
     """A row of the results. `number`: its place among them."""
 
     number: int
@@ -68,7 +68,7 @@ def _after(first: bytes, rest: Iterable[bytes]) -> Iterator[bytes]:
     yield from rest
 
 
-def _rows(layout: Layout, manifest: Manifest) -> Iterator[_Row]:
+def _rows(layout: Layout, manifest: Manifest) -> Iterator[_ResponseRow]:
     """Every row of the results, in the order of the input."""
     names = ["custom_id", "response", "error_code", "error_message"]
     number = 0
@@ -80,29 +80,29 @@ def _rows(layout: Layout, manifest: Manifest) -> Iterator[_Row]:
         ):
             for batch in pq.ParquetFile(file).iter_batches(_ROWS, columns=names):
                 for values in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
-                    yield _Row(number, *values)
+                    yield _ResponseRow(number, *values)
                     number += 1
 
 
-def _line(row: _Row, name: str, request: str, body: str, error: str) -> bytes:
+def _line(row: _ResponseRow, name: str, request: str, body: str, error: str) -> bytes:
     """The response is JSON already, and is copied as it is."""
     head = f'{{"id":"{name}","custom_id":{json.dumps(row.custom_id, ensure_ascii=False)}'
     response = f'{{"status_code":{row.status},"request_id":"{request}","body":{body}}}'
     return f'{head},"response":{response},"error":{error}}}\n'.encode()
 
 
-def _openai_line(run_id: str, row: _Row) -> bytes:
+def _openai_line(run_id: str, row: _ResponseRow) -> bytes:
     name = f"{BATCH_LINE}{run_id}_{row.number:09d}"
     body = row.response if row.code is None else _error(row, _TYPES, row.code)
     return _line(row, name, f"req_{run_id}_{row.number:09d}", body or "null", "null")
 
 
-def _vllm_line(run_id: str, row: _Row) -> bytes:
+def _vllm_line(run_id: str, row: _ResponseRow) -> bytes:
     name = f"{run_id}-{row.number:09d}"
     error = "null" if row.code is None else _error(row, _TYPES_OF_VLLM, row.status)
     return _line(row, f"vllm-{name}", f"vllm-batch-{name}", row.response or "null", error)
 
 
-def _error(row: _Row, types: dict[int, str], code: Any) -> str:
+def _error(row: _ResponseRow, types: dict[int, str], code: Any) -> str:
     told = {"message": row.message, "type": types[row.status], "param": None, "code": code}
     return json.dumps({"error": told}, ensure_ascii=False, separators=(",", ":"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from batchinfer.errors import ROW_ERROR_CODES, RowError
 from batchinfer.jobspec.sampling_keys import NO_LIMIT
-from batchinfer.prompting.openai_requests import CHAT, COMPLETIONS, EMBEDDINGS, BatchRequests, Request
+from batchinfer.prompting.openai_requests import CHAT, COMPLETIONS, EMBEDDINGS, BatchRequest, BatchRequests
 from batchinfer.prompting.row_sampling import RowSampling
 from tests.support.builders import make_spec
 
@@ -24,13 +24,13 @@ def batch_spec(**sections: Any) -> Any:
     return make_spec(**given)
 
 
-def read(body: Any, url: str = CHAT, method: str = "POST", **sections: Any) -> Request | RowError:
+def read(body: Any, url: str = CHAT, method: str = "POST", **sections: Any) -> BatchRequest | RowError:
     return BatchRequests(batch_spec(**sections)).request(method, url, json.dumps(body))
 
 
-def asked(body: Any, url: str = CHAT, **sections: Any) -> Request:
+def asked(body: Any, url: str = CHAT, **sections: Any) -> BatchRequest:
     found = read(body, url, **sections)
-    assert isinstance(found, Request), found
+    assert isinstance(found, BatchRequest), found
     return found
 
 
@@ -181,4 +181,4 @@ READER = BatchRequests(batch_spec())
 @settings(max_examples=80)
 def test_whatever_a_body_holds_it_is_a_request_or_an_error_of_its_row(body: Any, url: str) -> None:
     found = READER.request("POST", url, json.dumps(body))
-    assert isinstance(found, Request) or found.code in ROW_ERROR_CODES
+    assert isinstance(found, BatchRequest) or found.code in ROW_ERROR_CODES
