@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from batchinfer.jobspec import StoreSpec
 from batchinfer.storage import Storage, storage_for
@@ -30,6 +31,10 @@ os.environ.update(
 )
 for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
     os.environ.pop(name, None)
+
+# Both measure the machine, which is shared: how long an example takes, and how long it takes to draw one.
+settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared machine")
 
 _SLOWEST = (
     *("test_kills.py", "test_architectures.py", "test_recurring.py", "test_model_keys.py", "test_vllm_engine.py"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
-
+from batchinfer.accounting.money import in_words
+from batchinfer.accounting.part import Part
 from batchinfer.accounting.report import Report
 from batchinfer.catalog.api_prices import ApiPrice, api_prices, prices_source
 from batchinfer.planner import Plan
@@ -15,11 +15,7 @@ HOURS_OF_A_MONTH = 730
 """Hours that a device which is rented all month is paid for: a twelfth of 8,760."""
 
 
-class _BreakEvenPart(BaseModel):
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, protected_namespaces=())
-
-
-class BreakEven(_BreakEvenPart):
+class BreakEven(Part):
     """From when a replica that is rented all month is cheaper than an API."""
 
     tokens_per_month: float
@@ -28,7 +24,7 @@ class BreakEven(_BreakEvenPart):
     """Those tokens over what the replica can do in a month. Above 1, an API is cheaper at any volume."""
 
 
-class ApiCost(_BreakEvenPart):
+class ApiCost(Part):
     """One API beside the job."""
 
     price: ApiPrice
@@ -45,7 +41,7 @@ class ApiCost(_BreakEvenPart):
     """Against the batch price."""
 
 
-class ApiComparison(_BreakEvenPart):
+class ApiComparison(Part):
     """The same tokens at APIs."""
 
     own_cost_usd: float | None
@@ -70,6 +66,15 @@ def break_even(usd_per_month: float, tokens_per_month: float | None, usd_per_mil
         return None
     volume = usd_per_month / usd_per_million * 1e6
     return BreakEven(tokens_per_month=volume, utilization=volume / tokens_per_month)
+
+
+def volume(made: BreakEven | None) -> str:
+    """From how many tokens a month own devices win, and how busy they are then, for a person."""
+    if made is None:
+        return ""
+    if made.utilization > 1:
+        return "never: it is cheaper"
+    return f"{in_words(made.tokens_per_month)}/month ({made.utilization:.1%} busy)"
 
 
 def compared(

@@ -6,19 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from batchinfer.accounting.break_even import ApiComparison
 from batchinfer.accounting.evaluation import Z_95
+from batchinfer.accounting.part import Part
 from batchinfer.accounting.report import Accuracy
+from batchinfer.catalog import Score
 from batchinfer.planner import Interval
 
 
-class _ComparisonPart(BaseModel):
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, protected_namespaces=())
-
-
-class Paired(_ComparisonPart):
+class Paired(Part):
     """Two variants on the same rows. Differences are shares of the rows, -1 to 1, of this variant minus the other."""
 
     other: str
@@ -41,20 +39,7 @@ class Paired(_ComparisonPart):
     """`p_value` by Holm's method, for as many tests as there are variants beside the other."""
 
 
-class PublishedScore(_ComparisonPart):
-    """A published score in percent."""
-
-    benchmark: str
-    """The name of the benchmark."""
-    value: float
-    """The score."""
-    source: str
-    """Where it was published."""
-    verified: bool
-    """Whether it was read there."""
-
-
-class Facts(_ComparisonPart):
+class Facts(Part):
     """What the catalog or the checkpoint says of a variant's model. null: not known."""
 
     parameters: int | None = None
@@ -65,11 +50,11 @@ class Facts(_ComparisonPart):
     """The licence's name."""
     commercial_use: bool | None = None
     """Whether it allows commercial use. null: it depends, or it is not known."""
-    scores: tuple[PublishedScore, ...] = ()
+    scores: tuple[Score, ...] = ()
     """Published scores of the model."""
 
 
-class Planned(_ComparisonPart):
+class Planned(Part):
     """What all rows of the job would take with a variant."""
 
     accelerator: str
@@ -105,7 +90,7 @@ class Planned(_ComparisonPart):
         return None if self.cost_usd is None or not self.rows else self.cost_usd.mid / self.rows * 1000
 
 
-class Sampled(_ComparisonPart):
+class Sampled(Part):
     """What a variant did with the sample."""
 
     output: str
@@ -134,7 +119,7 @@ class Sampled(_ComparisonPart):
     """The same of 95% of the rows."""
 
 
-class VariantResult(_ComparisonPart):
+class VariantResult(Part):
     """One variant of the job."""
 
     name: str
@@ -167,7 +152,7 @@ class VariantResult(_ComparisonPart):
     """Whether no other variant is both cheaper and better."""
 
 
-class Comparison(_ComparisonPart):
+class Comparison(Part):
     """The variants of a job beside each other."""
 
     job_name: str
@@ -180,7 +165,7 @@ class Comparison(_ComparisonPart):
     """How much worse than the most accurate the chosen variant may be: a share of the rows."""
     variants: tuple[VariantResult, ...]
     """In the order in which they were named."""
-    agreement: dict[str, dict[str, float]] = {}
+    agreement: dict[str, dict[str, float]] = Field(default_factory=dict)
     """For each two variants the share of rows with equal answers. Empty without a sample."""
     chosen: str | None = None
     """The variant to take. null: none can be told."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from batchinfer.accounting.part import Part
 
 Z_95 = 1.959963984540054
 """Standard deviations of a normal distribution that hold 95%, for intervals."""
@@ -30,11 +30,7 @@ def wilson(right: int, of: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
-
-
-class LabelQuality(_Part):
+class LabelQuality(Part):
     """One label. A share of no rows is null."""
 
     expected: int
@@ -51,7 +47,7 @@ class LabelQuality(_Part):
     """The harmonic mean of precision and recall: 2 `right` over `expected` + `predicted`."""
 
 
-class ConfidenceBin(_Part):
+class ConfidenceBin(Part):
     """The rows whose confidence lies between two bounds."""
 
     low: float
@@ -66,7 +62,7 @@ class ConfidenceBin(_Part):
     """The share of them whose label is right."""
 
 
-class AbstentionLevel(_Part):
+class AbstentionLevel(Part):
     """What `output.abstain_below` of this level does."""
 
     below: float
@@ -79,7 +75,7 @@ class AbstentionLevel(_Part):
     """The share of `answered` whose label is right. null: no row is answered."""
 
 
-class Evaluation(_Part):
+class Evaluation(Part):
     """The answers of a run compared with a column."""
 
     compared: int

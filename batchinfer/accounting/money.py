@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 
+def in_words(count: float) -> str:
+    """A large number to three digits, as `7.79 billion`."""
+    for limit, unit in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if count >= limit:
+            return f"{count / limit:.3g} {unit}"
+    return f"{count:,.0f}"
+
+
 def money(usd: float) -> str:
     """Dollars: two decimals from $10, four from 1 cent, below that three digits."""
     if usd >= 10:

@@ -44,7 +44,7 @@ def _condition(text: str) -> Callable[[Model], bool]:
     known = ", ".join([*_NUMBERS, *_TEXTS])
     if found is None or found[1] not in {*_NUMBERS, *_TEXTS}:
         raise UserError(
-            f"--catalog: {text!r:.100} is no condition",
+            f"--catalog: {text!r:.100} is not a condition",
             f"write KEY, one of >= <= > < = !=, and a value, joined by `and`; the keys are {known}",
         )
     key, compare, value = found[1], found[2], found[3].strip().strip("'\"").lower()
@@ -56,6 +56,6 @@ def _condition(text: str) -> Callable[[Model], bool]:
     try:
         limit = float(value)
     except ValueError:
-        raise UserError(f"--catalog: {text!r:.100}: {value!r} is no number", f"write {key}{compare}30e9") from None
+        raise UserError(f"--catalog: {text!r:.100}: {value!r} is not a number", f"write {key}{compare}30e9") from None
     number = _NUMBERS[key]
     return lambda model: _COMPARE[compare](number(model), limit)

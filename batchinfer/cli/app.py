@@ -47,6 +47,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as sampling.max_tokens=32. Repeatable."),
 ]
+Html = Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write one self-contained HTML file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete this run's earlier results and start over.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="With --fresh: do not ask before results are deleted.")]

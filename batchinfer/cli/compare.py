@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from batchinfer.cli.app import Address, AsJson, Overrides, SpecPath, app, console, listened, print_json
+from batchinfer.cli.app import Address, AsJson, Html, Overrides, SpecPath, app, console, listened, print_json
 from batchinfer.cli.schedule import At, Date, run_times
 from batchinfer.errors import UserError
 
@@ -34,7 +34,6 @@ Margin = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Only plan the variants: fit, time, dollars, licence, context.")
 ]
-Html = Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write one HTML file for a browser.")]
 Anew = Annotated[bool, typer.Option("--fresh", help="Run samples again that are there already.")]
 
 

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 
-from batchinfer.cli.app import AsJson, app, console, print_json
+from batchinfer.cli.app import AsJson, Html, app, console, print_json
 from batchinfer.errors import UserError
 
 Places = Annotated[list[str], typer.Argument(metavar="URI...", help="Folders or buckets that hold runs, at any depth.")]
@@ -35,7 +35,6 @@ Budgets = Annotated[
 ]
 Csv = Annotated[str | None, typer.Option("--csv", metavar="FILE", help="Write the groups as CSV.")]
 Parquet = Annotated[str | None, typer.Option("--parquet", metavar="FILE", help="Write the groups as Parquet.")]
-Html = Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write one self-contained HTML file.")]
 Focus = Annotated[
     str | None,
     typer.Option("--focus", metavar="FILE", help="Write FOCUS 1.2 rows for FinOps tools: FILE.csv or FILE.parquet."),
@@ -105,7 +104,7 @@ def _days(since: str | None, until: str | None, month: str | None) -> tuple[date
     if month is None:
         return _day("--since", since), _day("--until", until)
     if since is not None or until is not None:
-        raise UserError("--month replaces --since and --until: give one or the other", "give the one or the other")
+        raise UserError("--month does not go with --since and --until", "give one or the other")
     begin = _day("--month", f"{month}-01")
     assert begin is not None
     return begin, (begin + timedelta(days=31)).replace(day=1) - timedelta(days=1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from batchinfer.cli.app import Address, AsJson, Fresh, Overrides, RunUri, SpecPath, Yes, app, console, print_json
+from batchinfer.cli.app import Address, AsJson, Fresh, Html, Overrides, RunUri, SpecPath, Yes, app, console, print_json
 from batchinfer.cli.schedule import At, Date, From, To, run_times
 from batchinfer.errors import UserError
 
@@ -26,7 +26,6 @@ Evaluate = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Compare the answers again. Example: evaluate.expected=COLUMN."),
 ]
-Html = Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write one self-contained HTML file.")]
 WithTexts = Annotated[
     bool, typer.Option("--with-texts", help="With --html: include messages and answers of failed rows.")
 ]

@@ -108,15 +108,17 @@ class VllmEngine:
         for i, prompt in enumerate(made):
             if isinstance(prompt, RowError):
                 completions[i] = Completion.failed(prompt)
-            elif len(prompt.ids) + self._steps[prompts[i].step].least_answer(prompts[i]) > self._context:
+                continue
+            step = self._steps[prompts[i].step]
+            answer = step.least_answer(prompts[i])
+            if len(prompt.ids) + answer > self._context:
                 room = "leave room for an answer in" if self._writes else "fit into"
-                answer = self._steps[prompts[i].step].least_answer(prompts[i])
                 asked = f" with max_tokens {answer}" if answer > 1 else ""
                 message = f"{len(prompt.ids)} tokens{asked} do not {room} a context of {self._context}"
                 completions[i] = Completion.failed(RowError("prompt_too_long", message), len(prompt.ids))
             else:
                 ids = list(prompt.ids)
-                params = self._steps[prompts[i].step].parameters(prompts[i], prompt)
+                params = step.parameters(prompts[i], prompt)
                 if isinstance(params, RowError):
                     completions[i] = Completion.failed(params)
                     continue

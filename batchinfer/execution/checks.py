@@ -225,8 +225,7 @@ def check(
     require_publishable(spec, manifest)
     layout.storage.require_writable(layout.root)
     if spec.cache is not None:
-        with naming_key("cache.uri"):
-            storage_for(spec.cache.uri, spec.storage).require_writable(spec.cache.uri)
+        storage_for(spec.cache.uri, spec.storage).require_writable(spec.cache.uri, "cache.uri")
     return Checked(spec, facts, layout, manifest, frozenset(committed), resumed, choice, before)
 
 
@@ -289,15 +288,6 @@ def _require_cache_apart(cache: str, source: str, target: str) -> None:
         for inner, outer in ((cache, other), (other, cache)):
             if join(inner, "").startswith(join(outer, "")):
                 raise OutputError(f"cache.uri and {key} lie in one another: {cache} and {other}", "put the cache apart")
-
-
-@contextlib.contextmanager
-def naming_key(key: str) -> Iterator[None]:
-    """Let remedies of a store name this key, where they would name that of the output."""
-    try:
-        yield
-    except OutputError as error:
-        raise OutputError(error.message, error.remedy.replace("output.uri", key)) from error
 
 
 def require_files_apart(manifest: Manifest, layout: Layout) -> None:

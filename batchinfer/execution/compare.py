@@ -19,7 +19,6 @@ from batchinfer.accounting.comparison import (
     Comparison,
     Facts,
     Planned,
-    PublishedScore,
     Sampled,
     VariantResult,
     against_best,
@@ -41,8 +40,8 @@ from batchinfer.jobspec.variants import Variant
 from batchinfer.model.resolve import ModelFacts
 from batchinfer.planner import Plan
 from batchinfer.prompting.prompts import column_values
-from batchinfer.rundir.commit import committed_shards
-from batchinfer.rundir.paths import Layout, reading
+from batchinfer.rundir.commit import committed_shards, opened_results
+from batchinfer.rundir.paths import Layout
 from batchinfer.storage import join
 
 FOLDER = "_compare"
@@ -193,8 +192,7 @@ def _rows(layout: Layout, spec: JobSpec) -> dict[Any, _SampledRow]:
                 made[name] = _SampledRow(answer, right, None if code is not None else seconds)
         return made
     for shard in sorted(committed_shards(layout)):
-        uri = layout.data(shard)
-        with layout.storage.open(uri) as file, reading(uri, "move it away and run the job again: it is made anew"):
+        with opened_results(layout, shard) as file:
             found = pq.read_table(file).to_pylist()
         for row in found:
             failed = row["error_code"] is not None
@@ -245,7 +243,7 @@ def _facts(facts: ModelFacts) -> Facts:
         context=facts.context,
         licence=entry.licence.title if entry is not None else None,
         commercial_use=entry.licence.commercial_use if entry is not None else None,
-        scores=tuple(PublishedScore(**score.model_dump()) for score in entry.scores) if entry is not None else (),
+        scores=tuple(entry.scores) if entry is not None else (),
     )
 
 

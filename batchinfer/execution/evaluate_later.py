@@ -19,8 +19,8 @@ from batchinfer.jobspec import EvaluateSpec, JobSpec
 from batchinfer.jobspec.printed import printed
 from batchinfer.prompting.answers import label_list
 from batchinfer.prompting.prompts import column_values
-from batchinfer.rundir.commit import committed_shards
-from batchinfer.rundir.paths import Layout, reading
+from batchinfer.rundir.commit import committed_shards, opened_results
+from batchinfer.rundir.paths import Layout
 
 
 def evaluation(uri: str, spec: JobSpec, overrides: Sequence[str]) -> EvaluateSpec:
@@ -77,8 +77,7 @@ def answers_of_results(
         column = wanted.part
     beside = [f"{spec.output.column}_confidence"] if spec.tells_confidence else []
     for shard_id in sorted(committed_shards(layout)):
-        uri = layout.data(shard_id)
-        with layout.storage.open(uri) as file, reading(uri, "move it away and run the job again: it is built again"):
+        with opened_results(layout, shard_id) as file:
             have = pq.ParquetFile(file)
             _require_passed_through(spec, named, have.schema_arrow.names)
             table = have.read(columns=list({*named, column, *beside, *more, "error_code"}))

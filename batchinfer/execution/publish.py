@@ -24,7 +24,8 @@ from batchinfer.execution.shard_block import Envelope
 from batchinfer.input.manifest import Manifest
 from batchinfer.jobspec import JobSpec, PublishSpec
 from batchinfer.jobspec.table_keys import catalog_of
-from batchinfer.rundir.paths import Layout, reading
+from batchinfer.rundir.commit import opened_results
+from batchinfer.rundir.paths import Layout
 from batchinfer.rundir.published import Publication, note_publication, published, read_publications
 from batchinfer.storage import Stores, normal_uri
 from batchinfer.tables import delta, iceberg
@@ -89,7 +90,7 @@ def _fitted(publish: PublishSpec, results: pa.Schema, table: pa.Schema | None) -
     if missing:
         key = "join_cols" if missing[0] in publish.join_cols else "columns"
         raise OutputError(
-            f"output.publish.{key} names {missing[0]!r}, which is no column of the results",
+            f"output.publish.{key} names {missing[0]!r}, which is not a column of the results",
             f"the columns are: {', '.join(results.names)}; input.columns copies further ones",
         )
     if publish.run_column in results.names:
@@ -174,7 +175,7 @@ def _publish(results: Results) -> Published | None:
         there = table.revision_of(results.run_id)
         if there is not None and there >= results.revision:
             # A command was killed between the commit and the note.
-            return _noted(results, table.version or "", 0, results.generations)
+            return _noted(results, table.version or "", 0)
         before = there if there is not None or noted is None else noted.revision
         way, shards = _way(results, table, noted, before)
         written = _Written(results, shards)
@@ -189,14 +190,14 @@ def _publish(results: Results) -> Published | None:
             # Two publishers that met once would otherwise meet again.
             time.sleep(random.uniform(0.1, 0.5) * 2 ** min(attempt, 5))
             continue
-        return _noted(results, version, written.rows, results.generations)
+        return _noted(results, version, written.rows)
     raise StorageError(
         f"the table {publish.table} changed {TRIES} times while the results were written",
         f"the results are in {layout.root}: `batchinfer publish {layout.root}` tries again",
     )
 
 
-def _noted(results: Results, version: str, rows: int, generations: Mapping[int, int]) -> Published | None:
+def _noted(results: Results, version: str, rows: int) -> Published | None:
     publish = results.publish
     made = Publication(
         to=publish.to,
@@ -205,7 +206,7 @@ def _noted(results: Results, version: str, rows: int, generations: Mapping[int, 
         version=version,
         revision=results.revision,
         rows=rows,
-        generations={shard: count for shard, count in generations.items() if count},
+        generations={shard: count for shard, count in results.generations.items() if count},
     )
     note_publication(results.layout, results.run_id, made)
     events.tell("published", table=publish.table, mode=publish.mode, version=version, rows=rows)
@@ -279,8 +280,7 @@ class _Written:
         layout = self._results.layout
         names = [name for name in self.target.names if name != self._results.publish.run_column]
         for shard in self._shards:
-            uri = layout.data(shard.shard_id)
-            with layout.storage.open(uri) as file, reading(uri, "move it away and run the job again"):
+            with opened_results(layout, shard.shard_id) as file:
                 read = list(dict.fromkeys([*names, "error_code"]))
                 for batch in pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=read, use_threads=False):
                     made = self._fitted(batch)
@@ -300,8 +300,7 @@ class _Written:
         return pa.record_batch(columns, schema=self.target)
 
     def _schema_of(self, shard_id: int) -> pa.Schema:
-        uri = self._results.layout.data(shard_id)
-        with self._results.layout.storage.open(uri) as file, reading(uri, "move it away and run the job again"):
+        with opened_results(self._results.layout, shard_id) as file:
             return pq.read_schema(file).remove_metadata()
 
 
@@ -320,8 +319,7 @@ def _require_unique(publish: PublishSpec, results: Results) -> None:
     keys = list(publish.join_cols)
     tables = []
     for shard in results.manifest.shards:
-        uri = results.layout.data(shard.shard_id)
-        with results.layout.storage.open(uri) as file:
+        with opened_results(results.layout, shard.shard_id) as file:
             tables.append(pq.read_table(file, columns=keys))
     counted = pa.concat_tables(tables).group_by(keys).aggregate([([], "count_all")])
     twice = counted.filter(pc.greater(counted.column("count_all"), 1))

@@ -6,53 +6,44 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
 import pyarrow as pa
 
 from batchinfer.engine.prefix_order import scattered
-from batchinfer.errors import InputError, RowError
+from batchinfer.errors import RowError
 from batchinfer.execution.reuse import request_keys
-from batchinfer.execution.row_chunks import ChunkedRows, folding, require_room_to_combine
-from batchinfer.execution.token_counter import UNLIMITED, TokenCounter, counter, longest_sequence
+from batchinfer.execution.survey_chunks import survey_chunks
+from batchinfer.execution.survey_parts import (
+    SHORTEST_ANSWER,
+    SampledRows,
+    Survey,
+    answers_of,
+    measured_before,
+    require_some_valid,
+    seen_of,
+    selected,
+    too_long,
+    with_tokenizer,
+)
+from batchinfer.execution.survey_requests import survey_requests
+from batchinfer.execution.token_counter import counter, longest_sequence
 from batchinfer.input import read_shards
 from batchinfer.input.manifest import Manifest, Shard
 from batchinfer.input.shard_sizes import CHARACTERS_PER_TOKEN
 from batchinfer.jobspec import JobSpec, SamplingSpec
-from batchinfer.jobspec.chunk_keys import CombinePrompt
-from batchinfer.jobspec.sampling_keys import NO_LIMIT
 from batchinfer.jobspec.templates import Template
-from batchinfer.planner import Interval, PromptSample, TooLong, Workload
-from batchinfer.prompting.answers import label_list, require_whole_choices
+from batchinfer.planner import Interval, TooLong, Workload
+from batchinfer.prompting.answers import require_whole_choices
 from batchinfer.prompting.conditions import holds
 from batchinfer.prompting.job_prompts import JobPrompts
-from batchinfer.prompting.openai_requests import BatchRequests
 from batchinfer.prompting.prompts import NO_ANSWERS, Answers
 from batchinfer.prompting.row_sampling import RowSampling
 from batchinfer.prompting.tokens import Tokenized, room_of_cut
 
 SAMPLED_SHARDS = 16
 ROWS_OF_EACH = 32
-CUT_CHARACTERS = 8_000_000
-"""Characters of sampled texts that a survey cuts into chunks, which takes a few seconds. More would make a plan of long
-documents slow."""
-
-SHORTEST_ANSWER = 0.25
-"""Share of max_tokens: the low end of an answer's expected length before the first run of a job. If higher, more jobs
-with short answers cost less than the plan's range; at 0.25, those with answers of 5% of max_tokens do."""
-
-SHOWN_OF_A_MESSAGE = 300
-"""Characters of a failure's message in a plan: enough to see what is wrong, and no row's whole text."""
-
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """A sample of the rows: statistics of all sampled rows, and the workload of those that will not fail."""
-
-    sample: PromptSample
-    workload: Workload
 
 
 def survey(
@@ -73,12 +64,13 @@ def survey(
     read = read_shards(sampled, manifest.schema, manifest.partitions, spec.rows_input, spec.storage)
     tables = [rows for _, rows in read]
     jobs = spec.step_jobs
+    whole = SampledRows(spec, tables, manifest, tokenizer_folder, earlier_output_tokens, context)
     if spec.takes_requests:
-        return _survey_requests(spec, tables, manifest, tokenizer_folder, earlier_output_tokens, context)
+        return survey_requests(whole)
     if spec.chunk is not None:
-        return _survey_chunks(spec, tables, manifest, tokenizer_folder, earlier_output_tokens, context)
+        return survey_chunks(whole)
     if spec.steps is None:
-        return _run_once(_survey_step(spec, 0, tables, manifest, tokenizer_folder, earlier_output_tokens, context, []))
+        return _run_once(_survey_step(whole, 0, []))
     answers: dict[str, Any] = {}
     found = []
     for place, (step, job) in enumerate(zip(spec.steps, jobs, strict=True)):
@@ -88,146 +80,13 @@ def survey(
             condition = None
         mine = [rows if condition is None else _that_hold(condition, rows) for rows in tables]
         given = [{name: [value] * rows.num_rows for name, value in answers.items()} for rows in mine]
-        of_step = _survey_step(job, place, mine, manifest, tokenizer_folder, None, context, given)
+        of_step = _survey_step(
+            dataclasses.replace(whole, spec=job, tables=mine, earlier_output_tokens=None), place, given
+        )
         share = sum(rows.num_rows for rows in mine) / max(1, sum(rows.num_rows for rows in tables))
         found.append((step.name, of_step, share))
         answers[step.name] = stand_in(job)
     return _together(found, manifest, earlier_output_tokens)
-
-
-def _survey_requests(
-    spec: JobSpec,
-    tables: Sequence[pa.Table],
-    manifest: Manifest,
-    tokenizer_folder: str | None,
-    earlier_output_tokens: float | None,
-    context: int | None,
-) -> Survey:
-    """`survey` of a batch file: each request has its own sampling, and may have several prompts."""
-    jobs = spec.step_jobs
-    longest = longest_sequence(spec, context)
-    counters = [counter(tokenizer_folder, job) for job in jobs]
-    samplings = [RowSampling(job) for job in jobs]
-    exact = counters[0].exact and longest is not None
-    failures: list[RowError] = []
-    lengths: list[int] = []
-    answers: list[tuple[float, float]] = []
-    most = 0
-    rows = 0
-    beginnings: list[list[str]] = []
-    for found in (BatchRequests(spec).read(table) for table in tables):
-        beginnings.append([])
-        for request in found:
-            if isinstance(request, RowError):
-                failures.append(request)
-                continue
-            counted = [counters[prompt.step].tokens([prompt])[0] for prompt in request.prompts]
-            refused = next((made for made in counted if isinstance(made, RowError)), None)
-            of_row = [len(made.ids) for made in counted if isinstance(made, Tokenized)]
-            wanted = samplings[request.prompts[0].step].of(request.prompts[0])
-            limited = spec.generates and wanted.max_tokens != NO_LIMIT
-            least = wanted.max_tokens if limited else int(spec.generates)
-            if refused is None and exact and longest is not None and max(of_row) + least > longest:
-                refused = _too_long(max(of_row), longest - least)
-            if refused is not None:
-                failures.append(refused)
-                continue
-            rows += 1
-            lengths += of_row
-            beginnings[-1].append("\n".join(m["content"] for m in request.prompts[0].as_messages()))
-            if spec.generates:
-                limit = wanted.max_tokens if limited else spec.answer_tokens
-                most = max(most, limit)
-                count = wanted.n * len(of_row)
-                answers.append((count * (limit if wanted.ignore_eos else SHORTEST_ANSWER * limit), count * limit))
-    seen = rows + len(failures)
-    output, why = Interval(low=0, mid=0, high=0), "numbers, no token"
-    if answers:
-        low, high = (sum(part) / len(answers) for part in zip(*answers, strict=True))
-        output = Interval(low=low, mid=(low + high) / 2, high=high)
-        why = (
-            f"between {low:g} and {high:g} by the max_tokens of the requests ({spec.answer_tokens:,} where none is set)"
-        )
-        if earlier_output_tokens is not None:
-            mean, why = earlier_output_tokens, "as an earlier run of this job measured it"
-            output = Interval(low=mean * 0.9, mid=mean, high=mean * 1.1)
-    return Survey(
-        _seen(seen, failures, lengths, None),
-        Workload(
-            rows=round(manifest.rows * rows / seen) if seen else manifest.rows,
-            input_tokens=sum(lengths) / max(1, rows),
-            longest_input_tokens=max(lengths, default=0),
-            output_tokens=output,
-            longest_output_tokens=most or None,
-            sampled_rows=rows,
-            source=f"input: {rows:,} requests sampled{_selected(manifest)}, counted {_with(counters[0].source)}; "
-            f"output: {why}",
-            scattered=scattered(beginnings),
-        ),
-    )
-
-
-def _survey_chunks(
-    spec: JobSpec,
-    tables: Sequence[pa.Table],
-    manifest: Manifest,
-    tokenizer_folder: str | None,
-    earlier_output_tokens: float | None,
-    context: int | None,
-) -> Survey:
-    """`survey` of a job with `chunk`: texts are cut as the replica cuts them, up to CUT_CHARACTERS of them."""
-    assert spec.chunk is not None
-    counters = [counter(tokenizer_folder, job) for job in spec.step_jobs]
-    longest = longest_sequence(spec, context) or UNLIMITED
-    require_room_to_combine(spec, counters[-1], longest)
-    program = ChunkedRows(spec, counters, longest)
-    failures: list[RowError] = []
-    lengths: list[int] = []
-    pieces: list[int] = []
-    characters = 0
-    for rows in tables:
-        for place in range(rows.num_rows):
-            if characters > CUT_CHARACTERS:
-                break
-            row = rows.slice(place, 1)
-            characters += sum(len(str(value)) for value in row.column(spec.chunk.column).to_pylist())
-            (found,) = program.parts(row)
-            if isinstance(found, RowError):
-                failures.append(found)
-                continue
-            pieces.append(len(found))
-            lengths += [len(made.ids) for made in counters[0].tokens(found) if isinstance(made, Tokenized)]
-    _require_some_valid(failures, len(pieces) + len(failures))
-    seen, cut = len(pieces) + len(failures), max(1, len(pieces))
-    answer, why = _answers(spec, counters[0], None)
-    combined, read = 0.0, 0.0
-    prompts_read = sum(lengths) / cut
-    if isinstance(spec.combine, CombinePrompt):
-        last = spec.step_jobs[1].sampling.max_tokens
-        around = counters[1].text_tokens(spec.combine.template)
-        fit = max(2, int((longest - last - around) / (answer.mid + 2)))
-        folded = [folding(count, fit) for count in pieces]
-        combined = sum(requests for requests, _ in folded) / cut
-        read = sum(count for _, count in folded) / cut
-        prompts_read += read * answer.mid + combined * around
-    requests = len(lengths) / cut + combined
-    output = answer.scaled(requests)
-    if earlier_output_tokens is not None:
-        mean, why = earlier_output_tokens, "as an earlier run of this job measured it"
-        output = Interval(low=mean * 0.9, mid=mean, high=mean * 1.1)
-    return Survey(
-        _seen(seen, failures, lengths, None),
-        Workload(
-            rows=round(manifest.rows * len(pieces) / seen) if seen else manifest.rows,
-            input_tokens=prompts_read,
-            longest_input_tokens=max(lengths, default=0),
-            output_tokens=output,
-            sampled_rows=len(pieces),
-            sequences=max(1.0, requests),
-            source=f"input: {len(pieces):,} rows sampled{_selected(manifest)}, counted {_with(counters[0].source)}, "
-            f"{len(lengths) / cut:,.1f} chunks and {combined:,.1f} combined answers a row; output: {why}",
-        ),
-    )
 
 
 def _that_hold(condition: Template, rows: pa.Table) -> pa.Table:
@@ -247,8 +106,7 @@ def _together(
     output = [work.output_tokens.scaled(share) for work, share in works]
     answer = Interval(low=sum(o.low for o in output), mid=sum(o.mid for o in output), high=sum(o.high for o in output))
     if earlier_output_tokens is not None:
-        mean = earlier_output_tokens
-        answer = Interval(low=mean * 0.9, mid=mean, high=mean * 1.1)
+        answer, _ = measured_before(earlier_output_tokens)
     lines = [
         f"{name} {survey.workload.input_tokens:,.0f} + {survey.workload.output_tokens.mid:,.0f}"
         + (f" for {share:.0%} of the rows" if share < 1 else "")
@@ -313,20 +171,12 @@ def _example(schema: dict[str, Any]) -> Any:
     return {"integer": 1, "number": 1.5, "boolean": True}.get(str(schema.get("type")), "x" * 20)
 
 
-def _survey_step(
-    spec: JobSpec,
-    step: int,
-    tables: Sequence[pa.Table],
-    manifest: Manifest,
-    tokenizer_folder: str | None,
-    earlier_output_tokens: float | None,
-    context: int | None,
-    answers: Sequence[Answers],
-) -> Survey:
+def _survey_step(sampled: SampledRows, step: int, answers: Sequence[Answers]) -> Survey:
     """`survey` of one of `JobSpec.step_jobs`; `answers`: those to earlier steps, for each of `tables`."""
-    longest = longest_sequence(spec, context)
+    spec, manifest = sampled.spec, sampled.manifest
+    longest = longest_sequence(spec, sampled.context)
     # Counted whole, whatever the job does with prompts that are too long: the plan says what each remedy does.
-    counting = counter(tokenizer_folder, spec)
+    counting = counter(sampled.tokenizer_folder, spec)
     cuts = spec.prompt.too_long == "truncate"
     room = None if longest is None or not counting.exact else longest - (1 if spec.generates else 0)
     keeps = room_of_cut(spec, longest) if cuts and longest is not None and counting.exact else None
@@ -337,7 +187,7 @@ def _survey_step(
     asked: list[bytes] = []
     failures: list[RowError] = []
     maker = JobPrompts(spec, step)
-    for rows, given in zip_longest(tables, answers, fillvalue=NO_ANSWERS):
+    for rows, given in zip_longest(sampled.tables, answers, fillvalue=NO_ANSWERS):
         made = maker.prompts(rows, given)
         failures += [prompt for prompt in made if isinstance(prompt, RowError)]
         prompts = [prompt for prompt in made if not isinstance(prompt, RowError)]
@@ -352,19 +202,21 @@ def _survey_step(
             for place, (prompt, key) in enumerate(zip(prompts, request_keys(prompts), strict=True))
         ]
         beginnings.append(["\n".join(m["content"] for m in prompt.as_messages()) for prompt in prompts])
-    _require_some_valid(failures, len(lengths) + len(failures))
+    require_some_valid(failures, len(lengths) + len(failures))
     run = [length for length in lengths if cuts or _fits(length, room)]
     if keeps is not None:
         usual = spec.sampling.max_tokens
         run = [min(length, max(0, keeps + usual - s.max_tokens)) for length, s in zip(lengths, samplings, strict=True)]
     if not cuts and room is not None:
-        failures += [_too_long(length, room) for length in lengths if length > room]
-    output, why = _answers(spec, counting, earlier_output_tokens, samplings)
+        failures += [too_long(length, room) for length in lengths if length > room]
+    output, why = answers_of(spec, counting, sampled.earlier_output_tokens, samplings)
     apart = scattered(beginnings)
     shared = f"; {apart:.0%} of them begin as rows elsewhere in the input do" if apart else ""
     seen = len(run) + len(failures)
     return Survey(
-        _seen(seen, failures, lengths, _remedies(spec, lengths, longest if counting.exact else None, context)),
+        seen_of(
+            seen, failures, lengths, _remedies(spec, lengths, longest if counting.exact else None, sampled.context)
+        ),
         Workload(
             rows=round(manifest.rows * len(run) / seen) if seen else manifest.rows,
             input_tokens=sum(run) / len(run) if run else 0.0,
@@ -372,8 +224,8 @@ def _survey_step(
             output_tokens=output.scaled(spec.sampling.n),
             longest_output_tokens=max((s.max_tokens for s in samplings), default=None) if spec.generates else None,
             sampled_rows=len(run),
-            source=f"input: {len(run):,} rows sampled{_selected(manifest)}, "
-            f"counted {_with(counting.source)}{shared}; output: {why}",
+            source=f"input: {len(run):,} rows sampled{selected(manifest)}, "
+            f"counted {with_tokenizer(counting.source)}{shared}; output: {why}",
             scattered=apart,
             repeated=repeats(asked, manifest.rows) if spec.reuses_answers else None,
         ),
@@ -406,30 +258,6 @@ def _run_once(survey: Survey) -> Survey:
     return dataclasses.replace(survey, workload=work.model_copy(update={"rows": round(work.rows * (1 - share))}))
 
 
-def _seen(rows: int, failures: Sequence[RowError], lengths: Sequence[int], too_long: TooLong | None) -> PromptSample:
-    return PromptSample(
-        rows=rows,
-        failed=dict(Counter(failure.code for failure in failures).most_common()),
-        messages={failure.code: failure.message[:SHOWN_OF_A_MESSAGE] for failure in reversed(failures)},
-        lengths=_histogram(lengths),
-        too_long=too_long,
-    )
-
-
-def _selected(manifest: Manifest) -> str:
-    return "" if manifest.total_rows is None else f" of the {manifest.rows_of_all} that are selected"
-
-
-def _require_some_valid(failures: Sequence[RowError], seen: int) -> None:
-    """Raise InputError if no sampled row can become a prompt: a corpus of the wrong shape is one mistake."""
-    codes = {failure.code for failure in failures}
-    if failures and len(failures) == seen and codes <= {"prompt_invalid", "sampling_invalid"}:
-        raise InputError(
-            f"none of the {seen:,} rows sampled can run: {failures[0].message[:SHOWN_OF_A_MESSAGE]}",
-            "change the rows or the keys that read them: all rows have the same shape, so all would fail",
-        )
-
-
 def _fits(length: int, room: int | None) -> bool:
     return room is None or length <= room
 
@@ -457,15 +285,6 @@ def _remedies(spec: JobSpec, lengths: Sequence[int], longest: int | None, model_
     )
 
 
-def _too_long(length: int, room: int) -> RowError:
-    return RowError("prompt_too_long", f"the prompt has {length:,} tokens, and there is room for {room:,}")
-
-
-def _histogram(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    bounds = Counter(1 << max(0, length - 1).bit_length() for length in lengths)
-    return tuple(sorted(bounds.items()))
-
-
 def require_room_for_choices(spec: JobSpec, tokenizer_folder: str | None) -> None:
     """Raise SpecError if `sampling.max_tokens` cuts the longest of `output.choices`: it could never be an answer."""
     counting = counter(tokenizer_folder, spec) if spec.output.choices else None
@@ -474,38 +293,8 @@ def require_room_for_choices(spec: JobSpec, tokenizer_folder: str | None) -> Non
     require_whole_choices(spec, counting.text_tokens)
 
 
-def _with(source: str) -> str:
-    return source if source.startswith("at ") else f"with {source} tokenizer"
-
-
 def _sample(shards: Sequence[Shard]) -> list[Shard]:
     """The beginnings of up to 16 shards, evenly spread."""
     count = min(SAMPLED_SHARDS, len(shards))
     picked = [shards[i * len(shards) // count] for i in range(count)]
     return [dataclasses.replace(s, segments=(s.segments[0].beginning(ROWS_OF_EACH),)) for s in picked]
-
-
-def _answers(
-    spec: JobSpec, counting: TokenCounter, earlier: float | None, of_rows: Sequence[SamplingSpec] = ()
-) -> tuple[Interval, str]:
-    """Output tokens of one answer, and where the figure comes from. `of_rows`: the sampling of rows."""
-    samplings = of_rows or [spec.sampling]
-    most = round(sum(sampling.max_tokens for sampling in samplings) / len(samplings))
-    if not spec.generates:
-        return Interval(low=0, mid=0, high=0), "numbers, no token"
-    if earlier is not None:
-        mean = earlier / spec.sampling.n
-        return Interval(low=mean * 0.9, mid=mean, high=mean * 1.1), "as an earlier run of this job measured it"
-    if spec.output.choices is not None:
-        each = [min(most, counting.text_tokens(choice) + 1) for choice in spec.output.choices]
-        if spec.output.multi_label:
-            whole = min(most, counting.text_tokens(label_list(spec.output.choices)) + 1)
-            return Interval(low=min(whole, 2), mid=(2 + whole) / 2, high=whole), "between no choice and all of them"
-        return Interval(low=min(each), mid=sum(each) / len(each), high=max(each)), "the length of the choices"
-    shortest = [s.max_tokens if s.ignore_eos else max(s.min_tokens, SHORTEST_ANSWER * s.max_tokens) for s in samplings]
-    least = sum(shortest) / len(shortest)
-    of_each = "" if spec.sampling_column is None else f", on average with {spec.sampling_column}"
-    return (
-        Interval(low=least, mid=(least + most) / 2, high=most),
-        f"between {least:g} and max_tokens ({most}{of_each}): no earlier run says more",
-    )

@@ -75,7 +75,7 @@ def require_timezone(name: str) -> None:
     except (KeyError, ValueError, OSError):
         near = difflib.get_close_matches(name, available_timezones(), n=1)
         hint = f"did you mean {near[0]}?" if near else "use a name like Europe/Berlin or UTC"
-        raise ValueError(f"there is not a time zone {name!r}: {hint}") from None
+        raise ValueError(f"there is no time zone {name!r}: {hint}") from None
 
 
 def ticks_after(cron: str, timezone: str, after: datetime) -> Iterator[datetime]:

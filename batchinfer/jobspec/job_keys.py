@@ -23,8 +23,9 @@ from batchinfer.jobspec.output_keys import RESULT_COLUMNS, AnswerSpec, EmbedSpec
 from batchinfer.jobspec.prompt_keys import PromptSpec
 from batchinfer.jobspec.reasoning_keys import ReasoningSpec
 from batchinfer.jobspec.reduce_keys import ReduceSpec
+from batchinfer.jobspec.request_keys import request_prompts, require_whole_requests, sampled_as_openai
 from batchinfer.jobspec.run_keys import LimitsSpec, ResourcesSpec, ShardsSpec
-from batchinfer.jobspec.sampling_keys import NO_LIMIT, OF_REQUESTS, SamplingSpec
+from batchinfer.jobspec.sampling_keys import NO_LIMIT, SamplingSpec
 from batchinfer.jobspec.schedule_keys import ScheduleSpec
 from batchinfer.jobspec.step_keys import StepSpec
 from batchinfer.jobspec.store_keys import StoresSpec
@@ -40,9 +41,6 @@ MOST_STEPS = 64
 NO_PROMPT = PromptSpec()
 """The `prompt` of a job with `steps`, where each step has its own."""
 
-
-_OF_ALL = ("chat_template", "chat_template_kwargs", "allow_special_tokens")
-"""The keys of `prompt` that hold for all requests of a batch file."""
 
 _GIVES = {"embed": "a vector", "classify": "a label of its own", "score": "a number"}
 
@@ -135,18 +133,12 @@ class JobSpec(Keys):
         and, last, a plain text.
         """
         if self.takes_requests:
-            return tuple(self.model_copy(update={"prompt": prompt}) for prompt in self._request_prompts)
+            return tuple(
+                self.model_copy(update={"prompt": prompt}) for prompt in request_prompts(self.prompt, self.generates)
+            )
         if self.steps is None:
             return (self,) if not isinstance(self.combine, CombinePrompt) else (self, self._combining(self.combine))
         return tuple(self.model_copy(update=self._of_step(step)) for step in self.steps)
-
-    @property
-    def _request_prompts(self) -> tuple[PromptSpec, ...]:
-        plain = PromptSpec(column="body", chat=False, allow_special_tokens=self.prompt.allow_special_tokens)
-        if not self.generates:
-            return (plain,)
-        chat = self.prompt.model_copy(update={"messages_column": "body"})
-        return (chat, plain)
 
     def _combining(self, combine: CombinePrompt) -> JobSpec:
         prompt = self.prompt.model_copy(
@@ -287,42 +279,15 @@ class JobSpec(Keys):
     @model_validator(mode="before")
     @classmethod
     def _requests_sample_as_openai(cls, values: Any) -> Any:
-        """Fill `sampling` with the defaults of OpenAI's API where the rows are its requests."""
-        if not isinstance(values, dict) or values.get("task", "generate") != "generate":
-            return values
-        given, sampling = values.get("input"), values.get("sampling")
-        form = given.get("format") if isinstance(given, dict) else getattr(given, "format", None)
-        if form != "openai_batch":
-            return values
-        if isinstance(sampling, SamplingSpec):
-            sampling = sampling.model_dump(exclude_unset=True)
-        if sampling is not None and not isinstance(sampling, dict):
-            return values
-        return {**values, "sampling": {**OF_REQUESTS, **(sampling or {})}}
+        return sampled_as_openai(values)
 
     @model_validator(mode="after")
     def _requests_are_whole(self) -> Self:
-        """Refuse keys that say what requests say themselves."""
-        if not self.takes_requests:
-            if self.output.format == "openai_batch":
-                raise ValueError("output.format openai_batch is for input.format: openai_batch: leave it out")
-            return self
-        if self.task not in ("generate", "embed"):
-            raise ValueError(f"task {self.task} has no endpoint in a batch file: take generate or embed")
-        apart = ("steps", "chunk", "combine", "reduce", "evaluate", "sampling_column", "cache")
-        wrong = [name for name in apart if getattr(self, name) is not None]
-        wrong += [f"prompt.{name}" for name in PromptSpec.model_fields if self._differs(self.prompt, name, _OF_ALL)]
-        wrong += [f"embed.{name}" for name in EmbedSpec.model_fields if self._differs(self.embed, name, ())]
-        shape = (*AnswerSpec.model_fields, "embedding_type")
-        wrong += [f"output.{n.rstrip('_')}" for n in shape if self._differs(self.output, n, ("compact_json",))]
-        wrong += [f"sampling.{name}" for name in ("n", "logprobs") if self._differs(self.sampling, name, ())]
-        if wrong:
-            raise ValueError(f"{wrong[0]} does not go with input.format: openai_batch, whose requests are whole")
+        if self.takes_requests:
+            require_whole_requests(self)
+        elif self.output.format == "openai_batch":
+            raise ValueError("output.format openai_batch is for input.format: openai_batch: leave it out")
         return self
-
-    @staticmethod
-    def _differs(section: Keys, name: str, may: tuple[str, ...]) -> bool:
-        return name not in may and getattr(section, name) != type(section).model_fields[name].default
 
     @model_validator(mode="after")
     def _chunks_are_combined(self) -> Self:

@@ -66,7 +66,7 @@ def values_of(text: str) -> list[Any]:
     except Exception:
         found = None
     if not isinstance(found, list) or not found:
-        raise SpecError(f"{text!r:.200} is no list of values", "write V1,V2, and a text that holds a comma in quotes")
+        raise SpecError(f"{text!r:.200} is not a list of values", "write V1,V2; quote a text that holds a comma")
     return found
 
 
@@ -136,7 +136,7 @@ def _prompt(file: str) -> dict[str, Any]:
         keys = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise SpecError(
-            f"--prompt-file {file:.200} is no YAML: {str(error).splitlines()[0]}", "see its syntax"
+            f"--prompt-file {file:.200} is not YAML: {str(error).splitlines()[0]}", "see its syntax"
         ) from None
     if not isinstance(keys, dict):
         raise SpecError(f"--prompt-file {file:.200} has no keys", "write the keys of prompt, as in template: ...")

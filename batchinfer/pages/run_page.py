@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from batchinfer.accounting.break_even import BreakEven, apis_beside_report
+from batchinfer.accounting.break_even import apis_beside_report, volume
 from batchinfer.accounting.evaluation import Evaluation
 from batchinfer.accounting.ledger import ReplicaAccount
-from batchinfer.accounting.money import money
+from batchinfer.accounting.money import in_words, money
 from batchinfer.accounting.records import ShardRecord
 from batchinfer.accounting.report import Report
 from batchinfer.accounting.savings import KINDS, reasons, savings, spent_by_kind
@@ -78,15 +78,9 @@ def run_page(story: RunStory) -> bytes:
         savings=savings(report, story.plan),
         steps=report.steps,
         apis=apis,
-        volume=_volume,
+        volume=volume,
         spec_text=story.spec_text,
     )
-
-
-def _volume(made: BreakEven | None) -> str:
-    if made is None:
-        return ""
-    return "never" if made.utilization > 1 else f"{_count(made.tokens_per_month)} ({made.utilization:.1%} busy)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,17 +119,10 @@ def _cards(report: Report) -> Iterator[_Card]:
     yield _Card("time", f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min", f"{report.replicas} replicas")
     cached = f", {report.cached_tokens / report.input_tokens:.0%} of the input cached" if report.cached_tokens else ""
     tokens = report.input_tokens + report.output_tokens
-    yield _Card("tokens a second", f"{report.tokens_per_second:,.0f}", f"{_count(tokens)} tokens{cached}")
+    yield _Card("tokens a second", f"{report.tokens_per_second:,.0f}", f"{in_words(tokens)} tokens{cached}")
     if report.overall_accuracy is not None:
         seen = report.overall_accuracy
         yield _Card("accuracy", f"{seen.accuracy:.1%}", f"{seen.low:.1%} to {seen.high:.1%}, of {seen.compared:,}")
-
-
-def _count(value: float) -> str:
-    for limit, unit in ((1e9, "billion"), (1e6, "million")):
-        if value >= limit:
-            return f"{value / limit:.3g} {unit}"
-    return f"{value:,.0f}"
 
 
 def _hours(device_seconds: float) -> str:

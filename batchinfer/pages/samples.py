@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from batchinfer.accounting.records import ShardRecord
 from batchinfer.jobspec import JobSpec
 from batchinfer.jobspec.printed import printed
-from batchinfer.rundir.paths import Layout, reading
+from batchinfer.rundir.commit import opened_results
+from batchinfer.rundir.paths import Layout
 
 MOST_SHARDS = 64
 """Shards whose lengths are read, spread over the run. Three columns of 64 shards say how lengths are distributed; all
@@ -99,8 +100,7 @@ def failed_rows(layout: Layout, spec: JobSpec, records: Sequence[ShardRecord], t
 
 
 def _read(layout: Layout, shard: int, columns: list[str] | None) -> pa.Table:
-    uri = layout.data(shard)
-    with layout.storage.open(uri) as file, reading(uri, "move it away and run the job again: the shard runs again"):
+    with opened_results(layout, shard) as file:
         have = pq.ParquetFile(file)
         names = None if columns is None else [name for name in columns if name in have.schema_arrow.names]
         return have.read(columns=names)

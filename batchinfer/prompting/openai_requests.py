@@ -17,9 +17,10 @@ from pydantic import ValidationError
 
 from batchinfer.errors import RowError
 from batchinfer.input.bad_rows import BAD_ROW
-from batchinfer.jobspec import JobSpec, SamplingSpec
+from batchinfer.jobspec import JobSpec
 from batchinfer.jobspec.output_keys import AnswerSpec
 from batchinfer.prompting.prompts import Prompt, prompt_of_messages, prompt_of_text
+from batchinfer.prompting.row_sampling import REMEMBERED, RowSampling, first_mistake
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 
@@ -28,9 +29,6 @@ MOST_PROMPTS = 2048
 
 COMPLETION_TOKENS = 16
 """`max_tokens` of `/v1/completions` if the body has none, as OpenAI's API and vLLM have it."""
-
-_REMEMBERED = 4096
-"""Different settings whose check is kept. Fewer are checked anew more often, which takes 0.1 ms each."""
 
 _SHOWN = 500
 
@@ -129,8 +127,8 @@ class BatchRequests:
         self._spec = spec
         self._models = spec.input.models
         self._plain_step = len(spec.step_jobs) - 1
-        self._usual = spec.sampling.model_dump(mode="json")
-        self._settings = functools.lru_cache(_REMEMBERED)(self._read_settings)
+        self._sampling = RowSampling(spec)
+        self._settings = functools.lru_cache(REMEMBERED)(self._read_settings)
 
     def read(self, rows: pa.Table) -> list[BatchRequest | RowError]:
         """The request of each row, or why there is none."""
@@ -212,12 +210,10 @@ class BatchRequests:
             if top is not None:
                 keys["logprobs"] = top
             try:
-                mine = SamplingSpec.model_validate({**self._usual, **keys})
+                mine = self._sampling.with_keys(keys)
             except ValidationError as error:
-                raise _Wrong(_told(error)) from None
-            differs = {key: v for key, v in mine.model_dump(mode="json").items() if v != self._usual[key]}
-            sampling = json.dumps(differs, sort_keys=True) if differs else None
-            return _Settings(sampling, _schema(given.get("response_format")), top)
+                raise _Wrong(first_mistake(error)) from None
+            return _Settings(self._sampling.difference(mine), _schema(given.get("response_format")), top)
         except _Wrong as wrong:
             return str(wrong)
 
@@ -298,21 +294,12 @@ def _schema(given: Any) -> str | None:
     try:
         AnswerSpec(json_schema=schema)
     except ValidationError as error:
-        raise _Wrong(f"response_format: {_told(error)}") from None
+        raise _Wrong(f"response_format: {first_mistake(error)}") from None
     return json.dumps(schema)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _told(error: ValidationError) -> str:
-    """The first mistake, with the key that it is in."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    message = str(first["msg"]).removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    return f"{key}: {message}, not {first['input']!r:.60}" if key else message
 
 
 def _error(code: str, message: str) -> RowError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -86,7 +87,7 @@ class RowSampling:
                 value = json.dumps(as_json(value))
             except (TypeError, ValueError, RecursionError) as error:
                 return _invalid(str(error))
-        return self._checked(value) if isinstance(value, str) else _invalid("it is no object with keys and values")
+        return self._checked(value) if isinstance(value, str) else _invalid("it is not an object with keys and values")
 
     def _check(self, text: str) -> str | RowError | None:
         try:
@@ -96,27 +97,35 @@ class RowSampling:
         if given is None:
             return None
         if not isinstance(given, dict):
-            return _invalid("it is no object with keys and values")
+            return _invalid("it is not an object with keys and values")
         # A struct has each of its keys in each row, so a null says nothing.
         given = {key: value for key, value in given.items() if value is not None}
         fixed = next((key for key in OF_ALL_ROWS if key in given), None)
         if fixed is not None:
             return _invalid(f"{fixed} holds for all rows: set it in sampling")
         try:
-            mine = SamplingSpec.model_validate({**self._usual, **given})
+            mine = self.with_keys(given)
             self._spec.require_sampling(mine)
         except ValidationError as error:
-            return _invalid(_told(error))
+            return _invalid(first_mistake(error))
         except ValueError as error:
             return _invalid(str(error))
+        return self.difference(mine)
+
+    def with_keys(self, keys: Mapping[str, Any]) -> SamplingSpec:
+        """The job's sampling with these keys. Raises ValidationError."""
+        return SamplingSpec.model_validate({**self._usual, **keys})
+
+    def difference(self, mine: SamplingSpec) -> str | None:
+        """`Prompt.sampling` of a row that is sampled so: the keys that differ, sorted; None if none does."""
         differs = {key: v for key, v in mine.model_dump(mode="json").items() if v != self._usual[key]}
         return json.dumps(differs, sort_keys=True) if differs else None
 
     def _read(self, text: str) -> SamplingSpec:
-        return SamplingSpec.model_validate({**self._usual, **json.loads(text)})
+        return self.with_keys(json.loads(text))
 
 
-def _told(error: ValidationError) -> str:
+def first_mistake(error: ValidationError) -> str:
     """The first mistake, with the key that it is in."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
@@ -124,7 +133,7 @@ def _told(error: ValidationError) -> str:
         near = difflib.get_close_matches(key, keys_of(SamplingSpec), n=1, cutoff=0.5)
         return f"there is no key {key!r:.60}" + (f": did you mean {near[0]!r}?" if near else "")
     if isinstance(first["input"], bool):
-        return f"{key}: {json.dumps(first['input'])} is no number"
+        return f"{key}: {json.dumps(first['input'])} is not a number"
     message = str(first["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     return f"{key}: {message}, not {first['input']!r:.60}" if key else message
@@ -142,4 +151,4 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a number of JSON")

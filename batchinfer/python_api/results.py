@@ -12,8 +12,8 @@ from batchinfer.errors import InputError, OutputError, UserError
 from batchinfer.input import read_shards, whole_schema
 from batchinfer.input.manifest import Manifest, Shard
 from batchinfer.jobspec import JobSpec
-from batchinfer.rundir.commit import committed_shards
-from batchinfer.rundir.paths import Layout, reading
+from batchinfer.rundir.commit import committed_shards, opened_results
+from batchinfer.rundir.paths import Layout
 
 if TYPE_CHECKING:
     import duckdb
@@ -36,8 +36,7 @@ def results(layout: Layout, manifest: Manifest, spec: JobSpec, join: bool) -> pa
 
 
 def _answers(layout: Layout, shard: Shard) -> pa.Table:
-    uri = layout.data(shard.shard_id)
-    with layout.storage.open(uri) as file, reading(uri, "move it away and run the job again: it is built again"):
+    with opened_results(layout, shard.shard_id) as file:
         return pq.read_table(file).replace_schema_metadata(None)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from batchinfer.accounting.break_even import ApiComparison, BreakEven
-from batchinfer.accounting.money import money
+from batchinfer.accounting.break_even import ApiComparison, volume
+from batchinfer.accounting.money import in_words, money
 
 
 def render_apis(made: ApiComparison) -> RenderableType:
@@ -27,30 +27,13 @@ def render_apis(made: ApiComparison) -> RenderableType:
     return Group(table, *assumptions(made))
 
 
-def volume(made: BreakEven | None) -> str:
-    """From how many tokens a month own devices win, and how busy they are then."""
-    if made is None:
-        return ""
-    if made.utilization > 1:
-        return "never: it is cheaper"
-    return f"{count(made.tokens_per_month)}/month ({made.utilization:.1%} busy)"
-
-
 def assumptions(made: ApiComparison) -> list[str]:
     """What the figures of break-even rest on, a sentence a line."""
     lines = []
     if made.own_usd_per_month and made.own_tokens_per_month:
         lines.append(
             f"own GPUs: one replica rented all month for {money(made.own_usd_per_month)}, which can do "
-            f"{count(made.own_tokens_per_month)} tokens; a run that is paid for while it runs costs what it says above"
+            f"{in_words(made.own_tokens_per_month)} tokens; a run costs what it says above"
         )
     lines.append(f"prices: {made.source}; other tokenizers count the same text differently")
     return lines
-
-
-def count(value: float) -> str:
-    """A number of tokens in words."""
-    for limit, unit in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
-        if value >= limit:
-            return f"{value / limit:.3g} {unit}"
-    return f"{value:,.0f}"

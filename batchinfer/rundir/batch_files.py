@@ -5,15 +5,17 @@ They are made of the committed results alone, in the order of the input, and a s
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
 from batchinfer.input.manifest import Manifest
+from batchinfer.rundir.commit import opened_results
 from batchinfer.rundir.ownership import BATCH_LINE, overwrite_parts, remove
-from batchinfer.rundir.paths import Layout, reading
+from batchinfer.rundir.paths import Layout
 from batchinfer.storage import Stores, normal_uri, storage_for
 
 _ROWS = 256
@@ -53,7 +55,7 @@ def write_batch_files(layout: Layout, manifest: Manifest) -> None:
         if first is None:
             remove(layout, uri)
         else:
-            overwrite_parts(layout, uri, _after(first, lines))
+            overwrite_parts(layout, uri, itertools.chain([first], lines))
 
 
 def write_vllm_file(layout: Layout, manifest: Manifest, uri: str, stores: Stores) -> None:
@@ -63,21 +65,12 @@ def write_vllm_file(layout: Layout, manifest: Manifest, uri: str, stores: Stores
     storage_for(uri, stores).put_parts(normal_uri(uri), lines)
 
 
-def _after(first: bytes, rest: Iterable[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
-
-
 def _rows(layout: Layout, manifest: Manifest) -> Iterator[_ResponseRow]:
     """Every row of the results, in the order of the input."""
     names = ["custom_id", "response", "error_code", "error_message"]
     number = 0
     for shard in manifest.shards:
-        uri = layout.data(shard.shard_id)
-        with (
-            reading(uri, "move it away and run the job again: the shard is made anew"),
-            layout.storage.open(uri) as file,
-        ):
+        with opened_results(layout, shard.shard_id) as file:
             for batch in pq.ParquetFile(file).iter_batches(_ROWS, columns=names):
                 for values in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
                     yield _ResponseRow(number, *values)

@@ -6,11 +6,12 @@ separate file and to the footer of the data file. So a crash between the two wri
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +23,8 @@ from batchinfer.rundir.paths import Layout, reading
 from batchinfer.storage import read_many
 
 FOOTER = b"batchinfer.accounting"
+
+_AGAIN = "move it away and run the job again: the shard runs again"
 
 
 def commit(layout: Layout, rows: pa.Table, record: ShardRecord) -> bool:
@@ -62,6 +65,14 @@ def commit_retry(layout: Layout, rows: pa.Table, positions: Sequence[int], recor
     return replaced
 
 
+@contextlib.contextmanager
+def opened_results(layout: Layout, shard_id: int) -> Iterator[BinaryIO]:
+    """The file with the results of a shard, for the block. Raises OutputError if the block finds it damaged."""
+    uri = layout.data(shard_id)
+    with reading(uri, _AGAIN), layout.storage.open(uri) as file:
+        yield file
+
+
 def _account(layout: Layout, record: ShardRecord) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(shard_table([record]), sink)
@@ -81,7 +92,7 @@ def footer_records(file: Any, uri: str) -> list[ShardRecord]:
 
     Raises OutputError if no run wrote the file, or if it is damaged.
     """
-    with reading(uri, "move it away and run the job again: the shard runs again"):
+    with reading(uri, _AGAIN):
         footer = pq.read_metadata(file).metadata
         found: list[Any] = json.loads(footer[FOOTER])
         return [ShardRecord.model_validate(record) for record in found]

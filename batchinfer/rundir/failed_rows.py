@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchinfer.accounting.records import ShardRecord
-from batchinfer.rundir.commit import committed_shards, read_accounting, repair
+from batchinfer.rundir.commit import committed_shards, opened_results, read_accounting, repair
 from batchinfer.rundir.ownership import overwrite
 from batchinfer.rundir.paths import Layout, reading
 
@@ -22,8 +22,7 @@ def failed_rows(layout: Layout) -> tuple[dict[int, list[int]], dict[int, int]]:
     positions, generations = {}, {}
     for shard_id, record in _newest(layout).items():
         if record.rows_failed:
-            uri = layout.data(shard_id)
-            with layout.storage.open(uri) as file, reading(uri, "move it away and run the job again"):
+            with opened_results(layout, shard_id) as file:
                 codes = pq.read_table(file, columns=["error_code"]).column("error_code")
             positions[shard_id] = pc.indices_nonzero(pc.is_valid(codes)).to_pylist()
             generations[shard_id] = record.generation + 1

@@ -87,8 +87,11 @@ class Storage(Protocol):
         Best effort: a store may forbid deletes, and no result depends on this.
         """
 
-    def require_writable(self, uri: str) -> None:
-        """Raise OutputError unless a run can write below the folder `uri`. Tries every operation that commits need."""
+    def require_writable(self, uri: str, key: str = "output.uri") -> None:
+        """Raise OutputError unless a run can write below the folder `uri`. Tries every operation that commits need.
+
+        `key`: the key of the spec that names the folder, for the remedy.
+        """
 
     def lock(self, uri: str) -> contextlib.AbstractContextManager[Callable[[], None]]:
         """Hold the lock at `uri`, which ends with the process. Returns or fails in bounded time.

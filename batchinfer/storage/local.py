@@ -198,7 +198,7 @@ class LocalStorage:
                     else:
                         os.unlink(path)
 
-    def require_writable(self, uri: str) -> None:
+    def require_writable(self, uri: str, key: str = "output.uri") -> None:
         path = local_path(uri)
         try:
             existing = path
@@ -212,16 +212,16 @@ class LocalStorage:
             probe = os.path.join(existing, temporary_name())
             os.mkdir(probe)
             try:
-                self._prove(os.path.join(probe, PROBE), existing)
+                self._prove(os.path.join(probe, PROBE), existing, key)
             finally:
                 _remove_probe(probe)
         except OSError as error:
             raise OutputError(
                 f"cannot write to {uri}: {error.strerror} ({error.filename})",
-                "set output.uri to a folder that you may write to",
+                f"set {key} to a folder that you may write to",
             ) from None
 
-    def _prove(self, path: str, folder: str) -> None:
+    def _prove(self, path: str, folder: str, key: str) -> None:
         """Try the operations that commits and locks need, on the file `path`. Raises OSError or OutputError."""
         try:
             made = self.create(path, b"1")
@@ -236,7 +236,7 @@ class LocalStorage:
         if not (made and kept and swapped and self.read(path) == b"33"):
             raise OutputError(
                 f"cannot write to {folder}: that file system does not support the locks that keep two writers apart",
-                "set output.uri to a local disk, a network file system with locks, or s3://bucket/...",
+                f"set {key} to a local disk, a network file system with locks, or s3://bucket/...",
             )
 
     @contextlib.contextmanager

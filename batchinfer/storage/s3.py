@@ -395,7 +395,7 @@ class S3Storage:
         except StorageError as error:
             tell("leftover kept", uri=uri, reason=error.message)
 
-    def require_writable(self, uri: str) -> None:
+    def require_writable(self, uri: str, key: str = "output.uri") -> None:
         prove(self, uri, self.endpoint, self.options.conditional_writes)
 
     @contextlib.contextmanager

@@ -93,3 +93,8 @@ def library(name: str, extra: str) -> ModuleType:
             f"{extra} tables need the package {name.partition('.')[0]}, which is not installed: {error}",
             f"pip install 'batchinfer[{extra}]'",
         ) from None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the message, at most 500 characters: the libraries append stacks and responses to it."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from batchinfer.errors import BatchinferError, InputError, StorageError
 from batchinfer.storage import Stores, access_of, join, normal_uri, storage_for
-from batchinfer.tables.base import Batches, Conflict, DataFile, Mark, Snapshot, Way, library
+from batchinfer.tables.base import Batches, Conflict, DataFile, Mark, Snapshot, Way, first_line, library
 from batchinfer.tables.column_types import Fitted
 
 if TYPE_CHECKING:
@@ -65,12 +65,9 @@ def told(uri: str) -> Iterator[None]:
         if "already exists" in str(error) or "version 0" in str(error).lower():
             raise Conflict(str(error)) from error
         raise StorageError(
-            f"the Delta table {uri}: {_line(error)}", "check the table and the credentials, then run the same again"
+            f"the Delta table {uri}: {first_line(error)}",
+            "check the table and the credentials, then run again",
         ) from error
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
 
 
 _TYPES = {"string": "string", "date": "date", "timestamp": "timestamp", "boolean": "boolean"} | dict.fromkeys(
@@ -99,8 +96,9 @@ def delta_snapshot(
                 f"there is no Delta table at {place}", "check input.uri: the folder of the table"
             ) from None
         except Exception as error:
+            # delta-rs has errors of many types, some of them plain Exception.
             raise InputError(
-                f"the Delta table {place} cannot be read at version {version or 'latest'}: {_line(error)}",
+                f"the Delta table {place} cannot be read at version {version or 'latest'}: {first_line(error)}",
                 "check input.uri, input.version and the credentials",
             ) from error
         columns = _Columns(place, table)
@@ -122,7 +120,7 @@ def delta_snapshot(
             files.append(DataFile(where, columns.stored, columns.values(values), kept.pop(where, None)))
         if kept:
             raise InputError(
-                f"{place} has deleted rows in {next(iter(kept))}, which is none of its files",
+                f"{place} has deleted rows in {next(iter(kept))}, which is not one of its files",
                 "rewrite the table without deletion vectors: REORG TABLE ... APPLY (PURGE)",
             )
         return Snapshot(at, tuple(files), tuple(columns.physical))

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from batchinfer.errors import BatchinferError, InputError, OutputError, StorageError, UserError
 from batchinfer.jobspec.table_keys import CatalogSpec
 from batchinfer.storage import REQUESTS_AT_ONCE, Stores, access_of, storage_for
-from batchinfer.tables.base import Batches, Conflict, DataFile, Mark, Snapshot, Way, library
+from batchinfer.tables.base import Batches, Conflict, DataFile, Mark, Snapshot, Way, first_line, library
 from batchinfer.tables.column_types import Fitted
 
 if TYPE_CHECKING:
@@ -49,14 +49,11 @@ def told(name: str) -> Iterator[None]:
     except conflicts as error:
         raise Conflict(str(error)) from error
     except Exception as error:
+        # pyiceberg passes on what SQLAlchemy, requests, the stores and Arrow raise.
         raise StorageError(
-            f"the Iceberg table {name}: {_line(error)}",
+            f"the Iceberg table {name}: {first_line(error)}",
             "check the catalog, the table and the credentials, then run the same again",
         ) from error
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
 
 
 def open_catalog(given: CatalogSpec, stores: Stores) -> Catalog:
@@ -72,8 +69,9 @@ def open_catalog(given: CatalogSpec, stores: Stores) -> Catalog:
     except BatchinferError:
         raise
     except Exception as error:
+        # As in `told`.
         raise UserError(
-            f"the Iceberg catalog {given.name!r} cannot be reached: {_line(error)}",
+            f"the Iceberg catalog {given.name!r} cannot be reached: {first_line(error)}",
             "describe it in `catalog` (properties: {type: sql, uri: ...}), in .pyiceberg.yaml or in the environment",
         ) from error
 
@@ -147,7 +145,7 @@ def iceberg_snapshot(
             found = [(task.file.file_path, str(task.file.file_format)) for task in tasks]
         other = next((path for path, form in found if "PARQUET" not in form.upper()), None)
         if other is not None:
-            raise InputError(f"{name}: {other} is no Parquet file", "rewrite the table with Parquet files")
+            raise InputError(f"{name}: {other} is not a Parquet file", "rewrite the table with Parquet files")
         places = sorted(_place(path) for path, _ in found)
         return Snapshot(str(at.snapshot_id), tuple(_mapped(table, places, stores)), columns)
 

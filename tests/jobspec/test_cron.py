@@ -108,10 +108,10 @@ def test_any_text_is_an_expression_or_a_clear_mistake(text: str) -> None:
         ({"cron": "@daily"}, "write '0 0 * * *'"),
         (
             {"cron": "0 2 * * *", "timezone": "Europe/Berln"},
-            "schedule.timezone: there is not a time zone 'Europe/Berln'",
+            "schedule.timezone: there is no time zone 'Europe/Berln'",
         ),
         ({"cron": "0 2 * * *", "timezone": "Europe/Berln"}, "did you mean Europe/Berlin?"),
-        ({"cron": "0 2 * * *", "timezone": "../etc"}, "there is not a time zone '../etc'"),
+        ({"cron": "0 2 * * *", "timezone": "../etc"}, "there is no time zone '../etc'"),
         ({"cron": "0 2 * * *", "overlap": "wait"}, "schedule.overlap"),
         ({"timezone": "UTC"}, "schedule.cron: this key is missing"),
     ],

@@ -60,7 +60,7 @@ def test_an_unknown_key_is_named_with_its_line_and_the_nearest_that_exists(extra
         ("engine: 3", "engine: input should be a valid dictionary"),
         ("sampling:", "job.yaml:9: sampling: input should be a valid dictionary"),
         ("sampling: {min_tokens: -0x" + "f" * 4000 + "}", "not a number of thousands of digits"),
-        ("schedule: {cron: x, timezone: Mars/Olympus}", "schedule.timezone: there is not a time zone 'Mars/Olympus'"),
+        ("schedule: {cron: x, timezone: Mars/Olympus}", "schedule.timezone: there is no time zone 'Mars/Olympus'"),
     ],
 )
 def test_a_wrong_value_is_shown_with_its_key_and_line(extra, message):

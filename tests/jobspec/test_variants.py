@@ -55,7 +55,7 @@ def test_values_are_a_list_of_yaml(text, values):
 
 @pytest.mark.parametrize("text", ["", "{", "a: [b"])
 def test_what_is_no_list_of_values_is_refused(text):
-    with pytest.raises(SpecError, match="no list of values"):
+    with pytest.raises(SpecError, match="not a list of values"):
         values_of(text)
 
 
