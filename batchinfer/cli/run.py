@@ -62,7 +62,8 @@ def validate(spec: SpecPath, overrides: Overrides = None, date: Date = None, at:
     checked = preview.validate(loaded, times[0] if times else None)
     manifest = checked.manifest
     done = f", {len(checked.committed)} of them done already" if checked.resumed else ""
-    print(f"{spec} is valid: {manifest.rows_of_all} in {len(manifest.shards):,} shards{done}")
+    shards = len(manifest.shards)
+    print(f"{spec} is valid: {manifest.rows_of_all} in {shards:,} shard{'' if shards == 1 else 's'}{done}")
     print(_read_by(manifest))
     for uri, reason in manifest.skipped:
         print(f"skips {uri}: {reason}")
