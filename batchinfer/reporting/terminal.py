@@ -32,7 +32,8 @@ def _layout(report: Report) -> str:
 
 
 def _lines(report: Report) -> list[tuple[str, str]]:
-    lines = [("rows", f"{report.rows:,} of {report.rows_in_input:,}, in {report.shards:,} shards")]
+    shards = f"{report.shards:,} shard{'' if report.shards == 1 else 's'}"
+    lines = [("rows", f"{report.rows:,} of {report.rows_in_input:,}, in {shards}")]
     if report.selected_from is not None:
         lines.append(("selected", f"{report.rows_in_input:,} of {report.selected_from:,} rows"))
     failed = f"{report.rows_failed:,} ({report.error_rate:.2%})"
