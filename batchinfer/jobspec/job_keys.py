@@ -284,7 +284,7 @@ class JobSpec(Keys):
     @model_validator(mode="after")
     def _requests_are_whole(self) -> Self:
         if self.takes_requests:
-            require_whole_requests(self)
+            require_whole_requests(self.task, vars(self))
         elif self.output.format == "openai_batch":
             raise ValueError("output.format openai_batch is for input.format: openai_batch: leave it out")
         return self

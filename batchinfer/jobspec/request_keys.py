@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from batchinfer.jobspec.base import Keys
 from batchinfer.jobspec.output_keys import AnswerSpec, EmbedSpec
 from batchinfer.jobspec.prompt_keys import PromptSpec
 from batchinfer.jobspec.sampling_keys import OF_REQUESTS, SamplingSpec
-
-if TYPE_CHECKING:
-    from batchinfer.jobspec.job_keys import JobSpec
 
 _OF_ALL = ("chat_template", "chat_template_kwargs", "allow_special_tokens")
 """The keys of `prompt` that hold for all requests of a batch file."""
@@ -38,16 +35,16 @@ def sampled_as_openai(values: Any) -> Any:
     return {**values, "sampling": {**OF_REQUESTS, **(sampling or {})}}
 
 
-def require_whole_requests(job: JobSpec) -> None:
-    """Raise ValueError for a key that says what requests say themselves."""
-    if job.task not in ("generate", "embed"):
-        raise ValueError(f"task {job.task} has no endpoint in a batch file: take generate or embed")
+def require_whole_requests(task: str, sections: Mapping[str, Any]) -> None:
+    """Raise ValueError if one of a job's sections says what requests say themselves."""
+    if task not in ("generate", "embed"):
+        raise ValueError(f"task {task} has no endpoint in a batch file: take generate or embed")
     apart = ("steps", "chunk", "combine", "reduce", "evaluate", "sampling_column", "cache")
-    wrong = [name for name in apart if getattr(job, name) is not None]
-    wrong += _set("prompt", job.prompt, PromptSpec.model_fields.keys() - {*_OF_ALL})
-    wrong += _set("embed", job.embed, EmbedSpec.model_fields)
-    wrong += _set("output", job.output, {*AnswerSpec.model_fields, "embedding_type"} - {"compact_json"})
-    wrong += _set("sampling", job.sampling, ("n", "logprobs"))
+    wrong = [name for name in apart if sections[name] is not None]
+    wrong += _set("prompt", sections["prompt"], PromptSpec.model_fields.keys() - {*_OF_ALL})
+    wrong += _set("embed", sections["embed"], EmbedSpec.model_fields)
+    wrong += _set("output", sections["output"], {*AnswerSpec.model_fields, "embedding_type"} - {"compact_json"})
+    wrong += _set("sampling", sections["sampling"], ("n", "logprobs"))
     if wrong:
         raise ValueError(f"{wrong[0]} does not go with input.format: openai_batch, whose requests are whole")
 
