@@ -27,11 +27,14 @@ _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
 }  # fmt: skip
 
 
-def chosen_models(text: str) -> list[Model]:
-    """The models that meet all conditions and that today's engine runs, in the catalog's order. Raises UserError."""
+def chosen_models(text: str, task: str = "generate") -> list[Model]:
+    """The models for a task that meet all conditions and that today's engine runs, in the catalog's order. Raises
+    UserError."""
     conditions = [_condition(part.strip()) for part in re.split(r"\s+and\s+", text.strip(), flags=re.IGNORECASE)]
     return [
-        model for model in models().values() if model.engine.until is None and all(meets(model) for meets in conditions)
+        model
+        for model in models().values()
+        if model.task == task and model.engine.until is None and all(meets(model) for meets in conditions)
     ]
 
 

@@ -85,6 +85,8 @@ class Model(_ModelFacts):
     aliases: tuple[str, ...] = ()
     shape: ModelShape
     native: Literal["none", "fp8", "mxfp4"] = "none"
+    task: Literal["generate", "embed", "score"] = "generate"
+    """What it was trained for: to write text, to make vectors, or to judge how well texts belong together."""
     licence: Licence
     gated: bool | None
     checkpoints: dict[QuantizationName, Checkpoint] = {}

@@ -67,7 +67,7 @@ def compare(
 
     loaded = load(spec, overrides or [])
     times = run_times(loaded, date, at, None, None)
-    found = variants(_axes(vary or [], models, quantizations, catalog), prompt_files or [])
+    found = variants(_axes(vary or [], models, quantizations, catalog, loaded.task), prompt_files or [])
     made = listened(
         lambda listener: compared(
             loaded,
@@ -93,8 +93,10 @@ def compare(
             print(f"wrote {html}")
 
 
-def _axes(vary: list[str], models: str | None, quantizations: str | None, catalog: str | None) -> dict[str, list[Any]]:
-    """The values of each key. Raises UserError."""
+def _axes(
+    vary: list[str], models: str | None, quantizations: str | None, catalog: str | None, task: str
+) -> dict[str, list[Any]]:
+    """The values of each key. `task`: the job's. Raises UserError."""
     from batchinfer.catalog.choose import chosen_models
     from batchinfer.jobspec import key_values
     from batchinfer.jobspec.variants import values_of
@@ -107,8 +109,10 @@ def _axes(vary: list[str], models: str | None, quantizations: str | None, catalo
     ]:
         axes[key] = [*axes.get(key, ()), *values_of(text)]
     if catalog is not None:
-        names = [model.name for model in chosen_models(catalog)]
+        names = [model.name for model in chosen_models(catalog, task)]
         if not names:
-            raise UserError(f"no model of the catalog meets {catalog!r}", "`batchinfer models` lists them")
+            raise UserError(
+                f"no model of the catalog for task {task} meets {catalog!r}", "`batchinfer models` lists them"
+            )
         axes["model.source"] = [*axes.get("model.source", ()), *names]
     return axes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -279,10 +279,16 @@ def _attended(command: Callable[[Listener], Report | list[Report]], as_json: boo
 def _print(made: Report | list[Report], as_json: bool) -> None:
     from batchinfer.reporting import render
 
-    if as_json and isinstance(made, list):
-        print_json([report.model_dump(mode="json") for report in made])
-    elif as_json and not isinstance(made, list):
-        print(made.model_dump_json(indent=2))
+    if as_json:
+        print_json([_document(report) for report in made] if isinstance(made, list) else _document(made))
     else:
         for report in made if isinstance(made, list) else [made]:
             console().print(render(report))
+
+
+def _document(report: Report) -> dict[str, Any]:
+    """The report, with what APIs would ask for the same tokens."""
+    from batchinfer.accounting.break_even import apis_beside_report
+
+    apis = apis_beside_report(report)
+    return report.model_dump(mode="json") | {"apis": None if apis is None else apis.model_dump(mode="json")}

@@ -46,7 +46,8 @@ class Plan(BaseModel):
     was computed for. first_estimate: the estimate of the first plan, for a resumed run. sample: lengths and failures
     of the sampled rows. assumed: the GPUs do not exist yet. bill: what is paid for (`resources.bill`);
     price_per_gpu_hour has the share of idle GPUs in it with `machine`. machine_gpus: GPUs of all machines that the
-    replicas are on, used or not; None on the CPU.
+    replicas are on, used or not; None on the CPU. calibration: measured speed over computed speed of earlier runs, by
+    which the estimate is corrected; None without such a run, and on the CPU.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -77,6 +78,7 @@ class Plan(BaseModel):
     assumed: bool = False
     bill: Literal["gpu", "machine"] = "gpu"
     machine_gpus: int | None = None
+    calibration: float | None = None
 
     @property
     def idle_gpus(self) -> int:
@@ -249,6 +251,7 @@ def _on_gpus(spec: JobSpec, cluster: Cluster, known: Known, needed: int, model: 
         estimate=taken.estimate,
         candidates=choice.candidates,
         assumed=cluster.assumed,
+        calibration=known.calibration if taken.estimate is not None else None,
     )
 
 

@@ -16,7 +16,18 @@ def test_all_conditions_hold_for_the_chosen_models_and_not_for_the_others():
     for model in models().values():
         fits = model.shape.context >= 32768 and model.shape.parameters().total <= 30e9
         expected = fits and model.licence.commercial_use is True and model.engine.until is None
-        assert (model.name in names) == expected
+        assert (model.name in names) == (expected and model.task == "generate")
+
+
+def test_a_task_takes_the_models_that_are_trained_for_it():
+    families = {
+        task: {model.name for model in chosen_models("size>0", task)} for task in ("generate", "embed", "score")
+    }
+    assert {"qwen3-embedding-0.6b", "qwen3-embedding-8b"} <= families["embed"]
+    assert {"qwen3-reranker-4b"} <= families["score"]
+    assert not any("embedding" in name or "reranker" in name for name in families["generate"])
+    assert not families["generate"] & (families["embed"] | families["score"])
+    assert not chosen_models("size>0", "classify")
 
 
 def test_texts_are_equal_or_not():

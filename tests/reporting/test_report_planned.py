@@ -10,6 +10,7 @@ from rich.console import Console
 from batchinfer.catalog import find_model
 from batchinfer.planner import Interval, Plan, PromptSample, Workload, assumed_cluster, make_plan
 from batchinfer.reporting import render_plan
+from batchinfer.reporting.planned import recommendation
 from tests.support.builders import make_spec
 
 
@@ -39,11 +40,37 @@ def test_a_plan_says_what_runs_where_for_how_long_and_how_much():
     made = plan()
     text = shown(made)
     assert made.estimate is not None
-    assert "llama-3.3-70b, weights as they are, on H100 (assumed: there is none here)" in text
-    assert f"{made.max_replicas} replicas of {made.num_gpus} GPUs: tensor parallel {made.tensor_parallel}" in text
+    assert "Plan for llama-3.3-70b, weights as they are, on H100 GPUs" in text
+    assert "the H100 are rented for the run: there is none here" in text
+    assert f"{made.max_replicas} replicas of {made.num_gpus} H100 each (tensor parallel {made.tensor_parallel})" in text
     assert "100,000 rows of 400 tokens in and 125 (50 to 200) out" in text
     assert f"${made.estimate.cost_usd.mid:,.2f}" in text
     assert "input: 512 rows sampled" in text
+
+
+def test_the_assumptions_come_first_then_one_recommended_line_then_the_table():
+    made = plan()
+    lines = [line.strip() for line in shown(made).splitlines()]
+    recommended = [number for number, line in enumerate(lines) if line.startswith("Recommended:")]
+    assert len(recommended) == 1
+    assert made.estimate is not None
+    assert f"${made.estimate.cost_usd.mid:,.2f}" in lines[recommended[0]]
+    assert lines.index("It assumes:") < recommended[0]
+    before, after = lines[: recommended[0]], lines[recommended[0] :]
+    assert f"- $2.69 an hour for each GPU ({made.price_source.removeprefix('$2.69/h, ')})" in before
+    assert any("computed from the data sheets" in line for line in before)
+    assert any(line.startswith("replicas  GPUs each") for line in after)
+
+
+def test_a_plan_that_earlier_runs_corrected_says_by_how_much():
+    text = shown(plan().model_copy(update={"calibration": 0.8}))
+    assert "0.80 times the computed speed, as earlier runs of this model on this GPU had" in text
+    assert "data sheets" not in text
+
+
+def test_the_reason_of_the_choice_is_that_of_its_candidate():
+    made = plan()
+    assert made.candidates[0].verdict.removeprefix("chosen: ") in recommendation(made)
 
 
 def test_every_loser_has_its_reason_and_what_does_not_fit_says_by_how_much():
@@ -73,7 +100,7 @@ def test_a_plan_says_what_a_day_brings():
 
 def test_a_cache_for_a_few_rows_is_called_slow():
     made = plan()
-    assert "slow" not in shown(made).split("layout")[1].split("work")[0]
+    assert "at a time: slow" not in shown(made)
     assert "room for about 8 rows at a time: slow" in shown(made.model_copy(update={"kv_cache_tokens": 8 * 525}))
 
 
@@ -93,4 +120,4 @@ def test_failures_of_the_sample_are_shown_with_a_warning_above_the_limit():
 
 def test_without_an_estimate_the_plan_says_why():
     text = shown(plan().model_copy(update={"estimate": None}))
-    assert "not known before a run" in text
+    assert "Time and cost are not known before a run: `batchinfer try` measures them" in text
