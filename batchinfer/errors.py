@@ -6,6 +6,7 @@
     │   ├── InputError                  the input files or their columns
     │   │   └── InputTaken              another run of the job took some files first
     │   ├── OutputError                 the output location
+    │   │   ├── AnotherSpec             it holds results of another spec
     │   │   └── OutputBusy              another process is writing there
     │   ├── ModelError                  the model
     │   ├── ResourceError               the GPUs of the cluster
@@ -15,6 +16,7 @@
     ├── BudgetPassed           exit 3   runs cost more than a budget of `batchinfer costs`
     ├── Stopped                exit 4   stopped by a signal or a budget: resumable
     ├── EngineError            exit 1   the engine did not start, or died more often than allowed
+    ├── ClusterNotStarted      exit 1   the cluster of a run on this machine did not start
     ├── WorkersLost            exit 1   more processes or machines were lost than allowed
     └── StorageError           exit 1   a read or a write failed
         └── StoreRefused                no such bucket, no permission, no credentials; before a run begins, exit 2
@@ -65,6 +67,10 @@ class OutputError(UserError):
     """The output location cannot be used."""
 
 
+class AnotherSpec(OutputError):
+    """The output holds results of another spec."""
+
+
 class OutputBusy(OutputError):
     """Another process is writing to this output now."""
 
@@ -105,6 +111,10 @@ class Stopped(BatchinferError):
 
 class EngineError(BatchinferError):
     """The engine did not start, or died more often than the run allows."""
+
+
+class ClusterNotStarted(BatchinferError):
+    """Ray did not start on this machine; the same command may succeed when the machine is less busy."""
 
 
 class WorkersLost(BatchinferError):

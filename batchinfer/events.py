@@ -37,6 +37,12 @@ class Event:
 EVENTS: Mapping[str, Event] = MappingProxyType(
     {
         "connecting": Event("A cluster is joined, or a local one started.", ("cluster",)),
+        "cluster not started": Event(
+            "Ray was not up on this machine within 30 seconds; it is started again.",
+            ("start", "starts"),
+            "warning",
+            "Ray did not start on this machine within 30 seconds (attempt {start} of {starts}): is it very busy?",
+        ),
         "waiting": Event("The cluster lacks what the job needs.", ("needs", "free", "hint")),
         "started": Event(
             "A run has begun; its manifest is written.",

@@ -128,7 +128,7 @@ def plan(
     supposed = preview.Supposed(gpus, None if rows is None else int(rows), tokens_in, tokens_out)
     with attending(loaded.storage) as listener:
         if supposed != preview.Supposed():
-            made = preview.suppose(loaded, supposed)
+            made = preview.suppose(loaded, supposed, listener)
         else:
             made = preview.plan(loaded, listener, address, times[0] if times else None)
     apis = apis_beside_plan(made) if loaded.generates else None

@@ -8,7 +8,7 @@ from datetime import datetime
 
 import psutil
 
-from batchinfer.errors import UserError
+from batchinfer.errors import AnotherSpec, UserError
 from batchinfer.execution import ray_pipeline
 from batchinfer.execution.checks import Checked, check_at
 from batchinfer.execution.model_checks import require_model
@@ -67,7 +67,7 @@ class Supposed:
         )
 
 
-def suppose(spec: JobSpec, supposed: Supposed) -> Plan:
+def suppose(spec: JobSpec, supposed: Supposed, listener: Listener) -> Plan:
     """The plan for supposed values, on GPUs that need not exist; starts and writes nothing. Raises UserError."""
     if spec.resources.accelerator in ("auto", "cpu"):
         raise UserError(
@@ -76,7 +76,7 @@ def suppose(spec: JobSpec, supposed: Supposed) -> Plan:
     cluster = assumed_cluster(spec, psutil.virtual_memory().total, supposed.gpus)
     workload = supposed.workload()
     if workload is None:
-        return plan_job(check_at(spec, access=False), cluster)
+        return plan_job(_apart(spec, listener), cluster)
     return plan_of(spec, cluster, require_model(spec, access=False), workload)
 
 
@@ -86,10 +86,19 @@ def plan(spec: JobSpec, listener: Listener, cluster: str | None = None, at: date
     The plan is for `cluster` if set. Otherwise it is for as many GPUs of the kind `resources.accelerator` as
     necessary; without that key it is for this machine.
     """
-    checked = check_at(spec, at, access=False)
+    checked = _apart(spec, listener, at)
     if checked.manifest.hint is not None:
         listener.event("hint", text=checked.manifest.hint)
     return plan_checked(checked, listener, cluster)
+
+
+def _apart(spec: JobSpec, listener: Listener, at: datetime | None = None) -> Checked:
+    """The checked spec. In the place of a run of another spec it is checked as a new run: a plan touches neither."""
+    try:
+        return check_at(spec, at, access=False)
+    except AnotherSpec as error:
+        listener.event("hint", text=f"{error.message}\nThis is the plan of a run of its own, with another output.uri.")
+        return check_at(spec, at, fresh=True, access=False)
 
 
 def plan_checked(checked: Checked, listener: Listener, cluster: str | None = None) -> Plan:

@@ -20,9 +20,9 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask, TaskPoolStrategy
 from ray.data.block import BlockMetadata
 
-from batchinfer import signals
+from batchinfer import events, signals
 from batchinfer.accounting.records import ShardRecord
-from batchinfer.errors import BatchinferError, ClusterError, WorkersLost
+from batchinfer.errors import BatchinferError, ClusterError, ClusterNotStarted, WorkersLost
 from batchinfer.execution import local_cluster, ray_private
 from batchinfer.execution.job import RunningJob
 from batchinfer.execution.placement import replica_arguments
@@ -330,8 +330,8 @@ def _connection(address: str | None) -> Iterator[None]:
 
 
 def _start_local(folder: str) -> None:
-    """Start a cluster on this machine; raises ClusterError."""
-    for _ in range(_STARTS):
+    """Start a cluster on this machine; raises ClusterNotStarted."""
+    for start in range(1, _STARTS + 1):
         try:
             # Otherwise Ray joins any cluster that runs on this machine, even another user's.
             with ray_private.loopback_only():
@@ -349,8 +349,9 @@ def _start_local(folder: str) -> None:
             # specific error.
             if "timed out during startup" not in str(error):
                 raise
+            events.tell("cluster not started", start=start, starts=_STARTS)
             ray.shutdown()
-    raise ClusterError(
+    raise ClusterNotStarted(
         f"Ray did not start on this machine within 30 seconds, {_STARTS} times",
         "the machine is very busy: run the same command again when it is less so",
     )

@@ -92,13 +92,15 @@ def write_responses(uri: str, file: str) -> None:
     write_vllm_file(layout, manifest, file, layout.stores)
 
 
-def require_limits(made: Report) -> None:
+def require_limits(made: Report, trial: bool = False) -> None:
     """Raise TooManyFailedRows if more rows failed than the spec allows, Stopped if the run exceeded its budget."""
     if made.error_rate > made.max_error_rate:
         raise TooManyFailedRows(
             f"{made.rows_failed:,} of {made.rows:,} rows failed ({made.error_rate:.1%}), "
             f"more than limits.max_error_rate allows ({made.max_error_rate:.1%})",
-            f"see error_code in {made.output}/data; `batchinfer retry {made.output}` runs the failed rows again",
+            "the errors of the rows say what to mend; then try again"
+            if trial
+            else f"see error_code in {made.output}/data; `batchinfer retry {made.output}` runs the failed rows again",
         )
     if made.max_cost_usd is not None and made.cost_usd > made.max_cost_usd:
         raise Stopped(

@@ -28,8 +28,8 @@ def advice_before_retry(spec: JobSpec, failed: Mapping[str, int], changed: Colle
     if bound and rows == sum(failed.values()):
         raise UserError(
             f"none of the {rows:,} failed rows can succeed in a retry, which has the same rows: {named}",
-            "make a job of those rows with another prompt or model; "
-            "for prompt_too_long, --set engine.max_model_len may help",
+            "make a job of those rows with another prompt or model"
+            + ("; --set engine.max_model_len may help, too" if "prompt_too_long" in bound else ""),
         )
     told = []
     if bound:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from batchinfer.errors import InputError, OutputError
+from batchinfer.errors import AnotherSpec, InputError
 from batchinfer.input import input_entries
 from batchinfer.input.manifest import Manifest
 from batchinfer.jobspec import JobSpec
@@ -45,7 +45,7 @@ def require_same_spec(manifest: Manifest, spec: JobSpec, layout: Layout) -> None
     """Refuse to put results of one spec beside those of another."""
     changed = changes_of_spec(manifest, spec)
     if changed:
-        raise OutputError(
+        raise AnotherSpec(
             f"{layout.root} belongs to another spec:\n" + "\n".join(f"  {change}" for change in changed),
             "choose another output.uri, or delete its results with --fresh",
         )

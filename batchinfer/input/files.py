@@ -30,6 +30,11 @@ _SUFFIXES = {
 _LOOKED_AT = 10_000
 
 
+def format_of_name(uri: str) -> str | None:
+    """The format that the name of a file says, None if it says none."""
+    return next((name for name, suffixes in _SUFFIXES.items() if uri.lower().endswith(suffixes)), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """The files that an input URI means, in natural order of their paths, and the ignored files beside them."""

@@ -411,10 +411,20 @@ def _require_columns(columns: Mapping[str, str], have: set[str]) -> None:
     shown = ", ".join(sorted(have)[:30]) + (f" and {len(have) - 30} more" if len(have) > 30 else "")
     lines = []
     for name in missing:
-        near = difflib.get_close_matches(name, have, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = _near(name, have)
+        hint = "" if near is None else f"; did you mean {near!r}?"
+        if near is not None and not near.isidentifier() and near.startswith(name):
+            # A template reads a column up to the first sign that no name has, and takes the rest for an operation.
+            hint = f"; if you mean {near!r}, write row[{near!r}] there"
         lines.append(f"{columns[name]} names the column {name!r}, which the input does not have{hint}")
     raise InputError("\n".join(lines), f"the columns are: {shown}")
+
+
+def _near(name: str, have: set[str]) -> str | None:
+    """The column that was most likely meant."""
+    same = [one for one in have if one.casefold() == name.casefold()]
+    begin = [one for one in have if one.startswith(name) and not one.isidentifier()]
+    return next(iter((*same, *difflib.get_close_matches(name, have, n=1), *begin)), None)
 
 
 def _require_storable(schema: pa.Schema, passed: Sequence[str]) -> None:

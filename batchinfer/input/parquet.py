@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchinfer.errors import InputError
+from batchinfer.input.files import format_of_name
 from batchinfer.input.formats import Batches, Inspected, reading
 from batchinfer.input.manifest import InputFile, RowGroup, Segment
 from batchinfer.input.parquet_footer import (
@@ -108,6 +109,9 @@ def _unreadable(entry: Entry, error: InputError | BadFooter) -> InputError:
         return error
     if error.remedy:
         return InputError(f"{entry.uri}: {error}", error.remedy)
+    named = format_of_name(entry.uri)
+    if named not in (None, "parquet"):
+        return InputError(f"{entry.uri} is no Parquet file", f"set input.format: {named}")
     return InputError(
         f"{entry.uri} is not a readable Parquet file: {error}",
         "it may be cut off or another format: write it again, move it away, or set input.on_bad_file: skip",

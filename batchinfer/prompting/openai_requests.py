@@ -162,7 +162,11 @@ class BatchRequests:
         given = {key: value for key, value in given.items() if value is not None}
         model = given.pop("model", None)
         if self._models is not None and model is not None and model not in self._models:
-            return _error("model_not_found", f"there is no model {model!r:.200}: it is {' or '.join(self._models)}")
+            return _error(
+                "model_not_found",
+                f"there is no model {model!r:.200}, only {' and '.join(self._models)}: "
+                "input.models, or --served-model-name of run-batch, names what this one answers to",
+            )
         _refuse_unsupported(given, url)
         if url == EMBEDDINGS:
             return self._embedding(given)

@@ -234,11 +234,10 @@ class Job:
         from batchinfer.python_api.session import attended
         from batchinfer.python_api.shown import JobPlan
 
-        with self._looking(data, output) as spec:
+        with self._looking(data, output) as spec, attended(spec.storage, progress=False) as listener:
             if gpus is not None:
-                return JobPlan(preview.suppose(spec, preview.Supposed(gpus)), spec.limits)
-            with attended(spec.storage, progress=False) as listener:
-                return JobPlan(preview.plan(spec, listener, _address(address)), spec.limits)
+                return JobPlan(preview.suppose(spec, preview.Supposed(gpus), listener), spec.limits)
+            return JobPlan(preview.plan(spec, listener, _address(address)), spec.limits)
 
     def try_(
         self,

@@ -92,7 +92,9 @@ def summary_lines(trial: Trial) -> list[str]:
         work, rows = plan.workload, plan.workload.rows
         tokens = f"{work.input_tokens * rows:,.0f} in, {_range(work.output_tokens.scaled(rows), ',.0f')} out"
         unlike = "" if rows == work.answered else f", {rows:,} of them with a request of their own"
-        lines.append(f"all of {work.answered:,} rows{unlike}: {tokens} tokens")
+        failing = trial.rows_in_input - work.answered
+        without = f" without about {failing:,} that will fail" if failing > 0 else ""
+        lines.append(f"all {trial.rows_in_input:,} rows{without}{unlike}: {tokens} tokens")
     if plan.estimate is None:
         lines.append("time, cost: not known, as no row ran in the engine")
         return lines

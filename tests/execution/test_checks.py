@@ -79,7 +79,7 @@ def test_a_plan_for_a_cpu_starts_no_ray(base, monkeypatch):
 
 def supposing(base, **values):
     spec = make_spec(**(base | {"model": {"source": "llama-3.1-8b"}}), resources={"accelerator": "H100"})
-    return preview.suppose(spec, preview.Supposed(**values))
+    return preview.suppose(spec, preview.Supposed(**values), KeepingListener())
 
 
 def test_a_plan_can_suppose_gpus_and_rows_that_are_not_at_hand(base):

@@ -184,6 +184,8 @@ def test_kills_lose_nothing_double_nothing_and_leave_nothing(
     docstrings: Path, undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
+    # How many docstrings there are depends on the Python that runs.
+    shards = undisturbed[1]["shards"]
 
     # The driver, by kill -9: nothing of its run survives it.
     run = Run.start(docstrings, output)
@@ -191,7 +193,7 @@ def test_kills_lose_nothing_double_nothing_and_leave_nothing(
     os.kill(run.process.pid, signal.SIGKILL)
     run.process.wait()
     run.assert_nothing_is_left()
-    assert 3 <= run.committed() < 34
+    assert 3 <= run.committed() < shards
 
     # vLLM's engine process killed, then stopped for good, then the replica's actor: the run goes on by itself
     # with a new engine each.
@@ -218,14 +220,14 @@ def test_kills_lose_nothing_double_nothing_and_leave_nothing(
     assert "the same command goes on" in err
     run.assert_nothing_is_left()
     before = run.committed()
-    assert before < 34
+    assert before < shards
 
     run = Run.start(docstrings, output)
     code, _, err = run.finish()
     assert code == 0, err
     run.assert_nothing_is_left()
     committed = [json.loads(line) for line in err.splitlines() if '"shard committed"' in line]
-    assert len(committed) == 34 - before, "no committed shard ran again"
+    assert len(committed) == shards - before, "no committed shard ran again"
 
     whole = results(undisturbed[0]).select(COMPARED)
     assert results(output).select(COMPARED).equals(whole)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from batchinfer.errors import ClusterError
-from batchinfer.execution import local_cluster
+from batchinfer import events
+from batchinfer.errors import ClusterError, ClusterNotStarted
+from batchinfer.execution import local_cluster, ray_pipeline
 
 
 def test_the_folder_is_this_users_alone_short_and_gone_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,3 +135,16 @@ def test_a_cluster_on_loopback_alone_is_told_apart_from_one_that_others_reach() 
             assert not local_cluster.is_on_loopback_alone(f"{host}:{open_to_all.getsockname()[1]}", "127.0.0.2")
     for address in ("auto", "10.0.0.1:6379", "127.0.0.1"):
         assert not local_cluster.is_on_loopback_alone(address, "127.0.0.2")
+
+
+def test_a_cluster_that_does_not_start_in_time_is_no_mistake_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**arguments: object) -> None:
+        raise RuntimeError("The current node timed out during startup.")
+
+    monkeypatch.setattr("ray.init", init)
+    starts: list[object] = []
+    heard = events.heard_by(lambda name, **values: starts.append(values.get("start")))
+    with heard, pytest.raises(ClusterNotStarted) as caught, ray_pipeline.connected(None):
+        pass
+    assert caught.value.exit_code == 1
+    assert starts == [1, 2, 3]

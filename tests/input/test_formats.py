@@ -52,6 +52,16 @@ def test_a_parquet_file_that_is_none_is_named(tmp_path, damage, words):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("name", "file_format"), [("rows.csv", "csv"), ("rows.TSV", "csv"), ("rows.jsonl.gz", "jsonl")]
+)
+def test_a_named_file_of_another_format_is_told_its_format(tmp_path, name, file_format):
+    (tmp_path / name).write_bytes(b"id,text\n1,a\n")
+    with pytest.raises(InputError, match="is no Parquet file") as caught:
+        manifest_of(tmp_path / name, ["text"])
+    assert caught.value.remedy == f"set input.format: {file_format}"
+
+
 def test_a_parquet_file_damaged_in_the_middle_is_named_when_it_is_read(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", {"text": ["a"] * 10_000})
     data = path.read_bytes()

@@ -33,6 +33,19 @@ def test_a_column_that_is_missing_is_named_with_its_key_and_the_nearest(tmp_path
     assert caught.value.remedy == "the columns are: text, title"
 
 
+@pytest.mark.parametrize(
+    ("written", "hint"),
+    [
+        ("Bestell", "if you mean 'Bestell-Datum', write row['Bestell-Datum'] there"),
+        ("Order", "if you mean 'Order No.', write row['Order No.'] there"),
+        ("ID", "did you mean 'id'?"),
+    ],
+)
+def test_the_column_that_was_meant_is_named_as_it_is_to_be_written(tmp_path, written, hint):
+    write_parquet(tmp_path / "a.parquet", {"Bestell-Datum": ["a"], "Order No.": ["b"], "id": ["c"]})
+    assert refusal(tmp_path, [written]).message.endswith(f"which the input does not have; {hint}")
+
+
 def test_many_columns_are_not_all_listed(tmp_path):
     write_parquet(tmp_path / "a.parquet", {f"column{i:02}": ["a"] for i in range(50)})
     assert refusal(tmp_path, ["zzz"]).remedy.endswith("column29 and 20 more")

@@ -117,6 +117,8 @@ def test_a_frame_becomes_a_typed_frame_and_the_same_call_goes_on(
         labelled().run(other, output=tmp_path)
     with pytest.raises(OutputError, match="belongs to another spec"):
         labelled(prompt="{{ body }}!").run(FRAME, output=tmp_path)
+    # What another run would cost may be asked all the same.
+    assert f"{len(FRAME):,} rows" in str(labelled(prompt="{{ body }}!").plan(FRAME, output=tmp_path))
     monkeypatch.chdir(tmp_path.parent)
     begun_anew = labelled().run(other, output=tmp_path.name, fresh=True)
     assert begun_anew.report.run_id != first
@@ -201,7 +203,7 @@ def test_a_few_rows_are_tried_and_shown(tmp_path: Path) -> None:
     tried = labelled().try_(FRAME, n=5)
     assert len(tried.rows) == len(tried.to_pandas()) == 5
     assert tried.rows[0].answer == {"queue": "outage", "urgency": 3}
-    assert "all of 600 rows" in str(tried)
+    assert "all 600 rows" in str(tried)
     assert "<th" in tried._repr_html_()
     assert tried.plan.plan.workload is not None
     assert labelled().try_(FRAME, ids=["3", "5"], output=tmp_path).to_pandas()["id"].tolist() == [3, 5]
