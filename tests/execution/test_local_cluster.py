@@ -137,6 +137,7 @@ def test_a_cluster_on_loopback_alone_is_told_apart_from_one_that_others_reach() 
         assert not local_cluster.is_on_loopback_alone(address, "127.0.0.2")
 
 
+@pytest.mark.integration
 def test_a_cluster_that_does_not_start_in_time_is_no_mistake_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     def init(**arguments: object) -> None:
         raise RuntimeError("The current node timed out during startup.")

@@ -230,7 +230,7 @@ def test_a_ray_dataset_and_a_uri_are_rows_too(tmp_path: Path) -> None:
 def test_columns_of_one_name_are_not_joined(tmp_path: Path) -> None:
     run = labelled().run(FRAME[:4].assign(queue="before"), output=tmp_path)
     assert run.to_arrow().num_rows == 4
-    with pytest.raises(UserError, match="both a column 'queue'"):
+    with pytest.raises(UserError, match="both have a column 'queue'"):
         run.to_arrow(join=True)
 
 
