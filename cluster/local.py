@@ -83,6 +83,8 @@ def start(state: Path, workers: int, cpus: int, gpus: int) -> None:
         _launch(
             state, "--head", f"--port={port}", "--include-dashboard=true",
             f"--dashboard-port={dashboard}", "--num-cpus=0", "--num-gpus=0", f"--temp-dir={folder}",
+            # The head ends if another cluster holds the port that it asks for by default, 10001.
+            f"--ray-client-server-port={_free_port()}",
         )  # fmt: skip
         for _ in range(workers):
             add(state, cpus, gpus)

@@ -88,7 +88,10 @@ def find_input(
         else:
             unknown.append(path)
     if not entries and not none_is_fine:
-        raise InputError(f"there are no {file_format} files at input.uri {uri}", _advice(whole, file_format, storage))
+        hidden = [path for path in sorted(left_out, key=_place) if path.lower().endswith(_SUFFIXES[file_format])]
+        raise InputError(
+            f"there are no {file_format} files at input.uri {uri}", _advice(whole, file_format, storage, hidden)
+        )
     if unknown:
         first = min(unknown, key=_place)
         more = f" and {len(unknown) - 1:,} more files" if len(unknown) > 1 else ""
@@ -299,13 +302,21 @@ def _natural(path: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", path)]
 
 
-def _advice(uri: str, file_format: str, storage: Storage) -> str:
+def _advice(uri: str, file_format: str, storage: Storage, hidden: Sequence[str]) -> str:
+    """What to do if there is no file to read. `hidden`: files of the format that were left out for their names."""
     names = [entry.uri.lower() for entry in itertools.islice(storage.list(uri), _LOOKED_AT)]
     if names or storage.names(uri):
         others = [
             f for f, suffixes in _SUFFIXES.items() if f != file_format and any(n.endswith(suffixes) for n in names)
         ]
-        return f"it has {others[0]} files: set input.format: {others[0]}" if others else "it has no such files"
+        if others:
+            return f"it has {others[0]} files: set input.format: {others[0]}"
+        if hidden:
+            return (
+                f"it has files that tools ignore by their names, such as {hidden[0]}: rename it or its folder, "
+                "or name it in input.uri"
+            )
+        return "it has no such files"
     parent = posixpath.dirname(uri)
     if parent == "s3:":
         return "that bucket is empty"

@@ -6,7 +6,6 @@ there. So memory is bounded by the largest group, not by the input.
 
 from __future__ import annotations
 
-import errno
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,9 +21,9 @@ import pyarrow.parquet as pq
 from batchinfer.errors import InputError
 from batchinfer.input.column_types import JSON, fitted, same_text
 from batchinfer.input.manifest import InputFile, RowGroup
-from batchinfer.input.temporary import TemporaryFolder
 from batchinfer.jobspec.reduce_keys import COUNT, MEMBERS
 from batchinfer.storage import storage_for
+from batchinfer.temporary import TemporaryFolder, room_in
 
 GROUPS_FOOTER = b"batchinfer.groups"
 """In the footer of every file of groups."""
@@ -89,6 +88,9 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
+_ROOM = "set TMPDIR to a folder with as much room as three times the columns that the job reads"
+
+
 def gather(rows: Iterable[pa.Table], schema: pa.Schema, size: int) -> Gathered:
     """The groups of `rows`, tables in input order with the columns of `schema` but for `count`.
 
@@ -98,18 +100,10 @@ def gather(rows: Iterable[pa.Table], schema: pa.Schema, size: int) -> Gathered:
     """
     folder = TemporaryFolder("groups")
     made = _Gathering(Path(folder.path), schema)
-    try:
-        parts = _Parts(Path(folder.path), schema)
-        with parts:
-            for groups in made.groups(rows, size):
-                parts.write(groups)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise InputError(
-            f"the rows of groups do not fit on the disk of {folder.path}",
-            "set TMPDIR to a folder with as much room as three times the columns that the job reads",
-        ) from None
+    parts = _Parts(Path(folder.path), schema)
+    with room_in(folder.path, _ROOM), parts:
+        for groups in made.groups(rows, size):
+            parts.write(groups)
     return Gathered(folder, tuple(map(_input_file, parts.paths)), schema, made.rows)
 
 

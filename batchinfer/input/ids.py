@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from batchinfer.errors import InputError
 from batchinfer.input.column_types import JSON, same_text
+from batchinfer.temporary import temporary_folder
 
 _BUCKETS = 64
 
@@ -35,19 +36,17 @@ def require_unique(
     The ids' 64-bit hashes go to temporary files by their upper bits, and each file is searched by
     itself, so that memory does not grow with the rows. Equal hashes are looked at once more in full.
     """
-    with tempfile.TemporaryDirectory(prefix="batchinfer-ids-") as folder:
-        buckets = [Path(folder, str(i)) for i in range(_BUCKETS)]
-        files = [path.open("wb") for path in buckets]
-        try:
+    with temporary_folder("ids") as folder:
+        buckets = [folder / str(i) for i in range(_BUCKETS)]
+        with contextlib.ExitStack() as opened:
+            files = [opened.enter_context(path.open("wb")) for path in buckets]
             for hashes in _gathered(_hashes(column, ids) for ids in _with_ids(column, scan(), nulls or {})):
                 place = (hashes >> np.uint64(58)).astype(np.intp)
                 order = np.argsort(place, kind="stable")
                 ends = np.cumsum(np.bincount(place, minlength=_BUCKETS))
                 for file, part in zip(files, np.split(hashes[order], ends[:-1]), strict=True):
-                    part.tofile(file)
-        finally:
-            for file in files:
-                file.close()
+                    # Not `tofile`, whose error does not say that the disk is full.
+                    file.write(part.data)
         suspects = {int(value) for path in buckets for value in _repeated(path)}
     if suspects:
         _report(column, suspects, scan(), row_of)

@@ -145,7 +145,9 @@ def _parsed(line: bytes, uri: str, number: int, set_aside: bool) -> dict[str, An
 def _parse(line: bytes, uri: str, number: int | None) -> dict[str, Any]:
     place = f"{uri}:{number}" if number else uri
     try:
-        row = json.loads(line, object_pairs_hook=_object, parse_float=_finite, parse_constant=_no_constant)
+        # Decoded here: from bytes, the parser would also take UTF-16 and UTF-32, whose lines are cut elsewhere.
+        text = line.removeprefix(codecs.BOM_UTF8).decode()
+        row = json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         what, remedy = _diagnosis(line, number, error)
         raise InputError(f"{place}: not a line of JSON: {what or first_line(error)[:300]}", remedy) from None
@@ -175,6 +177,9 @@ def _diagnosis(line: bytes, number: int | None, error: Exception) -> tuple[str |
             return f"the file is {other[0]}", other[1]
         if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             return "the file is UTF-16", "write it as UTF-8: iconv -f UTF-16 -t UTF-8"
+        if line[:2] in (b"{\0", b"\0{"):
+            of = "UTF-16LE" if line.startswith(b"{") else "UTF-16BE"
+            return f"the file is {of}", f"write it as UTF-8: iconv -f {of} -t UTF-8"
         if text.startswith(b"["):
             return "the file is an array of JSON", "write an object a line, as jq -c '.[]' does"
         if text == b"{":

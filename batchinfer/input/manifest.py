@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from batchinfer.input.table_files import TableEntry
-from batchinfer.input.temporary import TemporaryFolder
 from batchinfer.storage import Entry
+from batchinfer.temporary import TemporaryFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ class Manifest:
         if self.sources is not None:
             return f"{self.rows:,} groups of {self.sources.rows:,} rows"
         of_all = "" if self.total_rows is None else f" of {self.total_rows:,}"
-        return f"{self.rows:,}{of_all} rows"
+        return f"{self.rows:,}{of_all} row{'' if (self.total_rows or self.rows) == 1 else 's'}"
 
     @property
     def files(self) -> dict[str, str]:

@@ -7,7 +7,6 @@ import contextlib
 import copy
 import html
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -67,6 +66,7 @@ from batchinfer.python_api.keys import (
     StepKeys,
     StoreKeys,
 )
+from batchinfer.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from batchinfer.python_api.data import Data
@@ -408,11 +408,11 @@ class Job:
         from batchinfer.python_api.data import row_stream
         from batchinfer.python_api.kept_rows import difference, newest_rows, write_rows
         from batchinfer.rundir.paths import Layout
-        from batchinfer.storage import LocalStorage, join, normal_uri
+        from batchinfer.storage import LocalStorage, normal_uri
 
-        with tempfile.TemporaryDirectory(prefix="batchinfer-") as folder:
+        with temporary_folder("rows") as folder:
             named = output is not None or "uri" in self._keys.get("output", {})
-            place = self._place(output) if named else join(folder, "out")
+            place = self._place(output) if named else str(folder / "out")
             if data is None or isinstance(data, str | os.PathLike):
                 yield self._spec(data, place)
                 return
@@ -422,7 +422,7 @@ class Job:
             kept = newest_rows(layout) if named and stream.again else None
             # A trial of the rows of a run counts for that run's plan.
             if kept is None or difference(stream, kept, layout.storage):
-                kept = write_rows(stream, LocalStorage(), join(folder, "rows"))
+                kept = write_rows(stream, LocalStorage(), str(folder / "rows"))
             yield _reading(spec, kept.uri)
 
 

@@ -7,7 +7,6 @@ import contextlib
 import os
 import shutil
 import sys
-import tempfile
 import traceback
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
@@ -25,6 +24,7 @@ from batchinfer.outlet import Outlet
 from batchinfer.rundir.ownership import LOG_MARK
 from batchinfer.rundir.paths import Layout
 from batchinfer.storage import LocalStorage, Stores, storage_for
+from batchinfer.temporary import temporary_file
 
 _LOG_HEADER = LOG_MARK + b": what Ray, vLLM and their workers printed, session after session.\n"
 
@@ -61,7 +61,7 @@ class Chatter:
             self.stdout = _outlet(self._saved[0], sys.stdout)
             self.stderr = _outlet(self._saved[1], sys.stderr)
             self._spoke_to = signals.speak_to(self._saved[1])
-        handle, self.path = tempfile.mkstemp(prefix="batchinfer-", suffix=".log")
+        handle, self.path = temporary_file(".log")
         self._redirect(handle)
         return self
 
@@ -86,7 +86,8 @@ class Chatter:
         # Created with its mark if absent; the mark of an existing log was checked before the run began.
         LocalStorage().create(path, _LOG_HEADER)
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
-        with open(self.path, "rb") as before, os.fdopen(os.dup(handle), "ab") as after:
+        # As in `write_line`: the log of a full disk lacks its beginning.
+        with contextlib.suppress(OSError), open(self.path, "rb") as before, os.fdopen(os.dup(handle), "ab") as after:
             shutil.copyfileobj(before, after)
         self._redirect(handle)
         os.unlink(self.path)

@@ -268,6 +268,9 @@ class LocalStorage:
 LOCK_CONTENT = re.compile(rb"\d+ on [^\n]+\n.*", re.DOTALL)
 """The content of a lock: the holder's process and machine, and possibly the rest of a longer name before."""
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The errors of a disk, a quota, and a limit on the size of files (`ulimit -f`) that a write passes."""
+
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 """The errors of file systems without hard links, or with no more links for this file."""
 
@@ -366,7 +369,7 @@ def _naming(uri: str) -> Iterator[None]:
         yield
     except OSError as error:
         remedies = {
-            errno.ENOSPC: "make room there, then run the same command again: committed shards are kept",
+            **dict.fromkeys(FULL, "make room there, then run the same command again: committed shards are kept"),
             errno.EACCES: "check the permissions there, then run the same command again",
             errno.ENOENT: "check that it still exists",
             errno.ETIMEDOUT: "end that process, then run the same command again: committed shards are kept",

@@ -11,7 +11,6 @@ import fnmatch
 import glob
 import io
 import re
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from batchinfer.storage.pace import code_of, status_of
 from batchinfer.storage.ranged import RangedReader
 from batchinfer.storage.s3_client import EXPIRED, Connection, connection_for, named, split
 from batchinfer.storage.s3_proof import prove
+from batchinfer.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -274,14 +274,14 @@ class S3Storage:
         bucket, key = split(uri)
         # Sent in one request where S3 takes it, see LARGEST_BYTES.
         config = TransferConfig(multipart_threshold=LARGEST_BYTES, multipart_chunksize=PART_BYTES)
-        with tempfile.NamedTemporaryFile(prefix="batchinfer-") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
+        with temporary_folder("parts") as folder:
+            path = folder / "whole"
+            with path.open("wb") as file:
+                file.writelines(parts)
 
             def send(client: S3Client) -> str:
                 try:
-                    client.upload_file(file.name, bucket, key, ExtraArgs=self._payer or None, Config=config)
+                    client.upload_file(str(path), bucket, key, ExtraArgs=self._payer or None, Config=config)
                 except S3UploadFailedError as error:
                     if isinstance(error.__context__, ClientError):
                         raise error.__context__ from None

@@ -88,11 +88,13 @@ def resources(state: Path, environment: dict[str, str]) -> Any:
 @pytest.mark.soak
 def test_a_local_cluster_of_two_nodes_comes_loses_one_and_ends_without_a_trace(tmp_path):
     state = tmp_path / "cluster"
-    # As while another cluster holds the port that an agent asks for by default.
-    taken = socket.socket()
-    with contextlib.suppress(OSError):
-        taken.bind(("0.0.0.0", 52365))
-        taken.listen()
+    # As while another cluster holds the ports that an agent, the client server and the dashboard ask for by default.
+    taken = contextlib.ExitStack()
+    for port in (52365, 10001, 8265):
+        holder = taken.enter_context(socket.socket())
+        with contextlib.suppress(OSError):
+            holder.bind(("0.0.0.0", port))
+            holder.listen()
     try:
         started = local(state, "start", "--workers", "2", "--cpus", "1", "--gpus", "4")
         assert started.returncode == 0, started.stderr

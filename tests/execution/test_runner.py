@@ -19,11 +19,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchinfer.accounting.report import Report
-from batchinfer.errors import EngineError, InputError, OutputError, Stopped, TooManyFailedRows, UserError, WorkersLost
+from batchinfer.errors import (
+    EngineError,
+    InputError,
+    OutputError,
+    Stopped,
+    StorageError,
+    TooManyFailedRows,
+    UserError,
+    WorkersLost,
+)
 from batchinfer.execution import reports, runner
 from batchinfer.input.manifest import from_parquet
 from batchinfer.jobspec import JobSpec
 from tests.support.scripted_jobs import KeepingListener, assert_ledger_adds_up, results, scripted_spec, write_corpus
+from tests.support.small_disk import small_disk
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -434,6 +444,62 @@ def test_a_cost_limit_stops_and_a_higher_one_goes_on(corpus: Path, tmp_path: Pat
     assert report.complete
     assert results(output).column("id").to_pylist() == [f"row-{i:04d}" for i in range(1000)]
     assert_ledger_adds_up(output)
+
+
+def test_rows_that_become_dearer_overspend_by_a_shard_a_replica_at_most(
+    tmp_path: Path, listener: KeepingListener
+) -> None:
+    texts = ["a"] * 300 + ["a" * 160] * 300
+    pq.write_table(pa.table({"id": list(range(600)), "text": texts}), tmp_path / "in.parquet")
+    budget, replicas = 0.07, 3
+    spec = scripted_spec(
+        tmp_path / "in.parquet",
+        tmp_path / "out",
+        input={"uri": str(tmp_path / "in.parquet"), "id_column": "id"},
+        engine={"scripted": {"seconds_per_token": 0.01, "answer": "b"}},
+        resources={"replicas": replicas, "price_per_gpu_hour": 3.6},
+        shards={"rows": 30},
+        limits={"max_cost_usd": budget},
+    )
+    with pytest.raises(Stopped, match=r"limits\.max_cost_usd") as caught:
+        runner.run(spec, listener)
+    assert caught.value.exit_code == 4
+    spent = reports.report(str(tmp_path / "out")).cost_usd
+    dearest = max(record.cost_usd for record in listener.records)
+    cheapest = min(record.cost_usd for record in listener.records)
+    assert dearest > 4 * cheapest, "the later rows are dearer than those by which the budget was planned"
+    assert spent <= budget + replicas * (dearest + COST_OF_ENDING)
+    assert_ledger_adds_up(tmp_path / "out")
+
+
+def test_a_disk_that_fills_ends_with_one_message_and_nothing_is_lost_or_twice_on_resume(
+    tmp_path: Path, listener: KeepingListener
+) -> None:
+    texts = [os.urandom(4000).hex() for _ in range(100)]
+    pq.write_table(pa.table({"id": [f"row-{i}" for i in range(100)], "text": texts}), tmp_path / "in.parquet")
+    full = tmp_path / "full"
+    spec = scripted_spec(
+        tmp_path / "in.parquet",
+        full / "out",
+        input={"uri": str(tmp_path / "in.parquet"), "id_column": "id"},
+        sampling={"max_tokens": 4000},
+        shards={"rows": 10},
+    )
+    with small_disk(full, 260) as resize:
+        with pytest.raises(StorageError, match=r"^[^\n]*No space left on device$") as caught:
+            runner.run(spec, listener)
+        assert caught.value.exit_code == 1
+        assert "make room there, then run the same command again: committed shards are kept" in caught.value.remedy
+        committed = {record.shard_id for record in listener.records}
+        assert 0 < len(committed) < 10
+        resize(16 * 1024)
+        again = KeepingListener()
+        assert runner.run(spec, again).complete
+        assert committed.isdisjoint(record.shard_id for record in again.records)
+        rows = results(full / "out")
+        assert rows.column("id").to_pylist() == [f"row-{i}" for i in range(100)]
+        assert rows.column("output").to_pylist() == texts
+        assert_ledger_adds_up(full / "out")
 
 
 def test_another_spec_is_refused_with_the_difference(ran: Ran, listener: KeepingListener) -> None:

@@ -250,6 +250,8 @@ ROW = '{"text": "a"}'
     ("data", "what", "remedy"),
     [
         (f"{ROW}\n{ROW}\n".encode("utf-16"), "the file is UTF-16", "iconv -f UTF-16 -t UTF-8"),
+        (f"{ROW}\n{ROW}\n".encode("utf-16-le"), "the file is UTF-16LE", "iconv -f UTF-16LE -t UTF-8"),
+        (f"{ROW}\n".encode("utf-16-be"), "the file is UTF-16BE", "iconv -f UTF-16BE -t UTF-8"),
         ('{"text": "é"}\n'.encode("latin-1"), "it is not UTF-8", "iconv -f LATIN1 -t UTF-8"),
         (f"{ROW}\r{ROW}\r".encode(), "its lines end with CR alone", "tr"),
         (f"[{ROW},{ROW}]".encode(), "a JSON object, not list", "jq -c '.[]'"),

@@ -216,6 +216,7 @@ def test_entries_tell_size_and_version(folder):
         (["a.parquet"], "", "jsonl", "it has parquet files: set input.format: parquet"),
         (["a.csv.gz"], "", "parquet", "it has csv files: set input.format: csv"),
         (["a.xml"], "", "parquet", "it has no such files"),
+        (["_old/a.parquet"], "", "parquet", "it has files that tools ignore by their names, such as {folder}/_old/a"),
         (["docs/a.parquet"], "dcos", "parquet", "did you mean {folder}/docs?"),
         (["a.parquet"], "x/y/z", "parquet", "the folder {folder}/x/y does not exist"),
         (["a.parquet"], "b*.parquet", "parquet", "did you mean {folder}/a.parquet?"),

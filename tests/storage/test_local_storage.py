@@ -405,3 +405,34 @@ def test_another_spelling_of_a_files_uri_is_refused_with_the_path(uri):
         storage_for(uri)
     assert caught.value.remedy == "write /data/in"
     assert isinstance(storage_for("file:///data/in"), LocalStorage)
+
+
+FILLER = """
+import resource, signal, sys
+from batchinfer.errors import StorageError
+from batchinfer.storage import LocalStorage
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+store, folder = LocalStorage(), sys.argv[1]
+tag = store.stat(f"{folder}/b").tag
+for write in (
+    lambda: store.create(f"{folder}/a", bytes(5000)),
+    lambda: store.replace(f"{folder}/b", bytes(5000), tag),
+    lambda: store.put(f"{folder}/b", bytes(5000)),
+    lambda: store.put_parts(f"{folder}/c", [bytes(4000), bytes(4000)]),
+):
+    try:
+        write()
+    except StorageError as error:
+        print(error, "->", error.remedy)
+print(store.create(f"{folder}/d", bytes(4000)))
+"""
+
+
+@pytest.mark.integration
+def test_a_write_that_does_not_fit_is_told_and_leaves_nothing_behind(tmp_path):
+    (tmp_path / "b").write_bytes(b"before")
+    done = python(FILLER, tmp_path).communicate(timeout=60)[0].splitlines()
+    assert [line.partition(": ")[0] for line in done] == [f"{tmp_path}/{name}" for name in "abbc"] + ["True"]
+    assert all("committed shards are kept" in line for line in done[:4])
+    assert {p.name: p.stat().st_size for p in tmp_path.iterdir()} == {"b": 6, "d": 4000}

@@ -11,9 +11,11 @@ from batchinfer.errors import InputError, OutputError, StorageError, StoreRefuse
 from batchinfer.events import heard_by
 from batchinfer.execution.plan_job import earlier_reports
 from batchinfer.input.files import input_entries
-from batchinfer.jobspec import StoreSpec
+from batchinfer.input.inspect import build_manifest
+from batchinfer.jobspec import JobSpec, StoreSpec
 from batchinfer.rundir.paths import Layout
 from batchinfer.storage import impatient, join, lease, patience, read_many, storage_for
+from tests.support.builders import make_fingerprint
 from tests.support.faulty_store import FaultyStore
 
 HASTY = {"connect_timeout": 2, "read_timeout": 5, "retry_seconds": 3, "lease_seconds": 2}
@@ -331,3 +333,74 @@ def test_a_lock_that_can_be_neither_made_nor_taken_over_is_waited_for_with_an_en
         pass
     assert time.monotonic() - began < 15
     assert "delete that file" in caught.value.remedy
+
+
+# Credentials that are renewed
+
+
+def test_credentials_that_expire_in_the_middle_are_read_again_where_they_came_from(
+    faulty, bucket, store, monkeypatch, tmp_path
+):
+    """As a profile of a file that another program renews; the process that reads it is not started again."""
+    kept = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(kept))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    valid = "FIRST"
+
+    def renew(key):
+        kept.write_text(f"[team]\naws_access_key_id = {key}\naws_secret_access_key = s\naws_session_token = t\n")
+
+    def refuse(method, path, headers):
+        signed = headers.get("Authorization", "")
+        return None if f"Credential={valid}/" in signed else (400, "ExpiredToken", "The provided token has expired.")
+
+    renew("FIRST")
+    faulty.refuse = refuse
+    storage = reach(faulty.url, profile="team")
+    assert storage.create(f"{bucket}/a", b"1")
+    valid = "SECOND"
+    with pytest.raises(StoreRefused, match="ExpiredToken") as caught:
+        storage.create(f"{bucket}/b", b"2")
+    assert "may have expired: renew them, then run the same command again" in caught.value.remedy
+    renew("SECOND")
+    # Each kind of request may be the first that meets it; a HEAD is refused without a word.
+    for number, ask in enumerate(
+        (
+            lambda: storage.create(f"{bucket}/b", b"2"),
+            lambda: storage.stat(f"{bucket}/a").size == 1,
+            lambda: storage.read(f"{bucket}/a") == b"1",
+            lambda: [entry.uri for entry in storage.list(f"{bucket}/")] != [],
+        )
+    ):
+        valid = f"NEXT{number}"
+        renew(valid)
+        assert ask()
+
+
+# Many small objects
+
+
+@pytest.mark.parametrize(("form", "where"), [("jsonl", None), ("csv", "text <> 'q'")])
+def test_columns_of_many_small_objects_are_read_again_many_at_a_time(faulty, bucket, store, form, where):
+    row = {"jsonl": '{{"id": "r{0}", "text": "a"}}\n', "csv": "id,text\nr{0},a\n"}[form]
+    for i in range(24):
+        store.put(f"{bucket}/in/{i:02d}.{form}", row.format(i).encode())
+    given = {"uri": f"{bucket}/in", "id_column": "id", "format": form, "where": where}
+    stores = {"s3://": StoreSpec(endpoint_url=faulty.url, **HASTY | {"read_timeout": 30})}
+    made = JobSpec.model_validate(
+        {
+            "name": "many",
+            "model": {"source": "scripted"},
+            "input": {key: value for key, value in given.items() if value is not None},
+            "prompt": {"template": "{{ text }}"},
+            "output": {"uri": f"{bucket}/out"},
+            "storage": stores,
+        }
+    )
+    faulty.delay = 0.2
+    manifest = build_manifest(made, {"id": "input.id_column", "text": "prompt.template"}, make_fingerprint())
+    assert sum(shard.rows for shard in manifest.shards) == 24
+    # A HEAD and a GET for the look at each file, and again for each pass over its columns.
+    assert faulty.requests > 90
+    assert faulty.waited_alone < 20, "one after the other, the requests of a pass would wait alone: 48"

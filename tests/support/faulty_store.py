@@ -11,7 +11,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from urllib.parse import urlsplit
@@ -32,7 +32,8 @@ class FaultyStore:
     those above a MiB, "bare" where If-Match is compared with the bare tag, as Ceph does, "no match" where no tag
     ever matches. `etags` is what becomes of tags in answers: "keep", "weak", "drop", or "unlisted".
     `refuse`, where set, gives status, code and message for a request that is refused. `choose`, where set, gives
-    the fault for a method instead of the schedule.
+    the fault for a method instead of the schedule. Each answer takes `delay` seconds; `waited_alone` is how many
+    requests did so with no other beside them.
     """
 
     def __init__(
@@ -47,6 +48,9 @@ class FaultyStore:
         self.choose: Callable[[str], str | None] | None = None
         self.injected: Counter[str] = Counter()
         self.requests = 0
+        self.delay = 0.0
+        self.waited_alone = 0
+        self._waiting_now, self._waited = 0, 0
         self._target = urlsplit(target).netloc
         self._hang = hang
         self._random = random.Random(seed)
@@ -66,6 +70,18 @@ class FaultyStore:
         self._ended.set()
         self._server.shutdown()
         self._server.server_close()
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        with self._lock:
+            alone = self._waiting_now == 0
+            self._waiting_now += 1
+            self._waited += 1
+            before = self._waited
+        yield
+        with self._lock:
+            self._waiting_now -= 1
+            self.waited_alone += alone and self._waited == before
 
     def _draw(self, method: str) -> str | None:
         with self._lock:
@@ -118,6 +134,8 @@ class FaultyStore:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 refused = store.refuse and store.refuse(self.command, self.path, dict(self.headers))
                 fault = store._draw(self.command)
+                with store._waiting():
+                    time.sleep(store.delay)
                 if refused:
                     status, code, said = refused
                     xml = _XML.format(code).replace(f"{code} by the test", said).encode()

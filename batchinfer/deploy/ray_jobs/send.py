@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from batchinfer.execution.progress import Listener
 from batchinfer.jobspec import JobSpec, to_yaml
 from batchinfer.planner import Plan
 from batchinfer.storage import local_path
+from batchinfer.temporary import temporary_folder
 
 CONFIRM_SECONDS = 60.0
 """Seconds to wait until a submitted job has printed its version: it starts within seconds, unless the cluster has no
@@ -69,9 +69,9 @@ def submit(
             return Submission(job.id, job.state, already=True, plan=None)
     plan = _planned(spec, client, listener)
     job_id = attempt_id(run, max(earlier, default=0) + 1)
-    with tempfile.TemporaryDirectory(prefix="batchinfer-") as folder:
-        _pack(spec, Path(folder))
-        environment = _runtime_env(folder, with_package)
+    with temporary_folder("submit") as folder:
+        _pack(spec, folder)
+        environment = _runtime_env(str(folder), with_package)
         command = f"exec python start.py {batchinfer.__version__}"
         sent = client.send(job_id, command, environment, metadata_of(spec, batchinfer.__version__))
     if not sent:
