@@ -258,11 +258,26 @@ class ThinkingParser:
                 thought, answer = _of_channels(text)
                 of_answer = len(self._tokenizer.encode(answer, add_special_tokens=False)) if answer else 0
                 return thought, answer, max(0, len(ids) - of_answer)
+            if thought is None and (begun := self._unfinished(text)) is not None:
+                return begun, None, len(ids)
             over = bool(answer) or self._parser.is_reasoning_end(ids)
             if not over:
                 return thought, None, len(ids)
             left = ids if thought is None else self._parser.extract_content_ids(ids)
+            if left is None:
+                # A parser whose marks are words does not know the tokens of the answer.
+                left = self._ids(self._tokenizer, answer)
         return thought, answer or "", len(ids) - len(left)
+
+    def _unfinished(self, text: str) -> str | None:
+        """The thinking that a text begins and does not end, for a parser without a mark for its end: such a parser
+        takes the text for an answer. None if there is none."""
+        if self._parser.reasoning_end_str is not None:
+            return None
+        for start, end in _WORDED_MARKS.items():
+            if text.lstrip().startswith(start) and end not in text:
+                return text.lstrip().removeprefix(start).strip()
+        return None
 
     def _by_its_marks(self, text: str, ids: list[int]) -> tuple[str | None, str | None, int]:
         """As `split`, for a parser of vLLM that only knows the marks: its server parses elsewhere."""
@@ -271,6 +286,13 @@ class ThinkingParser:
         place = _last(tuple(ids), self._end)
         return (thought, None, len(ids)) if place < 0 else (thought, answer, place + len(self._end))
 
+
+_WORDED_MARKS = {
+    "<think>": "</think>",
+    "Here is my thought process:": "Here is my response:",
+    "Here's my thought process:": "Here's my response:",
+}
+"""The marks of parsers that name none, which look for them in the text: Hunyuan's and Granite's."""
 
 _GENERATION_PROMPT = 24
 """Tokens at the end of a prompt that may be of the chat template: further back is the conversation, whose earlier

@@ -34,7 +34,8 @@ tokenizer.chat_template = given["template"]
 tokenizer.save_pretrained(folder)
 plan = make_plan(accelerator="cpu", tensor_parallel=1, num_gpus=0, price_per_gpu_hour=0.0)
 found = {"parsers": ReasoningParserManager.list_registered()}
-tokenizer.add_tokens(["<|START_THINKING|>", "<|END_THINKING|>", "<|CHATBOT_TOKEN|>"])
+marks = {mark for _, *both, _ in given["marks"] for mark in both if mark[0] == "<"}
+tokenizer.add_tokens(["<|CHATBOT_TOKEN|>", *sorted(marks)])
 found["split"] = {}
 for name, start, end, kwargs in given["marks"]:
     parser = ThinkingParser(name, tokenizer, kwargs)
@@ -61,9 +62,32 @@ report(found)
 """
 
 MARKS = [
-    *((name, "<think>", "</think>", None) for name in ("qwen3", "deepseek_r1", "glm45", "minimax_m2", "nemotron_v3")),
+    *(
+        (name, "<think>", "</think>", None)
+        for name in (
+            *("qwen3", "deepseek_r1", "deepseek_v4", "deepseek_v41", "glm45", "glm47", "minimax_m2", "nemotron_v3"),
+            *(
+                "ernie45",
+                "granite_thinking_parser",
+                "holo2",
+                "hy_v4",
+                "kimi_k2",
+                "ling3",
+                "mimo",
+                "minicpmv",
+                "step3p5",
+            ),
+        )
+    ),
     ("deepseek_v3", "<think>", "</think>", {"thinking": True}),
+    ("hy_v3", "<think>", "</think>", {"reasoning_effort": "high"}),
     ("cohere_command3", "<|START_THINKING|>", "<|END_THINKING|>", None),
+    ("cohere_command4", "<|START_THINKING|>", "<|END_THINKING|>", None),
+    ("gemma4", "<|channel>", "<channel|>", None),
+    ("seed_oss", "<seed:think>", "</seed:think>", None),
+    ("minimax_m3", "<mm:think>", "</mm:think>", None),
+    # Its marks are words, which the parser looks for in the text.
+    ("granite", "Here is my thought process:", "Here is my response:", None),
 ]
 """Parsers of several families, with the marks of thinking, and what the chat template is told."""
 
