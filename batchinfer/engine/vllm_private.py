@@ -264,9 +264,10 @@ class ThinkingParser:
             if not over:
                 return thought, None, len(ids)
             left = ids if thought is None else self._parser.extract_content_ids(ids)
-            if left is None:
-                # A parser whose marks are words does not know the tokens of the answer.
-                left = self._ids(self._tokenizer, answer)
+            if left is None or (thought and len(left) == len(ids)):
+                # Gemma 4's parser and Granite's, whose marks are words, know the answer's text and not its tokens.
+                place = _last(tuple(ids), self._end)
+                left = ids[place + len(self._end) :] if place >= 0 else self._ids(self._tokenizer, answer)
         return thought, answer or "", len(ids) - len(left)
 
     def _unfinished(self, text: str) -> str | None:
