@@ -446,34 +446,6 @@ def test_a_cost_limit_stops_and_a_higher_one_goes_on(corpus: Path, tmp_path: Pat
     assert_ledger_adds_up(output)
 
 
-@pytest.mark.soak
-def test_rows_that_become_dearer_overspend_by_a_shard_a_replica_at_most(
-    tmp_path: Path, listener: KeepingListener
-) -> None:
-    # Each text once: equal requests would take no time.
-    texts = [f"{i}" for i in range(300)] + [f"{i:0160}" for i in range(300)]
-    pq.write_table(pa.table({"id": list(range(600)), "text": texts}), tmp_path / "in.parquet")
-    budget, replicas = 0.15, 3
-    spec = scripted_spec(
-        tmp_path / "in.parquet",
-        tmp_path / "out",
-        input={"uri": str(tmp_path / "in.parquet"), "id_column": "id"},
-        engine={"scripted": {"seconds_per_token": 0.02, "answer": "b"}},
-        resources={"replicas": replicas, "price_per_gpu_hour": 3.6},
-        shards={"rows": 30},
-        limits={"max_cost_usd": budget},
-    )
-    with pytest.raises(Stopped, match=r"limits\.max_cost_usd") as caught:
-        runner.run(spec, listener)
-    assert caught.value.exit_code == 4
-    spent = reports.report(str(tmp_path / "out")).cost_usd
-    dearest = max(record.cost_usd for record in listener.records)
-    cheapest = min(record.cost_usd for record in listener.records)
-    assert dearest > 4 * cheapest, "the later rows are dearer than those by which the budget was planned"
-    assert spent <= budget + replicas * (dearest + COST_OF_ENDING)
-    assert_ledger_adds_up(tmp_path / "out")
-
-
 def test_a_disk_that_fills_ends_with_one_message_and_nothing_is_lost_or_twice_on_resume(
     tmp_path: Path, listener: KeepingListener
 ) -> None:
