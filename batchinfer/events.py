@@ -65,6 +65,7 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
         "trial used": Event("A trial of this job says how fast and how long its rows are.", ("rows", "report")),
         "trial ignored": Event("The last trial ran with another spec.", ("report", "reason")),
         "comparing": Event("A variant of a comparison is about to run its sample.", ("variant", "output")),
+        "judging": Event("A judge is about to score the answers of a comparison.", ("answers", "output")),
         "hint": Event("What would help the plan, or which rows a retry cannot help.", ("text",)),
         "replica started": Event("A replica begins to load its engine.", ("node",)),
         "engine ready": Event(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from batchinfer.accounting.break_even import ApiComparison
-from batchinfer.accounting.evaluation import Z_95
 from batchinfer.accounting.part import Part
 from batchinfer.accounting.report import Accuracy
+from batchinfer.accounting.scores import Judged, Judging, PairedScores
+from batchinfer.accounting.significance import holm, mcnemar, paired_interval
 from batchinfer.catalog import Score
 from batchinfer.planner import Interval
 
@@ -142,6 +142,10 @@ class VariantResult(Part):
     """On the rows of the sample that have a right answer."""
     against_best: Paired | None = None
     """Beside the most accurate variant. null: it is that one, or there are no right answers."""
+    judged: Judged | None = None
+    """What a judge said of its answers. null: there is no judge."""
+    judged_against_best: PairedScores | None = None
+    """Beside the variant with the highest mean score. null: it is that one, or there is no judge."""
     agreement: Accuracy | None = None
     """Rows whose answer equals that of the first variant, with its interval."""
     usd_per_thousand_rows: float | None = None
@@ -167,39 +171,12 @@ class Comparison(Part):
     """In the order in which they were named."""
     agreement: dict[str, dict[str, float]] = Field(default_factory=dict)
     """For each two variants the share of rows with equal answers. Empty without a sample."""
+    judge: Judging | None = None
+    """The judge and its own run. null: there is none."""
     chosen: str | None = None
     """The variant to take. null: none can be told."""
     rule: str = ""
     """The rule of the choice, and what it led to, for a person."""
-
-
-def mcnemar(only_this: int, only_other: int) -> float:
-    """The two-sided p-value of McNemar's exact test: the rows on which exactly one of two is right are coin flips if
-    both are equally good. `only_this` and `only_other` count them by which one is right.
-    """
-    flips, fewer = only_this + only_other, min(only_this, only_other)
-    tail: int = sum(math.comb(flips, heads) for heads in range(fewer + 1))
-    return min(1.0, float(2 * tail / 2**flips))
-
-
-def paired_interval(only_this: int, only_other: int, rows: int) -> tuple[float, float]:
-    """The 95% interval of a difference between two shares of the same `rows` (Agresti and Min 2005, the adjusted Wald
-    interval: half a row is added to each of the four cells)."""
-    total = rows + 2
-    middle = (only_this - only_other) / total
-    spread = (only_this + only_other + 1) / total - middle**2
-    half = Z_95 * math.sqrt(spread / total)
-    return max(-1.0, middle - half), min(1.0, middle + half)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values adjusted for their number by Holm's step-down method (1979)."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for place, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[i]))
-        adjusted[i] = highest
-    return adjusted
 
 
 def against_best(best: str, right: Mapping[str, Sequence[bool]]) -> dict[str, Paired]:
@@ -244,24 +221,43 @@ def pareto_front(points: Mapping[str, tuple[float, float]]) -> set[str]:
 
 def concluded(made: Comparison) -> Comparison:
     """The comparison with the front and the choice."""
-    by_accuracy = any(one.accuracy is not None for one in made.variants)
-    quality = {
-        one.name: (one.accuracy if by_accuracy else one.agreement)
-        for one in made.variants
-        if one.problem is None and (one.accuracy if by_accuracy else one.agreement) is not None
-    }
+    by = quality_kind(made)
     points = {
-        one.name: (one.usd_per_thousand_rows, seen.accuracy)
+        one.name: (one.usd_per_thousand_rows, seen)
         for one in made.variants
-        if one.usd_per_thousand_rows is not None and (seen := quality.get(one.name)) is not None
+        if one.problem is None and one.usd_per_thousand_rows is not None and (seen := quality_of(one, by)) is not None
     }
-    front = pareto_front(points)
+    front = pareto_front({name: (cost, seen[0]) for name, (cost, seen) in points.items()})
     variants = tuple(one.model_copy(update={"on_front": one.name in front}) for one in made.variants)
-    chosen, rule = _choice(made, by_accuracy)
+    chosen, rule = _choice(made, by)
     return made.model_copy(update={"variants": variants, "chosen": chosen, "rule": rule})
 
 
-def _choice(made: Comparison, by_accuracy: bool) -> tuple[str | None, str]:
+Quality = Literal["accuracy", "score", "agreement"]
+"""What tells variants apart: right answers, a judge, or answers equal to those of the first."""
+
+
+def quality_kind(made: Comparison) -> Quality:
+    """Right answers if there are some, a judge's scores otherwise, and agreement without both."""
+    if any(one.accuracy is not None for one in made.variants):
+        return "accuracy"
+    if any(one.judged is not None and one.judged.scored for one in made.variants):
+        return "score"
+    return "agreement"
+
+
+def quality_of(one: VariantResult, by: Quality) -> tuple[float, float, float] | None:
+    """A variant's quality, 0 to 1, with its 95% interval; None if it has none."""
+    if by == "score":
+        seen = one.judged
+        if seen is None or seen.share is None or seen.share_low is None or seen.share_high is None:
+            return None
+        return seen.share, seen.share_low, seen.share_high
+    shares = one.accuracy if by == "accuracy" else one.agreement
+    return None if shares is None else (shares.accuracy, shares.low, shares.high)
+
+
+def _choice(made: Comparison, by: Quality) -> tuple[str | None, str]:
     """The variant to take, and the rule."""
     priced = [one for one in made.variants if one.problem is None and one.usd_per_thousand_rows is not None]
     if not priced:
@@ -273,26 +269,8 @@ def _choice(made: Comparison, by_accuracy: bool) -> tuple[str | None, str]:
             f"The cheapest by plan is {cheapest.name}. Which answers well enough, only a sample tells: leave --dry-run "
             "out."
         )
-    if by_accuracy:
-        compared = [one for one in priced if one.accuracy is not None]
-        if not compared:
-            return None, "No variant with a price was compared with right answers."
-        good = [one for one in compared if one.against_best is None or one.against_best.low >= -made.margin]
-        best = max(compared, key=lambda one: one.accuracy.accuracy if one.accuracy else 0.0)
-        taken = min(good or [best], key=_usd)
-        rule = (
-            f"The cheapest variant that is, with 95% confidence, at most {made.margin:.1%} of the rows less accurate "
-            "than the most accurate one."
-        )
-        closer = [one for one in compared if one not in good and _usd(one) < _usd(taken)]
-        if closer:
-            near = max(closer, key=lambda one: one.against_best.low if one.against_best else 0.0)
-            assert near.against_best is not None
-            rule += (
-                f" {near.name} is cheaper, but may be {-near.against_best.low:.1%} of the rows less accurate; "
-                "a larger sample narrows that."
-            )
-        return taken.name, rule
+    if by != "agreement":
+        return _best_within_margin(made, priced, by)
     alike = [one for one in priced if one.agreement is not None and one.agreement.low >= 1 - made.margin]
     if not alike:
         return None, "No right answers, and no answers to compare with those of the first variant: none can be told."
@@ -302,6 +280,31 @@ def _choice(made: Comparison, by_accuracy: bool) -> tuple[str | None, str]:
         "sample does not say."
     )
     return min(alike, key=_usd).name, rule
+
+
+def _best_within_margin(made: Comparison, priced: Sequence[VariantResult], by: Quality) -> tuple[str | None, str]:
+    """The cheapest that is not much worse than the best, by right answers or by a judge."""
+    what, best_of = ("right answers", "the most accurate one") if by == "accuracy" else ("a judge", "the best scored")
+    unit = "of the rows less accurate" if by == "accuracy" else "of the scale worse"
+    compared = {one.name: seen[0] for one in priced if (seen := quality_of(one, by)) is not None}
+    if not compared:
+        return None, f"No variant with a price was compared by {what}."
+    ranked = [one for one in priced if one.name in compared]
+    good = [one for one in ranked if _worse(one, by) <= made.margin]
+    taken = min(good or [max(ranked, key=lambda one: compared[one.name])], key=_usd)
+    rule = f"The cheapest variant that is, with 95% confidence, at most {made.margin:.1%} {unit} than {best_of}."
+    closer = [one for one in ranked if one not in good and _usd(one) < _usd(taken)]
+    if closer:
+        near = min(closer, key=lambda one: _worse(one, by))
+        rule += f" {near.name} is cheaper, but may be {_worse(near, by):.1%} {unit}; a larger sample narrows that."
+    return taken.name, rule
+
+
+def _worse(one: VariantResult, by: Quality) -> float:
+    """How much worse than the best a variant may be, with 95% confidence: a share of the rows or of the scale."""
+    if by == "accuracy":
+        return 0.0 if one.against_best is None else -one.against_best.low
+    return 0.0 if one.judged_against_best is None else -one.judged_against_best.share_low
 
 
 def _usd(one: VariantResult) -> float:

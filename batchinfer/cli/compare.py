@@ -31,6 +31,10 @@ Seed = Annotated[int, typer.Option(min=0, help="Another seed chooses other rows.
 Margin = Annotated[
     float, typer.Option(min=0, max=1, help="How much less accurate than the best the chosen one may be, as 0.02.")
 ]
+Judge = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL|FILE", help="A model that scores the answers, or a .yaml file with its keys."),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Only plan the variants: fit, time, dollars, licence, context.")
 ]
@@ -48,6 +52,7 @@ def compare(
     sample: Sample = 500,
     seed: Seed = 0,
     margin: Margin = 0.02,
+    judge: Judge = None,
     dry_run: DryRun = False,
     overrides: Overrides = None,
     html: Html = None,
@@ -60,6 +65,7 @@ def compare(
     """Run a sample through variants of the job: which is right how often, at what price, and which to take."""
     from batchinfer.execution.compare import compare as compared
     from batchinfer.jobspec import load
+    from batchinfer.jobspec.judge_keys import judge_of
     from batchinfer.jobspec.variants import variants
     from batchinfer.pages import compare_page
     from batchinfer.reporting.compare import render_comparison
@@ -80,6 +86,7 @@ def compare(
             cluster=address,
             at=times[0] if times else None,
             fresh=fresh,
+            judge=None if judge is None else judge_of(judge),
         ),
         loaded.storage,
     )

@@ -25,16 +25,19 @@ from batchinfer.accounting.comparison import (
     concluded,
 )
 from batchinfer.accounting.report import Accuracy, Report
+from batchinfer.accounting.scores import Judging, judged, scores_against_best
 from batchinfer.errors import BatchinferError, EngineError, ModelError, ResourceError, UserError, WorkersLost
 from batchinfer.execution import ray_pipeline, runner
 from batchinfer.execution.checks import Checked, absolute, check, new_run_id, require_apart, resolved
 from batchinfer.execution.evaluate_later import answers_of_results
+from batchinfer.execution.judge import Ran, Scores, judge_answers, planned_judge, require_judge
 from batchinfer.execution.plan_job import plan_job
 from batchinfer.execution.preview import plan_checked
 from batchinfer.execution.progress import Listener
 from batchinfer.execution.result_rows import SECONDS, labels_of
 from batchinfer.execution.trial import answer_of
 from batchinfer.jobspec import JobSpec, SampleSpec
+from batchinfer.jobspec.judge_keys import JudgeSpec
 from batchinfer.jobspec.printed import printed
 from batchinfer.jobspec.variants import Variant
 from batchinfer.model.resolve import ModelFacts
@@ -93,8 +96,10 @@ def compare(
     cluster: str | None = None,
     at: datetime | None = None,
     fresh: bool = False,
+    judge: JudgeSpec | None = None,
 ) -> Comparison:
     """Plan the variants of the job, and unless `dry_run` run each over the same `rows` random rows, one by one.
+    `judge`: a model that scores their answers then.
 
     The same call again goes on where an earlier one ended. A variant that cannot run is told in its place. Raises what
     `run` raises, and UserError if no variant can run.
@@ -102,11 +107,18 @@ def compare(
     job = _once(resolved(spec, at)[0])
     found = [_prepare(one, job, dry_run) for one in variants]
     _require_one(found)
+    if judge is not None:
+        for prepared in found:
+            require_judge(prepared.spec, judge, access=not dry_run)
+    judging: Judging | None = None
+    scores: dict[str, Scores] = {}
     left = [(one, one.whole) for one in found if one.whole is not None]
     if dry_run:
         for one, whole in left:
             with _noted(one):
                 one.plan = plan_checked(whole, listener, cluster)
+        if judge is not None:
+            judging = _planned_judging(job, judge, found, rows)
     else:
         sample = SampleSpec(rows=rows, seed=seed)
         with ray_pipeline.announced(cluster, listener):
@@ -116,8 +128,42 @@ def compare(
                     _run(one, listener, cluster, sample, fresh)
                     if one.report is not None and one.report.rows_ran:
                         one.plan = plan_job(whole, described, measured=[one.report])
+            _require_one(found)
+            if judge is not None:
+                ran = [_ran(one) for one in found if one.error is None and one.rows]
+                place = _place(job, sample)
+                judging, scores = judge_answers(job, judge, ran, place, listener, cluster=cluster, fresh=fresh)
     _require_one(found)
-    return concluded(_compared(job, found, rows, margin, dry_run))
+    made = _compared(job, found, rows, margin, dry_run)
+    return concluded(made if judging is None else _with_scores(made, judging, scores))
+
+
+def _planned_judging(job: JobSpec, judge: JudgeSpec, found: Sequence[_Prepared], rows: int) -> Judging:
+    works = [one.plan.workload for one in found if one.plan is not None and one.plan.workload is not None]
+    tokens = sum(work.input_tokens + work.output_tokens.mid for work in works) / max(1, len(works))
+    return planned_judge(job, judge, sum(min(rows, work.answered) for work in works), tokens)
+
+
+def _ran(one: _Prepared) -> Ran:
+    return Ran(one.variant.name, one.variant.folder, one.spec, Layout(one.output, one.spec.storage))
+
+
+def _place(job: JobSpec, sample: SampleSpec) -> str:
+    return join(join(job.output.uri, FOLDER), f"{sample.rows}-rows-{sample.seed}")
+
+
+def _with_scores(made: Comparison, judging: Judging, scores: Mapping[str, Scores]) -> Comparison:
+    """The comparison with what the judge said."""
+    scale = (judging.low, judging.high)
+    found = {name: judged(one.by_row, one.failed, one.unscored, *scale) for name, one in scores.items()}
+    told = {name: one.mean for name, one in found.items() if one.mean is not None}
+    best = max(told, key=lambda name: told[name], default="")
+    beside = scores_against_best(best, {name: scores[name].by_row for name in told}, scale) if told else {}
+    variants = tuple(
+        one.model_copy(update={"judged": found.get(one.name), "judged_against_best": beside.get(one.name)})
+        for one in made.variants
+    )
+    return made.model_copy(update={"variants": variants, "judge": judging})
 
 
 def _once(spec: JobSpec) -> JobSpec:
@@ -164,8 +210,7 @@ def _require_one(found: Sequence[_Prepared]) -> None:
 
 def _run(one: _Prepared, listener: Listener, cluster: str | None, sample: SampleSpec, fresh: bool) -> None:
     spec = one.spec
-    place = join(join(spec.output.uri, FOLDER), f"{sample.rows}-rows-{sample.seed}")
-    one.output = join(place, one.variant.folder)
+    one.output = join(_place(spec, sample), one.variant.folder)
     sampled = _writing_to(
         spec,
         one.output,

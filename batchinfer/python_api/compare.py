@@ -60,6 +60,7 @@ def compare(
     output: str | os.PathLike[str] | None = None,
     seed: int = 0,
     margin: float = 0.02,
+    judge: str | Mapping[str, Any] | None = None,
     dry_run: bool = False,
     address: str | None = None,
     fresh: bool = False,
@@ -69,9 +70,11 @@ def compare(
     `{"model.source": ["qwen2.5-7b", "qwen2.5-1.5b"]}`, or with `dry_run` only plan them.
 
     Each variant has a folder in the output's `_compare`, and the same call again runs only what is missing. `margin`:
-    how much less accurate than the best the chosen variant may be. See `batchinfer compare`.
+    how much less accurate than the best the chosen variant may be. `judge`: a model that scores the answers, or the
+    keys of `--judge`. See `batchinfer compare`.
     """
     from batchinfer.execution.compare import compare as compared
+    from batchinfer.jobspec.judge_keys import judge_from
     from batchinfer.jobspec.variants import variants
     from batchinfer.python_api.session import attended
 
@@ -88,5 +91,6 @@ def compare(
             dry_run=dry_run,
             cluster=address or os.environ.get("RAY_ADDRESS") or None,
             fresh=fresh,
+            judge=None if judge is None else judge_from({"model": judge} if isinstance(judge, str) else judge),
         )
     return JobComparison(made)

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from batchinfer.accounting.comparison import Comparison, VariantResult
 from batchinfer.accounting.money import money
+from batchinfer.accounting.scores import judge_line
 from batchinfer.planner import Interval
 from batchinfer.reporting.apis import render_apis
 
@@ -19,6 +20,8 @@ def render_comparison(made: Comparison) -> RenderableType:
     """The table, what cannot run, and which variant to take."""
     parts: list[RenderableType] = [_planned(made) if made.dry_run else _measured(made)]
     parts += [Text(f"{one.name}: {one.problem}", "red") for one in made.variants if one.problem is not None]
+    if made.judge is not None:
+        parts += ["", *([] if made.dry_run else [_scores_of_judge(made)]), Text(judge_line(made.judge))]
     if len(made.variants) > 1 and 1 < len(made.agreement) <= MOST_AGREEING:
         parts += ["", _agreement(made)]
     if any(one.facts.scores for one in made.variants):
@@ -81,6 +84,33 @@ def _measured(made: Comparison) -> Table:
             seconds,
             f"{sample.rows_failed:,} of {sample.rows:,}",
             mark(one, made),
+        )
+    return table
+
+
+def _scores_of_judge(made: Comparison) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", title="scores of the judge", title_justify="left")
+    table.add_column("variant", overflow="fold")
+    for name in ("mean score", "against the best", "scored", "without an answer", "no score"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in made.variants:
+        seen, pair = one.judged, one.judged_against_best
+        if seen is None:
+            continue
+        mean = "" if seen.mean is None else f"{seen.mean:.2f} ({seen.low:.2f} to {seen.high:.2f})"
+        beside = (
+            "the best"
+            if pair is None
+            else (f"{pair.difference:+.2f} ({pair.low:+.2f} to {pair.high:+.2f}), p {pair.p_adjusted:.2g}")
+        )
+        unscored = ", ".join(f"{code} {count:,}" for code, count in seen.unscored.items())
+        table.add_row(
+            one.name,
+            mean,
+            beside if seen.mean is not None else "",
+            f"{seen.scored:,} of {seen.rows:,}",
+            f"{seen.without_answer:,}",
+            unscored or "0",
         )
     return table
 

@@ -17,12 +17,19 @@ from batchinfer.accounting.comparison import (
     VariantResult,
     against_best,
     concluded,
-    holm,
-    mcnemar,
-    paired_interval,
     pareto_front,
 )
 from batchinfer.accounting.report import Accuracy
+from batchinfer.accounting.scores import judged, scores_against_best
+from batchinfer.accounting.significance import (
+    MOST_EXACT,
+    difference_interval,
+    holm,
+    mcnemar,
+    mean_interval,
+    paired_interval,
+    randomization_p,
+)
 from batchinfer.planner import Interval
 
 
@@ -144,3 +151,86 @@ def test_agresti_and_min_by_hand():
     assert (low + high) / 2 == pytest.approx(2 / 22)
     spread = math.sqrt((5 / 22 - (2 / 22) ** 2) / 22)
     assert high - low == pytest.approx(2 * 1.959964 * spread, rel=1e-6)
+
+
+@given(st.lists(st.integers(-4, 4), min_size=1, max_size=9))
+def test_the_randomization_test_counts_the_swaps_that_are_as_far_apart(differences):
+    swaps = itertools.product((1, -1), repeat=len(differences))
+    sums = [abs(sum(sign * value for sign, value in zip(signs, differences, strict=True))) for signs in swaps]
+    as_far = sum(one >= abs(sum(differences)) for one in sums) / len(sums)
+    assert randomization_p(differences) == pytest.approx(as_far)
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 50))
+def test_scores_of_0_and_1_are_right_answers(only_this, only_other, same):
+    differences = [1] * only_this + [-1] * only_other + [0] * same
+    assert randomization_p(differences) == pytest.approx(mcnemar(only_this, only_other), rel=1e-6, abs=1e-12)
+    if differences:
+        expected = paired_interval(only_this, only_other, len(differences))
+        assert difference_interval(differences, 1) == pytest.approx(expected)
+
+
+def test_the_normal_limit_agrees_with_the_exact_distribution():
+    differences = [1, -2, 1, 0, 2, -1, -1, 1] * 240 + [1] * 60
+    assert sum(map(abs, differences)) < MOST_EXACT < 16 * sum(map(abs, differences))
+    exact = randomization_p(differences)
+    spread = math.sqrt(sum(value * value for value in differences))
+    assert exact == pytest.approx(math.erfc(sum(differences) / spread / math.sqrt(2)), rel=0.1)
+    normal = math.erfc(16 * sum(differences) / (4 * spread) / math.sqrt(2))
+    assert randomization_p(differences * 16) == pytest.approx(normal)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=200))
+def test_the_interval_of_a_mean_lies_in_the_scale_and_equal_scores_are_not_certain(scores):
+    low, high = mean_interval(scores, 1, 5)
+    assert 1 <= low < high <= 5
+    fewer = mean_interval([5] * 3, 1, 5)
+    assert fewer[0] < mean_interval([5] * 300, 1, 5)[0] < 5
+
+
+def test_a_row_without_an_answer_scores_lowest_and_an_unreadable_score_is_told_and_in_no_mean():
+    scores = {"a": 5, "b": 4, "c": 1, "d": None, "e": None}
+    seen = judged(scores, failed=1, unscored={"output_invalid": 2}, low=1, high=5)
+    assert (seen.rows, seen.scored, seen.without_answer, seen.unscored) == (5, 3, 1, {"output_invalid": 2})
+    assert seen.mean == pytest.approx(10 / 3)
+    assert seen.share == pytest.approx((10 / 3 - 1) / 4)
+    nothing = judged({"a": None}, failed=0, unscored={"output_invalid": 1}, low=1, high=5)
+    assert (nothing.mean, nothing.share, nothing.scored) == (None, None, 0)
+
+
+def test_two_variants_are_compared_on_the_rows_that_have_a_score_for_both():
+    scores = {"a": {1: 5, 2: 4, 3: None, 4: 2}, "b": {1: 3, 2: 4, 3: 5, 4: 1}}
+    found = scores_against_best("a", scores, (1, 5))
+    assert set(found) == {"b"}
+    pair = found["b"]
+    assert (pair.rows, pair.lower, pair.higher) == (3, 2, 0)
+    assert pair.difference == pytest.approx(-1)
+    assert pair.share_low == pytest.approx(pair.low / 4)
+
+
+def test_with_a_judge_the_cheapest_that_scores_within_the_margin_is_taken():
+    rows = range(400)
+    scores = {
+        "best": {row: 4 + row % 2 for row in rows},
+        "alike": {row: 4 + row % 2 for row in rows},
+        "poor": {row: 2 + row % 2 for row in rows},
+    }
+    usd = {"best": 3.0, "alike": 2.0, "poor": 1.0}
+    beside = scores_against_best("best", scores, (1, 5))
+    variants = tuple(
+        VariantResult(
+            name=name,
+            settings={},
+            model=name,
+            facts=Facts(),
+            usd_per_thousand_rows=usd[name],
+            judged=judged(found, 0, {}, 1, 5),
+            judged_against_best=beside.get(name),
+        )
+        for name, found in scores.items()
+    )
+    made = concluded(Comparison(job_name="j", dry_run=False, sample_rows=400, margin=0.02, variants=variants))
+    assert made.chosen == "alike"
+    assert "of the scale worse than the best scored" in made.rule
+    assert "poor is cheaper, but may be" in made.rule
+    assert [one.on_front for one in made.variants] == [False, True, True]

@@ -12,6 +12,7 @@ from rich.console import Console
 from batchinfer.errors import SpecError, UserError
 from batchinfer.execution.compare import FOLDER, compare
 from batchinfer.jobspec import JobSpec
+from batchinfer.jobspec.judge_keys import judge_from, judge_of
 from batchinfer.jobspec.variants import variants
 from batchinfer.pages import compare_page
 from batchinfer.reporting.compare import render_comparison
@@ -102,3 +103,77 @@ def test_no_variant_that_can_run_is_the_users_mistake(spec):
 def test_a_key_that_is_none_is_refused_before_anything_runs(spec):
     with pytest.raises(SpecError, match="tempreature"):
         compare(spec, variants({"sampling.tempreature": [0, 1]}), KeepingListener())
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_judge_scores_the_answers_of_all_variants_in_a_folder_of_its_own(spec, tmp_path):
+    job = spec.model_copy(update={"evaluate": None})
+    found = variants({"prompt.template": ["about {{ id }}", "{{ (1 // 0) if topic == 'even' else topic }}"]})
+    engine = {"scripted": {"reject_on": "about row-00"}}
+    judge = judge_from({"model": "scripted", "template": "{{ prompt }}: {{ answer }}", "engine": engine})
+    made = compare(job, found, KeepingListener(), rows=120, judge=judge)
+    each, half = made.variants
+
+    run = Path(made.judge.output)
+    assert run.is_relative_to(tmp_path / "out" / FOLDER / "120-rows-0")
+    results = pq.read_table(run / "data").to_pylist()
+    refused = [row for row in results if row["row"].startswith("row-00") and row["variant"] == found[0].folder]
+    assert refused
+    assert each.judged.unscored == {"engine_rejected": len(refused)}
+    assert (each.judged.rows, each.judged.scored) == (120, 120 - len(refused))
+
+    told = [int(row["score"]) for row in results if row["variant"] == found[1].folder]
+    assert len({*told}) == 1, "equal requests with equal answers get one score"
+    assert half.judged.without_answer == 120 - len(told) > 0
+    assert half.judged.mean == pytest.approx((sum(told) + half.judged.without_answer) / 120)
+    assert len(results) == made.judge.answers == 120 + len(told)
+    assert made.judge.unscored == len(refused)
+    assert made.judge.cost_usd > 0
+    assert_ledger_adds_up(run)
+    assert made.chosen is not None
+    assert "of the scale" in made.rule
+
+    text, html = shown(made), compare_page(made).decode()
+    assert f"{each.judged.mean:.2f} (" in text
+    assert f"engine_rejected {len(refused)}" in text
+    assert "Scores of the judge" in html
+
+    again = KeepingListener()
+    resumed = compare(job, found, again, rows=120, judge=judge)
+    assert [name for name, _ in again.events].count("nothing to do") == 3
+    assert resumed.judge.cost_usd == made.judge.cost_usd
+    assert [one.judged for one in resumed.variants] == [one.judged for one in made.variants]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"model": "scripted", "scale": [5, 1]}, "is no scale"),
+        ({"model": "scripted", "template": "good?"}, "does not name the answer"),
+        ({"model": "scripted", "sclae": [1, 5]}, "judge.sclae"),
+        ({"scale": [1, 5]}, "judge.model"),
+    ],
+)
+def test_a_mistake_in_the_judge_is_one_message(keys, message):
+    with pytest.raises(SpecError, match=message):
+        judge_from(keys)
+
+
+def test_a_judge_is_a_model_or_a_file(tmp_path):
+    file = tmp_path / "judge.yaml"
+    file.write_text("model: {source: llama-3.3-70b, quantization: fp8}\nscale: [0, 10]\n")
+    assert judge_of(str(file)).scale == (0, 10)
+    assert judge_of("llama-3.3-70b").model.source == "llama-3.3-70b"
+    with pytest.raises(SpecError, match="cannot be read"):
+        judge_of(str(tmp_path / "none.yaml"))
+
+
+def test_a_judge_that_cannot_run_is_told_before_a_variant_runs(spec, tmp_path):
+    two = variants({"sampling.max_tokens": [2, 4]})
+    with pytest.raises(UserError, match="unknown model 'no-such-model'"):
+        compare(spec, two, KeepingListener(), judge=judge_from({"model": "no-such-model"}))
+    update = {"sampling": spec.sampling.model_copy(update={"n": 2, "temperature": 1.0}), "evaluate": None}
+    several = spec.model_copy(update=update)
+    with pytest.raises(SpecError, match=r"sampling\.n has others"):
+        compare(several, two, KeepingListener(), judge=judge_from({"model": "scripted"}))
+    assert not (tmp_path / "out").exists()
