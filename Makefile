@@ -7,11 +7,16 @@ CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: run test test-unit test-integration test-end-to-end coverage soak check docs format lock schemas clean
+.PHONY: run gateway test test-unit test-integration test-end-to-end coverage soak check docs format lock schemas clean
 
 run: .venv/.ready
 	$(BIN)/python jobs/demo/docstrings.py runs/demo-input
 	$(BIN)/batchinfer run jobs/demo.yaml
+
+# OpenAI's Batch API at http://127.0.0.1:8000/v1, with the demo's model under the name `docstrings`.
+gateway: .venv/.ready
+	$(PIP) install --quiet --no-warn-script-location --constraint $(CONSTRAINTS) $(call extra,gateway)
+	$(BIN)/batchinfer gateway --root runs/gateway --engines jobs/gateway/engines.yaml
 
 # A file of tests stays on one worker; the slowest files are begun first (tests/conftest.py). Three workers on two cores:
 # tests of kills and schedules wait for other processes most of their time.

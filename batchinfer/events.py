@@ -229,7 +229,13 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
         "scheduled": Event("`schedule serve` has read a spec.", ("job", "spec", "next_tick")),
         "tick": Event("`schedule serve` has started a process for a tick.", ("job", "pid")),
         "tick ended": Event("That process has ended.", ("job", "pid", "exit_code")),
-        "ending": Event("`schedule serve` is stopping; shards in flight end first.", ("running", "hint")),
+        "ending": Event("`schedule serve` or `gateway` is stopping; shards in flight end first.", ("running", "hint")),
+        "gateway ready": Event("The gateway answers.", ("url", "root"), line="the gateway answers at {url}"),
+        "batch begins": Event("The gateway has started a process for a batch.", ("batch", "model", "pid")),
+        "batch process ended": Event(
+            "That process has ended; with another exit code than 0 the batch is tried again.",
+            ("batch", "pid", "exit_code"),
+        ),
     }
 )
 """By name. A test fails if the code tells an event that is not here."""

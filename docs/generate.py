@@ -350,7 +350,7 @@ def commands_page() -> str:
 
 def _commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
     inner: Mapping[str, Any] = getattr(command, "commands", {})
-    if not inner:
+    if not inner and not command.hidden:
         yield name, command
     for one in sorted(inner):
         yield from _commands(inner[one], f"{name} {one}")

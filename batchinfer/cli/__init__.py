@@ -3,6 +3,7 @@
 from batchinfer.cli import compare as compare
 from batchinfer.cli import costs as costs
 from batchinfer.cli import explain as explain
+from batchinfer.cli import gateway as gateway
 from batchinfer.cli import render as render
 from batchinfer.cli import run as run
 from batchinfer.cli import run_batch as run_batch

@@ -18,7 +18,7 @@ from batchinfer.pages import RunStory, run_page
 from batchinfer.pages.samples import failed_rows, lengths
 from batchinfer.planner import Plan
 from batchinfer.rundir.accounts import journals_state, write_accounts
-from batchinfer.rundir.batch_files import write_batch_files, write_vllm_file
+from batchinfer.rundir.batch_files import Unanswered, write_batch_files, write_vllm_file
 from batchinfer.rundir.commit import committed_shards, read_accounting, read_records, repair
 from batchinfer.rundir.failed_rows import noted_retry
 from batchinfer.rundir.journals import living_replicas, read_journals, require_of_run
@@ -117,15 +117,17 @@ def conclude(
     manifest: Manifest,
     page: bool = True,
     publisher: Callable[[list[ShardRecord], Report], Published | None] | None = None,
+    unanswered: Unanswered | None = None,
 ) -> Report:
     """Write the accounts and the report, with `page` also for a browser, and the files of `output.format`.
 
-    `publisher` writes the results into a table, before the report says that the run is over.
+    `publisher` writes the results into a table, before the report says that the run is over. `unanswered`: what the
+    files of a batch say of requests that never ran.
     """
     records = account_for(layout, manifest)
     made = _report(layout, spec, manifest, records)
     if page and spec.output.format == "openai_batch":
-        write_batch_files(layout, manifest)
+        write_batch_files(layout, manifest, unanswered)
     if publisher is not None:
         made = made.model_copy(update={"published": publisher(records, made)})
     overwrite(layout, layout.report, made.model_dump_json(indent=2).encode())

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
+from batchinfer.input import read_shards
 from batchinfer.input.manifest import Manifest
-from batchinfer.rundir.commit import opened_results
+from batchinfer.jobspec import InputSpec
+from batchinfer.rundir.commit import committed_shards, opened_results
 from batchinfer.rundir.ownership import BATCH_LINE, overwrite_parts, remove
 from batchinfer.rundir.paths import Layout
 from batchinfer.storage import Stores, normal_uri, storage_for
@@ -26,6 +28,14 @@ _STATUS = {"model_not_found": 404, "engine_killed": 500}
 
 _TYPES = {400: "invalid_request_error", 404: "invalid_request_error", 500: "server_error"}
 _TYPES_OF_VLLM = {400: "BadRequestError", 404: "NotFoundError", 500: "InternalServerError"}
+
+
+class Unanswered(NamedTuple):
+    """Why requests of shards that never ran have no answer: the error of each, and the input that has them."""
+
+    code: str
+    message: str
+    source: InputSpec
 
 
 class _ResponseRow(NamedTuple):
@@ -42,15 +52,15 @@ class _ResponseRow(NamedTuple):
         return 200 if self.code is None else _STATUS.get(self.code, 400)
 
 
-def write_batch_files(layout: Layout, manifest: Manifest) -> None:
+def write_batch_files(layout: Layout, manifest: Manifest, unanswered: Unanswered | None = None) -> None:
     """Write the responses to `Layout.batch_output`, and the failed requests to `Layout.batch_errors`.
 
-    A file without lines is not there afterwards, as OpenAI's API has none. Raises OutputError for a file in their
-    place that batchinfer did not write.
+    `unanswered`: requests that never ran fail so; None: they have no line. A file without lines is not there
+    afterwards, as OpenAI's API has none. Raises OutputError for a file in their place that batchinfer did not write.
     """
     run_id = manifest.fingerprint.run_id
     for uri, failed in ((layout.batch_output, False), (layout.batch_errors, True)):
-        lines = (_openai_line(run_id, row) for row in _rows(layout, manifest) if (row.code is not None) is failed)
+        lines = _openai_lines(layout, manifest, run_id, failed, unanswered if failed else None)
         first = next(lines, None)
         if first is None:
             remove(layout, uri)
@@ -65,16 +75,35 @@ def write_vllm_file(layout: Layout, manifest: Manifest, uri: str, stores: Stores
     storage_for(uri, stores).put_parts(normal_uri(uri), lines)
 
 
-def _rows(layout: Layout, manifest: Manifest) -> Iterator[_ResponseRow]:
-    """Every row of the results, in the order of the input."""
+def _openai_lines(
+    layout: Layout, manifest: Manifest, run_id: str, failed: bool, unanswered: Unanswered | None
+) -> Iterator[bytes]:
+    for row in _rows(layout, manifest, unanswered):
+        if unanswered is not None and row.code is None and row.response is None:
+            yield _unanswered_line(run_id, row, unanswered)
+        elif (row.code is not None) is failed:
+            yield _openai_line(run_id, row)
+
+
+def _rows(layout: Layout, manifest: Manifest, unanswered: Unanswered | None = None) -> Iterator[_ResponseRow]:
+    """Every row of the results, in the order of the input. `unanswered`: also those of shards that have no results."""
     names = ["custom_id", "response", "error_code", "error_message"]
+    committed = committed_shards(layout)
     number = 0
     for shard in manifest.shards:
-        with opened_results(layout, shard.shard_id) as file:
-            for batch in pq.ParquetFile(file).iter_batches(_ROWS, columns=names):
-                for values in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
-                    yield _ResponseRow(number, *values)
-                    number += 1
+        if shard.shard_id in committed:
+            with opened_results(layout, shard.shard_id) as file:
+                for batch in pq.ParquetFile(file).iter_batches(_ROWS, columns=names):
+                    for values in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
+                        yield _ResponseRow(number, *values)
+                        number += 1
+            continue
+        if unanswered is not None:
+            source = unanswered.source
+            for _, rows in read_shards([shard], manifest.schema, manifest.partitions, source, layout.stores):
+                for place, custom_id in enumerate(rows.column("custom_id").to_pylist()):
+                    yield _ResponseRow(number + place, custom_id, None, None, None)
+        number += shard.rows
 
 
 def _line(row: _ResponseRow, name: str, request: str, body: str, error: str) -> bytes:
@@ -88,6 +117,16 @@ def _openai_line(run_id: str, row: _ResponseRow) -> bytes:
     name = f"{BATCH_LINE}{run_id}_{row.number:09d}"
     body = row.response if row.code is None else _error(row, _TYPES, row.code)
     return _line(row, name, f"req_{run_id}_{row.number:09d}", body or "null", "null")
+
+
+def _unanswered_line(run_id: str, row: _ResponseRow, why: Unanswered) -> bytes:
+    line = {
+        "id": f"{BATCH_LINE}{run_id}_{row.number:09d}",
+        "custom_id": row.custom_id,
+        "response": None,
+        "error": {"code": why.code, "message": why.message},
+    }
+    return f"{json.dumps(line, ensure_ascii=False, separators=(',', ':'))}\n".encode()
 
 
 def _vllm_line(run_id: str, row: _ResponseRow) -> bytes:

@@ -47,7 +47,7 @@ def test_kuberay_takes_the_rays():
         if document["apiVersion"] == "ray.io/v1":
             require_custom(document)
             kinds.add(document["kind"])
-    assert kinds == {"RayCluster", "RayJob", "RayCronJob"}
+    assert kinds == {"RayCluster", "RayJob", "RayCronJob", "RayService"}
 
 
 @pytest.mark.parametrize("name", ["rayjob", "raycronjob"])
@@ -79,6 +79,20 @@ def test_the_standing_cluster_has_spot_and_on_demand_gpus_behind_probes_and_a_to
         assert container["readinessProbe"]
         assert container["livenessProbe"]
         assert template["spec"]["securityContext"]["runAsNonRoot"]
+
+
+def test_the_service_starts_the_gateway_with_engines_that_are_valid(tmp_path):
+    from batchinfer.gateway.engines import load_engines
+
+    configured, service, _ = documents("rayservice.yaml")
+    (tmp_path / "engines.yaml").write_text(configured["data"]["engines.yaml"])
+    assert list(load_engines(str(tmp_path / "engines.yaml")).engines) == ["qwen2.5-7b"]
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    module, _, name = application["import_path"].partition(":")
+    assert (FOLDER.parent / f"{module.replace('.', '/')}.py").read_text().count(f"\ndef {name}(") == 1
+    for template in pod_templates(service):
+        (container,) = template["spec"]["containers"]
+        assert application["args"]["engines"].rpartition("/")[0] in [m["mountPath"] for m in container["volumeMounts"]]
 
 
 def test_images_have_the_version_of_the_package():
