@@ -30,7 +30,7 @@ from batchinfer.errors import BatchinferError, EngineError, ModelError, Resource
 from batchinfer.execution import ray_pipeline, runner
 from batchinfer.execution.checks import Checked, absolute, check, new_run_id, require_apart, resolved
 from batchinfer.execution.evaluate_later import answers_of_results
-from batchinfer.execution.judge import Ran, Scores, judge_answers, planned_judge, require_judge
+from batchinfer.execution.judge import JudgedVariant, Scores, judge_answers, planned_judge, require_judge
 from batchinfer.execution.plan_job import plan_job
 from batchinfer.execution.preview import plan_checked
 from batchinfer.execution.progress import Listener
@@ -144,8 +144,8 @@ def _planned_judging(job: JobSpec, judge: JudgeSpec, found: Sequence[_Prepared],
     return planned_judge(job, judge, sum(min(rows, work.answered) for work in works), tokens)
 
 
-def _ran(one: _Prepared) -> Ran:
-    return Ran(one.variant.name, one.variant.folder, one.spec, Layout(one.output, one.spec.storage))
+def _ran(one: _Prepared) -> JudgedVariant:
+    return JudgedVariant(one.variant.name, one.variant.folder, one.spec, Layout(one.output, one.spec.storage))
 
 
 def _place(job: JobSpec, sample: SampleSpec) -> str:

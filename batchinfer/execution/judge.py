@@ -46,7 +46,7 @@ _PAIRS = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class JudgedVariant:
     """A variant whose sample has run. `folder`: the name of its folder."""
 
     name: str
@@ -131,7 +131,7 @@ def judge_job(job: JobSpec, judge: JudgeSpec, pairs: str, output: str) -> JobSpe
 def judge_answers(
     job: JobSpec,
     judge: JudgeSpec,
-    variants: Sequence[Ran],
+    variants: Sequence[JudgedVariant],
     place: str,
     listener: Listener,
     *,
@@ -195,7 +195,7 @@ def _digest(judge: JudgeSpec, pairs: Sequence[Mapping[str, Any]]) -> str:
     return found.hexdigest()[:12]
 
 
-def _pairs_of(one: Ran) -> Iterator[tuple[Any, str | None, str | None]]:
+def _pairs_of(one: JudgedVariant) -> Iterator[tuple[Any, str | None, str | None]]:
     """For each row of a variant's sample its id, its request and its answer; None for one that it does not have."""
     spec, manifest = one.spec, find_manifest(one.layout)
     assert manifest is not None, "the sample has run"
