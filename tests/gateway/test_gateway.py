@@ -219,6 +219,7 @@ def test_a_batch_is_cancelled_or_expires_and_what_is_done_is_kept(gateway: Gatew
         assert sorted([*done, *(one["custom_id"] for one in missed)]) == sorted(f"r-{i}" for i in range(3000))
 
 
+@pytest.mark.soak
 def test_after_kill_9_of_the_gateway_the_next_one_goes_on(gateway: Gateway) -> None:
     client = gateway.client()
     made = [created(client, requests(200, "slow")), created(client, requests(50, "gpt-4o-mini"))]
