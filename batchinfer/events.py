@@ -185,6 +185,11 @@ EVENTS: Mapping[str, Event] = MappingProxyType(
             ("occasion", "reason"),
             "warning",
         ),
+        "lineage not sent": Event(
+            "An event of `lineage` (`state`, as START) was not sent; the run is as it is.",
+            ("state", "reason"),
+            "warning",
+        ),
         "published": Event(
             "The results are in their table (`output.publish`). `rows`: those of the commit.",
             ("table", "mode", "version", "rows"),

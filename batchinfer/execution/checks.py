@@ -13,6 +13,7 @@ from typing import Any
 from batchinfer.engine.grammars import require_grammar
 from batchinfer.engine.installed import require_engine_arguments
 from batchinfer.errors import ModelError, OutputError, SpecError, StoreRefused, UserError
+from batchinfer.execution.lineage import require_client
 from batchinfer.execution.model_checks import require_model
 from batchinfer.execution.publish import require_publishable
 from batchinfer.execution.row_chunks import require_room_to_combine
@@ -167,6 +168,7 @@ def check(
     """
     for uri in (spec.input.uri, spec.output.uri, *(() if spec.cache is None else (spec.cache.uri,))):
         storage_for(uri, spec.storage)
+    require_client(spec)
     facts = require_model(spec, access)
     require_apart(spec)
     spec = absolute(spec)

@@ -169,7 +169,12 @@ def _with_scores(made: Comparison, judging: Judging, scores: Mapping[str, Scores
 def _once(spec: JobSpec) -> JobSpec:
     """The job as it runs once, and tells nobody: a comparison takes no file and no tick of it."""
     apart = absolute(spec)
-    once = {"schedule": None, "notify": None, "input": apart.input.model_copy(update={"incremental": None})}
+    once = {
+        "schedule": None,
+        "notify": None,
+        "lineage": None,
+        "input": apart.input.model_copy(update={"incremental": None}),
+    }
     return apart.model_copy(update={key: value for key, value in once.items() if getattr(apart, key) != value})
 
 

@@ -19,8 +19,7 @@ from batchinfer import events
 from batchinfer.accounting.records import ShardRecord
 from batchinfer.accounting.report import Published, Report
 from batchinfer.errors import OutputError, StorageError, TooManyFailedRows, UserError
-from batchinfer.execution.result_rows import result_table
-from batchinfer.execution.shard_block import Envelope
+from batchinfer.execution.result_rows import results_schema
 from batchinfer.input.manifest import Manifest
 from batchinfer.jobspec import JobSpec, PublishSpec
 from batchinfer.jobspec.table_keys import catalog_of
@@ -65,19 +64,12 @@ def require_publishable(spec: JobSpec, manifest: Manifest) -> str | None:
         return None
     try:
         table = destination(publish, spec.storage)
-        fitted = _fitted(publish, _results_schema(spec, manifest), table.schema)
+        fitted = _fitted(publish, results_schema(spec, manifest.schema), table.schema)
     except StorageError as error:
         raise OutputError(f"output.publish: {error.message}", error.remedy) from error
     new = "creates" if table.schema is None else "writes to"
     adds = f", and adds {', '.join(fitted.added)}" if fitted.added else ""
     return f"at its end it {new} the {publish.to} table {publish.table} ({publish.mode}){adds}"
-
-
-def _results_schema(spec: JobSpec, manifest: Manifest) -> pa.Schema:
-    """The columns of the results, before there are any."""
-    nothing = Envelope(shard_id=0, generation=0, first_row=0)
-    made: pa.Schema = result_table(spec, manifest.schema.empty_table(), nothing, [[] for _ in spec.step_jobs]).schema
-    return made
 
 
 def _fitted(publish: PublishSpec, results: pa.Schema, table: pa.Schema | None) -> Fitted:
@@ -269,7 +261,7 @@ class _Written:
         self.schema: pa.Schema = (
             self._schema_of(results.manifest.shards[0].shard_id)
             if results.manifest.shards
-            else _results_schema(results.spec, results.manifest)
+            else results_schema(results.spec, results.manifest.schema)
         )
         self.target = self.schema
         self.rows = 0

@@ -67,6 +67,13 @@ def result_table(
     return pa.table(columns)
 
 
+def results_schema(spec: JobSpec, rows: pa.Schema) -> pa.Schema:
+    """The columns of the results of rows with these columns, before there are any."""
+    nothing = Envelope(shard_id=0, generation=0, first_row=0)
+    made: pa.Schema = result_table(spec, rows.empty_table(), nothing, [[] for _ in spec.step_jobs]).schema
+    return made
+
+
 def _answer_columns(
     spec: JobSpec, completions: Sequence[Completion], width: int, prefix: str = ""
 ) -> dict[str, pa.Array | pa.ChunkedArray]:

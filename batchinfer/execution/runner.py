@@ -34,6 +34,7 @@ from batchinfer.execution.checks import (
     resolved,
 )
 from batchinfer.execution.job import RunningJob
+from batchinfer.execution.lineage import traced
 from batchinfer.execution.metrics import Metrics, labels_of
 from batchinfer.execution.model_checks import require_model
 from batchinfer.execution.monthly_budget import within_month
@@ -116,7 +117,7 @@ def run(
             plan = plan_job(checked, ray_pipeline.describe_cluster(), listener)
             return _carry_out(checked, plan, pending, listener, timed, limited)
 
-    return telling(checked.spec, layout.root, carry_out)
+    return telling(checked.spec, layout.root, lambda: traced(checked.spec, layout, manifest, carry_out))
 
 
 def _carry_out(
@@ -283,7 +284,7 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
                 _execute(job, manifest, work, listener, require_held)
                 return conclude(layout, spec, manifest, publisher=publisher(layout, spec, manifest))
 
-    return telling(spec, layout.root, carry_out)
+    return telling(spec, layout.root, lambda: traced(spec, layout, manifest, carry_out))
 
 
 def publish(uri: str, overrides: Sequence[str] = ()) -> Report:
@@ -305,7 +306,7 @@ def publish(uri: str, overrides: Sequence[str] = ()) -> Report:
             "say --set output.publish.to=delta --set output.publish.table=PLACE, or the same with iceberg",
         )
     require_enough_rows(current_report(layout, spec, manifest))
-    return _concluded_again(layout, spec, manifest)
+    return traced(spec, layout, manifest, lambda: _concluded_again(layout, spec, manifest))
 
 
 def _concluded_again(layout: Layout, spec: JobSpec, manifest: Manifest, page: bool = True) -> Report:

@@ -13,7 +13,7 @@ from batchinfer.jobspec import JobSpec
 from batchinfer.rundir.paths import Layout
 from batchinfer.storage import REQUESTS_AT_ONCE, Entry, Stores, storage_for
 
-_FREE_KEYS = ("name", "resources", "limits", "schedule", "storage", "labels", "notify", "cache")
+_FREE_KEYS = ("name", "resources", "limits", "schedule", "storage", "labels", "notify", "lineage", "cache")
 """Keys that may change between the runs of one output: they shape no result."""
 
 
@@ -86,7 +86,9 @@ def require_same_input(manifest: Manifest, spec: JobSpec) -> None:
         # The version is pinned: what the table has got since is of no concern.
         partly, entries = True, _found_again(before, spec.storage)
     else:
-        entries = input_entries(spec.input.uri, spec.input.format, spec.storage, partly, spec.input.ignore)
+        entries = input_entries(
+            spec.input.uri, spec.input.format, spec.storage, partly, spec.input.ignore, spec.input.split
+        )
     now = {entry.uri: entry.tag for entry in entries}
     lines = [f"  {uri} is gone" for uri in before if uri not in now]
     lines += [f"  {uri} has changed" for uri, tag in before.items() if uri in now and now[uri] != tag]

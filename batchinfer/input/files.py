@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from batchinfer.errors import InputError, StorageError
+from batchinfer.input.splits import chosen_files
 from batchinfer.input.table_files import TableEntry
 from batchinfer.storage import Entry, Storage, Stores, join, normal_uri, storage_for
 
@@ -25,8 +26,11 @@ _SUFFIXES = {
     "parquet": (".parquet", ".parq", ".pq"),
     "jsonl": tuple(line + packed for packed in ("", ".gz", ".zst") for line in _LINES),
     "openai_batch": tuple(line + packed for packed in ("", ".gz", ".zst") for line in _LINES),
+    "arrow": (".arrow", ".arrows", ".ipc", ".feather"),
     "csv": tuple(text + packed for packed in ("", ".gz", ".zst") for text in (".csv", ".tsv")),
 }
+_OF_DATASETS = ("parquet", "arrow")
+"""Formats of Hugging Face's datasets, whose folders of several splits are refused unless one is chosen."""
 _LOOKED_AT = 10_000
 
 
@@ -49,9 +53,10 @@ def input_entries(
     stores: Stores | None = None,
     none_is_fine: bool = False,
     ignore: Sequence[str] = (),
+    split: str | None = None,
 ) -> list[Entry]:
     """The files of `find_input`."""
-    return list(find_input(uri, file_format, stores, none_is_fine, ignore).entries)
+    return list(find_input(uri, file_format, stores, none_is_fine, ignore, split).entries)
 
 
 def find_input(
@@ -60,12 +65,13 @@ def find_input(
     stores: Stores | None = None,
     none_is_fine: bool = False,
     ignore: Sequence[str] = (),
+    split: str | None = None,
 ) -> Found:
     """The files that `uri` (a folder, a file or a glob) means.
 
     Files that every tool ignores (`_ignored_by_all`) or that `ignore` names are left out, unless `uri` is the file
-    itself. Raises InputError for any other file that the format does not read. Raises InputError if there are no
-    files, unless `none_is_fine`.
+    itself, and of a dataset the files of other splits than `split`. Raises InputError for any other file that the
+    format does not read, and if there are no files, unless `none_is_fine`.
     """
     storage, whole = storage_for(uri, stores), normal_uri(uri)
     pattern = is_glob(uri, stores)
@@ -76,12 +82,21 @@ def find_input(
     root = fixed_part(whole) if pattern else whole
     if not pattern and "://" not in whole:
         _require_no_broken_links(whole, ignore)
+    chosen = None
+    if not pattern and whole not in listed and (split is not None or file_format in _OF_DATASETS):
+        names = {_below(root, path) for path in listed}
+        chosen = chosen_files(root, names, _SUFFIXES[file_format], split, lambda name: storage.read(join(root, name)))
     entries, left_out, unknown = [], [], []
     for path, entry in listed.items():
         name = _below(root, path)
         if path == whole:
             entries.append(entry)
-        elif _ignored_by_all(name) or _matches(name, ignore) or (not entry.size and path in folders):
+        elif (
+            (chosen is not None and name not in chosen)
+            or _ignored_by_all(name)
+            or _matches(name, ignore)
+            or (not entry.size and path in folders)
+        ):
             left_out.append(path)
         elif pattern or path.lower().endswith(_SUFFIXES[file_format]):
             entries.append(entry)

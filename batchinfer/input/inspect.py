@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.errors import InputError
+from batchinfer.input.arrow import inspect_arrow
 from batchinfer.input.bad_rows import BAD_ROW
 from batchinfer.input.column_types import CASTS, JSON, PARSED, Misfit, common, may_lose
 from batchinfer.input.csv import inspect_csv
@@ -69,7 +70,7 @@ def build_manifest(
         fingerprint = fingerprint.model_copy(update={"table_version": table.version})
         there = Found(table.entries, ())
     else:
-        there = find_input(given.uri, given.format, spec.storage, choose is not None, given.ignore)
+        there = find_input(given.uri, given.format, spec.storage, choose is not None, given.ignore, given.split)
     entries = list(there.entries)
     # Computed before `choose`, over all files, so that a partition column has the same type in every run.
     partitions = _values_schema(given, entries)
@@ -208,6 +209,8 @@ def _inspect(
         try:
             if spec.input.format == "csv":
                 return inspect_csv(entry, columns, _casts(spec), kept, room.take, spec.input.csv, spec.storage)
+            if spec.input.format == "arrow":
+                return inspect_arrow(entry, columns, spec.storage)
             return inspect_jsonl(entry, columns, _casts(spec), spec.storage, spec.input.sets_aside)
         except InputError as error:
             return error

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
+from batchinfer.input.arrow import ArrowRows
 from batchinfer.input.csv import CsvRows
 from batchinfer.input.files import entry_values
 from batchinfer.input.formats import Rows, fit
@@ -77,6 +78,8 @@ class _Reader:
             return ParquetRows(entry, self._schema.names, self._stores)
         if self._given.format == "csv":
             return CsvRows(entry, self._schema.names, self._given.csv, self._stores)
+        if self._given.format == "arrow":
+            return ArrowRows(entry, self._stored.names, self._stores)
         return JsonlRows(entry, self._stored, self._stores)
 
     def _require_unchanged(self, entry: Entry) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from batchinfer.input.arrow import arrow_columns
 from batchinfer.input.csv import csv_columns
 from batchinfer.input.files import entry_values
 from batchinfer.input.formats import Inspected, fit
@@ -120,6 +121,8 @@ class Scan:
             return parquet_columns(one.file.entry, own, self._spec.storage)
         if self._spec.input.format == "csv":
             return csv_columns(one.file.entry, own, self._spec.input.csv, self._spec.storage)
+        if self._spec.input.format == "arrow":
+            return arrow_columns(one.file.entry, own, self._spec.storage)
         fields = pa.schema([field for field in schema if field.name in own])
         return jsonl_columns(one.file.entry, fields, self._spec.storage, self._spec.input.sets_aside)
 

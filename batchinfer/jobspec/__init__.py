@@ -6,6 +6,7 @@ from batchinfer.jobspec.engine_keys import EngineSpec, ScriptedSpec
 from batchinfer.jobspec.evaluate_keys import EvaluateSpec
 from batchinfer.jobspec.input_keys import CsvSpec, InputSpec, SampleSpec
 from batchinfer.jobspec.job_keys import JobSpec
+from batchinfer.jobspec.lineage_keys import LineageSpec
 from batchinfer.jobspec.load import from_keys, key_values, load, parse, to_yaml
 from batchinfer.jobspec.model_keys import SCRIPTED, LoraSpec, ModelSpec, SpeculativeSpec
 from batchinfer.jobspec.notify_keys import NotifySpec
@@ -37,6 +38,7 @@ __all__ = [
     "InputSpec",
     "JobSpec",
     "LimitsSpec",
+    "LineageSpec",
     "LoraSpec",
     "ModelSpec",
     "NotifySpec",

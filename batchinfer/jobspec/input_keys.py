@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from batchinfer.jobspec.base import Keys
+from batchinfer.jobspec.base import Keys, Text
 from batchinfer.jobspec.schedule_keys import IncrementalSpec, PlaceWithVariables
 from batchinfer.jobspec.table_keys import CatalogName, require_table_name
 from batchinfer.jobspec.where import where_columns
@@ -86,18 +86,22 @@ class InputSpec(Keys):
     hold the variables of `output.uri`, as in `s3://tickets/{{ run.date - 1 }}`.
 
     Of `format: delta` the folder of the table, of `format: iceberg` its name in the catalog, as `sales.tickets`."""
-    format: Literal["parquet", "jsonl", "csv", "delta", "iceberg", "openai_batch"] = "parquet"
+    format: Literal["parquet", "jsonl", "csv", "arrow", "delta", "iceberg", "openai_batch"] = "parquet"
     """The format of the files, or of the table.
 
     In a folder, `parquet` reads `.parquet`, `.parq` and `.pq`; `jsonl` reads `.jsonl`, `.ndjson` and `.json`, one
     object a line; `csv` reads `.csv` and `.tsv`. The last two also read these packed with gzip (`.gz`) or zstd
-    (`.zst`). A pattern in `uri` reads whatever it matches.
+    (`.zst`). `arrow` reads `.arrow`, `.arrows`, `.ipc` and `.feather`: Arrow's IPC streams and files, as `save_to_disk`
+    of Hugging Face's datasets writes them. A pattern in `uri` reads whatever it matches.
 
     `openai_batch` reads JSON lines of OpenAI's Batch API, `{custom_id, method, url, body}`: each line is a whole
     request with its own sampling, and the job has no `prompt` (it may have `prompt.chat_template`,
     `chat_template_kwargs` and `allow_special_tokens`). What a body leaves out is as `sampling` says; there,
     `temperature` is 1 by default, no answer ends for repeating itself, and `max_tokens` has no limit but the
     context. The results have the column `response`, the body of OpenAI's response as JSON text."""
+    split: Text | None = Field(default=None, min_length=1)
+    """The split to read of a dataset of Hugging Face, as `train`: a folder of `save_to_disk`, or a copy of a repository
+    whose files are named as `data/train-00000-of-00002.parquet`. A folder with several splits needs one."""
     version: int | str | None = None
     """The version of a table to read. null: the latest when the run begins; a resume stays with it.
 
@@ -212,6 +216,8 @@ class InputSpec(Keys):
                 raise ValueError("incremental reads up to the latest version of a table: leave version out")
             if self.on_bad_file == "skip":
                 raise ValueError("on_bad_file: skip does not go with incremental reads of a table, which come once")
+        if self.split is not None and (self.is_table or self.format == "openai_batch"):
+            raise ValueError(f"split is for folders of datasets, and format is {self.format}: leave it out")
         if self.format != "csv" and self.csv != CsvSpec():
             raise ValueError(f"csv says how CSV files are written, and format is {self.format}: set format: csv")
         if self.format == "csv" and self.on_bad_row == "set_aside":

@@ -17,6 +17,7 @@ from batchinfer.jobspec.constraints import require_reachable
 from batchinfer.jobspec.engine_keys import EngineSpec
 from batchinfer.jobspec.evaluate_keys import EvaluateSpec, require_part
 from batchinfer.jobspec.input_keys import InputSpec
+from batchinfer.jobspec.lineage_keys import LineageSpec
 from batchinfer.jobspec.model_keys import SCRIPTED, ModelSpec
 from batchinfer.jobspec.notify_keys import NotifySpec
 from batchinfer.jobspec.output_keys import RESULT_COLUMNS, AnswerSpec, EmbedSpec, OutputSpec
@@ -116,6 +117,9 @@ class JobSpec(Keys):
     """Compare the output with a column of the input. null: no comparison."""
     notify: NotifySpec | None = None
     """Whom a command tells when a run ends; null: nobody. May change when a run resumes."""
+    lineage: LineageSpec | None = None
+    """Where events of lineage are sent: what a run reads and writes, and what it cost. null: nowhere. May change when a
+    run resumes."""
     storage: StoresSpec = Field(default_factory=dict)
     """How to reach the stores of `s3://` URIs, by the beginnings of the URIs; the longest that fits applies.
 

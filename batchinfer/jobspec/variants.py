@@ -30,6 +30,7 @@ NEVER = (
     "shards",
     "labels",
     "notify",
+    "lineage",
     "storage",
 )
 """Keys that all variants have in common, without which their rows and answers could not be compared."""

@@ -104,8 +104,10 @@ class InputKeys(TypedDict, total=False):
 
     uri: str
     """The rows: a folder, a file or a glob, local or on `s3://`."""
-    format: Literal["parquet", "jsonl", "csv", "delta", "iceberg", "openai_batch"]
+    format: Literal["parquet", "jsonl", "csv", "arrow", "delta", "iceberg", "openai_batch"]
     """The format of the files, or of the table."""
+    split: str | None
+    """The split to read of a dataset of Hugging Face, as `train`: a folder of `save_to_disk`, or a copy of a repository whose files are named as `data/train-00000-of-00002.parquet`. A folder with several splits needs one."""
     version: int | str | None
     """The version of a table to read. null: the latest when the run begins; a resume stays with it."""
     catalog: CatalogKeys | str | None
@@ -563,6 +565,15 @@ class NotifyKeys(TypedDict, total=False):
     """A program and its arguments, run where the run was started, with the same document as its input."""
     on: Sequence[Literal["completed", "failed", "budget"]]
     """The occasions. `completed`: every row is in the output. `failed`: an error ended the command, or more rows failed than `limits.max_error_rate`. `budget`: one of `limits` stopped the run, or the run cost more than `limits.max_cost_usd`."""
+
+
+class LineageKeys(TypedDict, total=False):
+    """Where a command sends OpenLineage events: one when it starts, one when it ends. What cannot be sent is an event of the log, and changes nothing of the run."""
+
+    openlineage: str
+    """An address, as `https://marquez.example.com`, or the path of a file that gets one event a line."""
+    namespace: str
+    """The namespace of the job. Its name is that of the spec."""
 
 
 class StoreKeys(TypedDict, total=False):

@@ -192,6 +192,10 @@ class Run:
         reports.require_limits(made)
         return self
 
+    async def publish_async(self, changes: Mapping[str, Any] | None = None) -> Self:
+        """`publish` in an event loop."""
+        return await asyncio.to_thread(self.publish, changes)
+
     async def retry_async(
         self, changes: Mapping[str, Any] | None = None, *, address: str | None = None, progress: bool | None = None
     ) -> Self:

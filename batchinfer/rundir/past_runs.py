@@ -92,7 +92,9 @@ class FileChoice:
         uri, stores = self._spec.input.uri, self._spec.storage
         if not entries and not claims.tags and not _is_there(uri, stores):
             # The input does not exist and never had files, so it is a mistake: this call raises its error.
-            input_entries(uri, self._spec.input.format, stores, ignore=self._spec.input.ignore)
+            input_entries(
+                uri, self._spec.input.format, stores, ignore=self._spec.input.ignore, split=self._spec.input.split
+            )
         self.selection = select(entries, claims, self._rule, self._partition)
         return list(self.selection.taken)
 

@@ -27,9 +27,10 @@ _RUN, _REVISION, _JOB = "batchinfer.run-id", "batchinfer.revision", "batchinfer.
 _NO_RETRIES = {"commit.retry.num-retries": "0"}
 """pyiceberg would try a failed commit again on top of the one that came first, which may be of the same run."""
 
-_CHUNK_BYTES = 2**26
-"""Bytes (64 MiB) of rows that are handed over at a time where pyiceberg takes no stream, each as a snapshot of its own
-in the same commit. Smaller chunks make many small files, larger ones take more memory."""
+_FILE_BYTES, _PARTITIONED_BYTES = 2**27, 2**26
+"""Bytes (128 and 64 MiB in memory) of rows that are handed over at a time, each as a snapshot of its own in the same
+commit; the second for tables with partitions, whose rows are copied. pyiceberg 0.12 reads a stream to its end before
+its first file is written. Smaller chunks make many small files, larger ones take more memory."""
 
 _KEYS_AT_ONCE = 10_000
 """Rows whose keys of several columns make one filter. Such a filter is a tree of conditions, which grows slow."""
@@ -340,21 +341,19 @@ def _delete(
 
 
 def _append(transaction: Transaction, schema: pa.Schema, batches: Batches, carried: dict[str, str]) -> None:
-    if transaction.table_metadata.spec().is_unpartitioned():
-        transaction.append(pa.RecordBatchReader.from_batches(schema, batches()), snapshot_properties=carried)
-        return
-    for chunk in _chunks(schema, batches):
+    whole = transaction.table_metadata.spec().is_unpartitioned()
+    for chunk in _chunks(schema, batches, _FILE_BYTES if whole else _PARTITIONED_BYTES):
         transaction.append(chunk, snapshot_properties=carried)
 
 
-def _chunks(schema: pa.Schema, batches: Batches) -> Iterator[pa.Table]:
-    """The rows in tables of about `_CHUNK_BYTES`; one table at least."""
+def _chunks(schema: pa.Schema, batches: Batches, most: int) -> Iterator[pa.Table]:
+    """The rows in tables of about `most` bytes; one table at least."""
     held: list[pa.RecordBatch] = []
     size, made = 0, False
     for batch in batches():
         held.append(batch)
         size += batch.nbytes
-        if size >= _CHUNK_BYTES:
+        if size >= most:
             yield pa.Table.from_batches(held, schema)
             held, size, made = [], 0, True
     if held or not made:

@@ -17,7 +17,9 @@ from batchinfer.execution import publish as publishing
 from batchinfer.execution import reports, runner
 from batchinfer.execution.publish import require_publishable
 from batchinfer.execution.reports import report
+from batchinfer.execution.result_rows import results_schema
 from batchinfer.rundir.commit import commit_retry
+from batchinfer.tables import iceberg
 from tests.support.builders import make_record, make_spec
 from tests.support.lakes import Lake, past_run
 from tests.support.mixed_runs import ROWS
@@ -88,12 +90,49 @@ def test_publishers_that_race_commit_once(lake, tmp_path, monkeypatch):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("to", FORMATS)
+def test_a_table_in_a_bucket_is_written_once_and_replaced_by_key(to, bucket, s3_url, tmp_path):
+    lake = Lake(to, tmp_path / "lake", bucket, s3_url)
+    first, second = (past_run(tmp_path, 2, name, storage=lake.storage) for name in ("first", "second"))
+    keys = lake.keys(mode="upsert", join_cols=["id"])
+    results = [
+        publishing.Results(
+            one.layout,
+            one.spec,
+            make_spec(output={"uri": "/out", "publish": keys}).output.publish,
+            one.manifest,
+            dict.fromkeys(range(2), 0),
+        )
+        for one in (first, second, first, second)
+    ]
+    in_threads(4, lambda number: publishing._publish(results[number]))
+    assert sorted(lake.read().column("id").to_pylist()) == list(range(2 * ROWS))
+    assert set(lake.commits()) == {one.manifest.fingerprint.run_id for one in (first, second)}
+    retried(second, 1, "better")
+    report = published(second, lake, mode="upsert", join_cols=["id"])
+    rows = {row["id"]: row["output"] for row in lake.read().to_pylist()}
+    assert rows == {**dict.fromkeys(range(2 * ROWS), "x"), ROWS: "better"}
+    assert report.published.rows == ROWS
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("to", FORMATS)
 def test_a_kill_between_any_two_steps_leaves_one_commit(to, tmp_path):
     """Each step is killed before and after, by SIGKILL in a process of its own; then the command is given again."""
+    require_one_commit_after_kills(to, str(tmp_path))
+
+
+@pytest.mark.soak
+@pytest.mark.integration
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_kill_between_any_two_steps_leaves_one_commit_in_a_bucket(to, tmp_path, bucket, s3_url):
+    require_one_commit_after_kills(to, str(tmp_path), bucket, s3_url)
+
+
+def require_one_commit_after_kills(*arguments: str) -> None:
     script = Path(__file__).parent.parent / "support" / "killed_publishers.py"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, str(script), to, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=500
+        [sys.executable, str(script), *arguments], env=environment, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr[-3000:]
     outcomes = json.loads(done.stdout.splitlines()[-1])
@@ -155,6 +194,13 @@ def test_overwrite_replaces_everything_but_not_what_came_since(lake, tmp_path):
     assert "since" in lake.read().column("output").to_pylist()
 
 
+def test_a_run_without_a_table_says_how_to_name_one(tmp_path):
+    checked = past_run(tmp_path)
+    with pytest.raises(UserError, match="names no table") as refused:
+        runner.publish(checked.layout.root)
+    assert "output.publish.table=" in refused.value.remedy
+
+
 def test_columns_can_be_chosen_and_added(lake, tmp_path):
     lake.write(pa.table({"id": [9999], "team": ["search"]}))
     checked = past_run(tmp_path)
@@ -165,6 +211,30 @@ def test_columns_can_be_chosen_and_added(lake, tmp_path):
     assert set(table.column_names) == {"id", "team", "output"}
     assert {"id": 9999, "team": "search", "output": None} in table.to_pylist()
     assert {"id": 0, "team": None, "output": "x"} in table.to_pylist()
+
+
+@pytest.mark.parametrize("partitioned", [False, True])
+def test_many_chunks_are_one_commit_of_an_iceberg_table(partitioned, tmp_path, monkeypatch):
+    from pyiceberg.transforms import BucketTransform
+
+    monkeypatch.setattr(iceberg, "_FILE_BYTES", 1)
+    monkeypatch.setattr(iceberg, "_PARTITIONED_BYTES", 1)
+    lake = Lake("iceberg", tmp_path / "lake")
+    lake.write(pa.table({"id": [-1], "output": ["old"], "error_code": pa.nulls(1, pa.string())}))
+    table = lake.open().load_table("db.t")
+    if partitioned:
+        with table.update_spec() as change:
+            change.add_field("id", BucketTransform(2), "bucket")
+    before = len(lake.open().load_table("db.t").metadata.metadata_log)
+    checked = past_run(tmp_path)
+    for _ in range(2):
+        published(checked, lake)
+    assert sorted(lake.read().column("id").to_pylist()) == list(range(-1, 3 * ROWS))
+    now = lake.open().load_table("db.t")
+    assert len(now.metadata.metadata_log) == before + 1
+    written = [task.file for task in now.scan().plan_files() if task.file.record_count != 1]
+    assert len(written) > 2
+    assert {file.partition[0] for file in written} == {0, 1} if partitioned else len(written) == 3
 
 
 def test_an_upsert_keeps_the_other_columns_of_delta_and_is_refused_by_iceberg(lake, tmp_path):
@@ -220,7 +290,7 @@ def test_typed_answers_have_columns_of_their_types(lake, tmp_path):
         output={"uri": str(tmp_path / "o"), "json_schema": schema, "as": "columns", "publish": lake.keys()},
     )
     assert "creates" in str(require_publishable(spec, checked.manifest))
-    fitted = publishing._fitted(spec.output.publish, publishing._results_schema(spec, checked.manifest), None).written
+    fitted = publishing._fitted(spec.output.publish, results_schema(spec, checked.manifest.schema), None).written
     kinds = {name: fitted.field(name).type for name in ("amount", "pages", "due", "kind", "items")}
     assert kinds == {
         "amount": pa.float64(),

@@ -23,6 +23,7 @@ from pydantic import BaseModel
 
 import batchinfer
 from batchinfer.errors import InputError, OutputError, Stopped, TooManyFailedRows, UserError
+from tests.support.lakes import Lake
 
 ROWS = 600
 FRAME = pd.DataFrame({"ticket": range(ROWS), "body": [f"text {i}" for i in range(ROWS)], "open": [True, False] * 300})
@@ -197,6 +198,29 @@ def test_a_cancelled_task_stops_its_run(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert not batchinfer.open(str(tmp_path)).report.complete
+
+
+def test_results_go_into_the_job_s_table_and_into_another(tmp_path: Path) -> None:
+    lake, second = Lake("delta", tmp_path / "lake"), Lake("iceberg", tmp_path / "second")
+    chosen = ["ticket", "queue", "urgency"]
+    run = labelled(output={"publish": lake.keys(columns=chosen, run_column="run")}).run(FRAME, output=tmp_path / "run")
+    table = lake.read().sort_by("ticket")
+    assert table.column_names == [*chosen, "run"]
+    assert table.select(chosen).to_pylist() == run.to_arrow().select(chosen).to_pylist()
+    assert set(table.column("run").to_pylist()) == {run.report.run_id}
+    assert run.publish() is run
+    assert lake.read().num_rows == ROWS
+    # Opened later, in a loop, it goes into a second table too, once.
+    opened = batchinfer.open(str(tmp_path / "run"))
+    for _ in range(2):
+        asyncio.run(opened.publish_async({"output.publish": second.keys()}))
+    assert sorted(second.read().column("ticket").to_pylist()) == list(range(ROWS))
+    assert opened.report.published is not None
+    assert (opened.report.published.to, opened.report.published.rows) == ("iceberg", ROWS)
+    with pytest.raises(UserError, match="a publication cannot change that"):
+        opened.publish({"prompt.template": "x"})
+    with pytest.raises(OutputError, match="names 'nope'"):
+        opened.publish({"output.publish": lake.keys(table=str(tmp_path / "third"), columns=["nope"])})
 
 
 def test_a_few_rows_are_tried_and_shown(tmp_path: Path) -> None:

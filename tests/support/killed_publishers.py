@@ -65,7 +65,7 @@ def stream_killed() -> None:
     publish._Written.batches = killed  # type: ignore[method-assign]
 
 
-def main(to: str, folder: Path) -> None:
+def main(to: str, folder: Path, bucket: str | None = None, endpoint: str = "") -> None:
     setattr(reports, "_write_page", lambda *story: None)  # noqa: B010 # drawing takes longer than the steps
     outcomes = {}
     steps = [(f"{when} {name}", place, name, when) for place, name in STEPS[to] for when in ("before", "after")]
@@ -75,10 +75,11 @@ def main(to: str, folder: Path) -> None:
         here = folder / str(number)
         here.mkdir()
         made = []
+        apart = f"{bucket}/{number}" if bucket else None
 
-        def prepare(here: Path = here) -> None:
-            lake = Lake(to, here / "lake")
-            checked = past_run(here, 2)
+        def prepare(here: Path = here, apart: str | None = apart) -> None:
+            lake = Lake(to, here / "lake", apart, endpoint)
+            checked = past_run(here, 2, storage=lake.storage)
             (here / "root").write_text(checked.layout.root)
             (here / "keys").write_text(json.dumps(lake.keys()))
 
@@ -114,8 +115,8 @@ def main(to: str, folder: Path) -> None:
         assert forked(run) == 0
         assert forked(run) == 0
 
-        def look(here: Path = here, root: str = root) -> None:
-            lake = Lake(to, here / "lake")
+        def look(here: Path = here, root: str = root, apart: str | None = apart) -> None:
+            lake = Lake(to, here / "lake", apart, endpoint)
             ids = lake.read().column("id").to_pylist()
             found = {
                 "rows": len(ids),
@@ -133,4 +134,4 @@ def main(to: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
