@@ -141,7 +141,7 @@ def test_the_plan_of_rows_in_memory_leaves_no_file(tmp_path: Path) -> None:
     assert plan.plan.workload.rows == 300
     assert plan.plan.accelerator == "H100"
     assert "300 rows" in str(plan)
-    assert "<table>" in plan._repr_html_()
+    assert "8 replicas of 1 H100 each" in plan._repr_html_()
     assert plan.document()["accelerator"] == "H100"
     assert not (tmp_path / "out").exists()
 
