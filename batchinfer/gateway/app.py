@@ -111,6 +111,8 @@ class _Gateway:
 
     def _caller(self, request: Request) -> Caller:
         """Who calls. Raises ApiProblem for a key that does not work, or for too many calls."""
+        if not self.keys.required() and not _is_local(request):
+            raise ApiProblem(403, "a gateway without keys answers no page of a browser: make a key", code="key_needed")
         caller = self.keys.caller(_key_of(request.headers.get("authorization", "")))
         if caller is None:
             raise ApiProblem(
@@ -307,6 +309,15 @@ async def _failed(request: Request, error: Exception) -> Response:
     """A bug: the trace is the operator's."""
     _log.error("a call failed", exc_info=error)
     return _told(ApiProblem(500, "the gateway failed"))
+
+
+def _is_local(request: Request) -> bool:
+    """Whether a program of this machine calls by this machine's own name.
+
+    A page of another site that a browser on this machine shows can send forms to 127.0.0.1, too. Its calls have an
+    Origin, or the name of a host of its own that leads here.
+    """
+    return "origin" not in request.headers and request.url.hostname in ("127.0.0.1", "localhost", "::1")
 
 
 def _key_of(authorization: str) -> str | None:

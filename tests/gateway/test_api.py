@@ -45,7 +45,7 @@ def root(tmp_path: Path) -> GatewayRoot:
 @pytest.fixture
 def client(root: GatewayRoot, engines: Engines) -> TestClient:
     # A bug is to be an answer of 500 here, as it is for a client.
-    return TestClient(build_app(root.uri, engines), raise_server_exceptions=False)
+    return TestClient(build_app(root.uri, engines), "http://127.0.0.1:8000", raise_server_exceptions=False)
 
 
 def upload(client: TestClient, content: bytes, **how: Any) -> str:
@@ -210,6 +210,17 @@ def test_a_file_beyond_the_limit_is_refused_while_it_streams(client: TestClient)
 
     answer = client.post("/v1/files", content=parts(), headers={"Content-Type": "multipart/form-data; boundary=b"})
     assert code_of(answer) == (413, "file_too_large")
+
+
+@pytest.mark.parametrize("headers", [{"Origin": "https://a.example"}, {"Origin": "null"}, {"Host": "a.example"}])
+def test_a_page_of_a_browser_is_served_only_with_a_key(
+    root: GatewayRoot, engines: Engines, client: TestClient, headers: dict[str, str]
+) -> None:
+    sent = client.post("/v1/files", files={"file": ("in.jsonl", line())}, data={"purpose": "batch"}, headers=headers)
+    assert code_of(sent) == (403, "key_needed")
+    key = create_key(root, "one", "team-a", {}, KeyLimits())
+    with_key = TestClient(build_app(root.uri, engines), headers={**headers, "Authorization": f"Bearer {key}"})
+    assert with_key.get("/v1/files").json()["data"] == []
 
 
 def test_with_a_key_owners_see_only_their_own(client: TestClient, root: GatewayRoot) -> None:
