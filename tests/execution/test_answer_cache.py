@@ -74,7 +74,8 @@ def cut(path: Path) -> None:
 
 
 def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
+    # A file may have been emptied before.
+    data = bytearray(path.read_bytes() or b"\0")
     data[len(data) // 3] ^= 1
     path.write_bytes(data)
 
