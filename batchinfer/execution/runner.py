@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from batchinfer import signals
 from batchinfer.accounting.budget import shards_with_budget
 from batchinfer.accounting.report import Report
 from batchinfer.errors import (
-    BatchinferError,
-    EngineError,
     OutputError,
-    Stopped,
-    StorageError,
     UserError,
-    WorkersLost,
 )
 from batchinfer.execution import ray_pipeline
 from batchinfer.execution.checks import (
@@ -35,7 +28,6 @@ from batchinfer.execution.checks import (
 )
 from batchinfer.execution.job import RunningJob
 from batchinfer.execution.lineage import traced
-from batchinfer.execution.metrics import Metrics, labels_of
 from batchinfer.execution.model_checks import require_model
 from batchinfer.execution.monthly_budget import within_month
 from batchinfer.execution.notify import telling
@@ -48,11 +40,10 @@ from batchinfer.execution.publish import (
     require_room_for_retry,
 )
 from batchinfer.execution.ray_pipeline import Work
-from batchinfer.execution.replica_events import ReplicaEvents
-from batchinfer.execution.reports import account_for, conclude, current_report, read_plan
+from batchinfer.execution.reports import conclude, current_report, read_plan
 from batchinfer.execution.retried_rows import advice_before_retry
 from batchinfer.execution.same_job import changes_of_spec, require_same_input, shaping
-from batchinfer.execution.stop_and_budget import Stopper, Tally, Watch
+from batchinfer.execution.session import execute
 from batchinfer.execution.trial import Trial, require_rows, trial_layout, tried_rows
 from batchinfer.input.few_rows import few_rows, positions_of, spread_rows
 from batchinfer.input.manifest import Fingerprint, Manifest, Shard, to_parquet
@@ -62,19 +53,9 @@ from batchinfer.planner.plan import DEFAULT_SLOTS
 from batchinfer.rundir.commit import committed_shards
 from batchinfer.rundir.failed_rows import failed_codes, failed_rows, note_retry
 from batchinfer.rundir.groups import keep_groups, require_groups
-from batchinfer.rundir.journals import read_journals
-from batchinfer.rundir.ownership import SPEC_MARK, STOP_MARK, clear, overwrite, remove, remove_leftovers, require_own
+from batchinfer.rundir.ownership import SPEC_MARK, clear, overwrite, remove, remove_leftovers, require_own
 from batchinfer.rundir.paths import Layout
 from batchinfer.rundir.sessions import begin_session, keep_earlier_plan
-
-JOURNAL_WAIT_SECONDS = 30.0
-"""Seconds to wait at the end for the replicas' last entries. If shorter, a slow store leaves them out of the report."""
-
-DEAD_AFTER_SECONDS = 5.0
-"""Seconds without an entry after which a replica is not waited for: it writes one each second."""
-
-NAMED_SHARDS = 20
-"""Shards that an error names; of further ones it says only that there are more."""
 
 _RETRY_KEYS = ("sampling.", "engine.", "resources.", "limits.", "labels.", "storage.", "output.publish")
 """Keys that `retry --set` may change: how a row is run, but not its prompt and not the shape of its result."""
@@ -151,7 +132,7 @@ def _carry_out(
             replicas=plan.max_replicas,
         )
         job = replace(_job(limited or checked.spec, plan, layout, manifest, session), timed=timed)
-        _execute(job, manifest, Work(pending), listener, require_held)
+        execute(job, manifest, Work(pending), listener, require_held)
         # A trial is looked at in the terminal, and drawing takes as long as a few rows.
         return conclude(
             layout, checked.spec, manifest, page=not timed, publisher=publisher(layout, checked.spec, manifest)
@@ -281,7 +262,7 @@ def retry(uri: str, listener: Listener, cluster: str | None = None, overrides: S
                 )
                 work = Work(shards, positions, generations)
                 job = _job(limited, plan, layout, manifest, begin_session(layout, "retry", plan, datetime.now(UTC)))
-                _execute(job, manifest, work, listener, require_held)
+                execute(job, manifest, work, listener, require_held)
                 return conclude(layout, spec, manifest, publisher=publisher(layout, spec, manifest))
 
     return telling(spec, layout.root, lambda: traced(spec, layout, manifest, carry_out))
@@ -377,102 +358,3 @@ def _write_run_files(layout: Layout, checked: Checked, plan: Plan) -> Manifest:
 def _write_spec(layout: Layout, spec: JobSpec) -> None:
     mark = SPEC_MARK + b"; a resume reads the spec that it is given, not this file.\n"
     overwrite(layout, layout.spec, mark + to_yaml(spec).encode())
-
-
-def _execute(
-    job: RunningJob, manifest: Manifest, work: Work, listener: Listener, require_held: Callable[[], None]
-) -> None:
-    """Run the work to its end, or until a signal or a budget stops it (Stopped), or the lock is lost."""
-    try:
-        if work.shards:
-            _work(job, manifest, work, listener, require_held)
-    finally:
-        # The remaining work is short and has its own exit code, so a signal may end the process.
-        signals.let_end(True)
-
-
-def _work(
-    job: RunningJob, manifest: Manifest, work: Work, listener: Listener, require_held: Callable[[], None]
-) -> None:
-    layout = job.layout
-    remove(layout, layout.stop)
-    earlier = {journal.replica_id for journal in read_journals(layout)}
-    counting = Metrics(labels_of(job))
-    tally = Tally(job, manifest, work, counting.observed)
-    stopper = Stopper(
-        lambda: layout.storage.put(layout.stop, STOP_MARK),
-        lambda: layout.storage.stat(layout.stop) is not None,
-        lambda: _begun(layout, earlier),
-        lambda: not tally.left,
-        listener,
-    )
-    stopper.reason = tally.over_budget() or ""
-    if stopper.reason:
-        # The budget does not cover one shard, so no engine is loaded.
-        raise _stopped(stopper, tally, work)
-    replicas = ReplicaEvents(layout)
-    waiting = ray_pipeline.waits_for(job.plan)
-    if waiting is not None:
-        listener.event("waiting", **waiting, hint="the job starts when the cluster has them free")
-    listener.begin(tally.progress())
-    try:
-        with stopper, Watch(tally, stopper, replicas, listener) as watch:
-            for committed in stopper.until_stopped(ray_pipeline.run_shards(job, manifest, work)):
-                require_held()
-                tally.add(committed.record, committed.won)
-                if committed.won:
-                    counting.committed(committed.record)
-                    listener.advance(tally.progress(), committed.record)
-                watch.check()
-            # The readers see a stop file at once, so the shards may have ended before the watch looked.
-            stopper.heed()
-            if not stopper.at_once:
-                _wait_for_journals(layout, earlier)
-            tally.look()
-    except BatchinferError as error:
-        account_for(layout, manifest)
-        if isinstance(error, EngineError | WorkersLost):
-            error.message += _shards_left(layout, tally.left, earlier)
-        raise
-    finally:
-        listener.end()
-    if stopper.reason and tally.left:
-        account_for(layout, manifest)
-        raise _stopped(stopper, tally, work)
-    lost = {shard.shard_id for shard in work.shards} - committed_shards(layout)
-    if lost:
-        raise StorageError(
-            f"{len(lost)} shards ran, but their results are not there: {layout.data(min(lost))}",
-            "check what stands in their place, then run the same command again",
-        )
-
-
-def _begun(layout: Layout, earlier: set[str]) -> bool:
-    """Whether a replica of this session has begun."""
-    return any(journal.replica_id not in earlier for journal in read_journals(layout))
-
-
-def _stopped(stopper: Stopper, tally: Tally, work: Work) -> Stopped:
-    raised = ", with a higher limit" if "limits." in stopper.reason else ""
-    return Stopped(
-        f"{stopper.reason}: {len(tally.left)} of {len(work.shards)} shards are left",
-        f"the same command{raised} goes on where this one stopped",
-    )
-
-
-def _shards_left(layout: Layout, left: set[int], earlier: set[str]) -> str:
-    """A text for after engines or machines failed: the shards left, and the shards that were in flight."""
-    flying = {s for j in read_journals(layout) if j.replica_id not in earlier for s in j.shards_in_flight} & left
-    named = ", ".join(map(str, sorted(flying)[:NAMED_SHARDS])) + (", ..." if len(flying) > NAMED_SHARDS else "")
-    return f" ({len(left)} shards are left" + (f", in flight were {named})" if flying else ")")
-
-
-def _wait_for_journals(layout: Layout, earlier: set[str]) -> None:
-    """Wait until replicas have written their last entry; a killed replica never does, so the wait is limited."""
-    deadline = time.monotonic() + JOURNAL_WAIT_SECONDS
-    while time.monotonic() < deadline:
-        journals = [j for j in read_journals(layout) if j.replica_id not in earlier and j.finished_at_us is None]
-        # A journal that has stopped moving belongs to a replica that is dead.
-        if all(time.time() - j.meter.at_us / 1e6 > DEAD_AFTER_SECONDS for j in journals):
-            return
-        time.sleep(0.1)

@@ -140,9 +140,9 @@ def batch_document(record: BatchRecord, marks: BatchMarks) -> dict[str, Any]:
     """The batch as OpenAI's API shows it."""
     end = marks.end
     counts = (end.progress if end is not None else marks.progress) or BatchProgress(total=record.lines)
-    ended_at = {f"{one}_at": None for one in ("failed", "completed", "expired", "cancelled")}
+    ended_at: dict[str, int | None] = {f"{one}_at": None for one in ("failed", "completed", "expired", "cancelled")}
     if end is not None:
-        ended_at[f"{end.status}_at"] = end.at  # type: ignore[assignment]
+        ended_at[f"{end.status}_at"] = end.at
     problems = [problem.model_dump() for problem in end.problems] if end is not None else []
     return {
         "id": record.id,

@@ -14,23 +14,22 @@ import pyarrow.parquet as pq
 from batchinfer.errors import InputError
 from batchinfer.input.arrow import inspect_arrow
 from batchinfer.input.bad_rows import BAD_ROW
-from batchinfer.input.column_types import CASTS, JSON, PARSED, Misfit, common, may_lose
 from batchinfer.input.csv import inspect_csv
 from batchinfer.input.cutting import cut
 from batchinfer.input.files import Found, find_input, partition_schema, partition_values
-from batchinfer.input.formats import Inspected, first_line, fit
+from batchinfer.input.formats import Inspected, first_line
 from batchinfer.input.gather import Gathered, gather, group_schema
 from batchinfer.input.groups import Groups, find_groups
 from batchinfer.input.ids import require_id_kind, require_unique
-from batchinfer.input.json_types import require_exact, whole_numbers
 from batchinfer.input.jsonl import inspect_jsonl
 from batchinfer.input.manifest import Fingerprint, InputFile, Manifest, Shard, Sources
-from batchinfer.input.parquet import inspect_parquet, parquet_column, require_arrow_reads, require_exact_times
+from batchinfer.input.parquet import inspect_parquet
 from batchinfer.input.row_bits import RowBits
 from batchinfer.input.scan import Scan
 from batchinfer.input.select_rows import kept_rows, select_rows
 from batchinfer.input.shard_sizes import at_groups, shard_sizes, small_at_first
 from batchinfer.input.table_files import find_table, names_of_table, values_schema
+from batchinfer.input.unified_schema import casts_of, only_in_paths, require_same_values, unified_schema
 from batchinfer.jobspec import InputSpec, JobSpec, ReduceSpec
 from batchinfer.jobspec.reduce_keys import MEMBERS
 from batchinfer.storage import REQUESTS_AT_ONCE, Entry, storage_for
@@ -78,15 +77,15 @@ def build_manifest(
         entries = choose(entries)
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         found, skipped = _readable(spec, entries, _inspect(spec, entries, list(columns), pool))
-        partitions = _only_in_paths(spec, partitions, found)
-        whole = _whole_schema(spec, columns, found, partitions)
+        partitions = only_in_paths(spec, partitions, found)
+        whole = unified_schema(spec, columns, found, partitions)
         have = {name for one in found for name in one.names} | set(partitions.names)
         have |= set(table.columns if table is not None else ())
         # The columns of JSON lines are known only from rows, so an input without rows is not refused.
         if any(one.file.rows for one in found) or (found and given.is_parquet):
             _require_columns(columns, have)
         with_rows = [one for one in found if one.file.rows]
-        _require_same_values(spec, with_rows, whole, pool)
+        require_same_values(spec, with_rows, whole, pool)
         scan = Scan(spec, partitions, pool)
         selected = select_rows(given, scan, with_rows, whole, kept_rows(with_rows))
         if given.id_column is not None:
@@ -182,8 +181,8 @@ def whole_schema(spec: JobSpec, manifest: Manifest) -> tuple[pa.Schema, tuple[st
             order = {name: place for place, name in enumerate(in_file.values())}
             names.sort(key=lambda name: order.get(name, len(order)))
         found, _ = _readable(spec, entries, _inspect(spec, entries, names, pool))
-        partitions = _only_in_paths(spec, partitions, found)
-        schema = _whole_schema(spec, dict.fromkeys(names, "input.columns"), found, partitions)
+        partitions = only_in_paths(spec, partitions, found)
+        schema = unified_schema(spec, dict.fromkeys(names, "input.columns"), found, partitions)
     return schema, tuple(name for name in schema.names if name in partitions.names)
 
 
@@ -208,10 +207,10 @@ def _inspect(
     def look(entry: Entry) -> Inspected | InputError:
         try:
             if spec.input.format == "csv":
-                return inspect_csv(entry, columns, _casts(spec), kept, room.take, spec.input.csv, spec.storage)
+                return inspect_csv(entry, columns, casts_of(spec), kept, room.take, spec.input.csv, spec.storage)
             if spec.input.format == "arrow":
                 return inspect_arrow(entry, columns, spec.storage)
-            return inspect_jsonl(entry, columns, _casts(spec), spec.storage, spec.input.sets_aside)
+            return inspect_jsonl(entry, columns, casts_of(spec), spec.storage, spec.input.sets_aside)
         except InputError as error:
             return error
 
@@ -267,131 +266,6 @@ def _readable(
 
 def _partition(spec: JobSpec, uri: str) -> tuple[tuple[str, str | None], ...]:
     return tuple(partition_values(spec.input.uri, uri).items())
-
-
-def _only_in_paths(spec: JobSpec, partitions: pa.Schema, found: Sequence[Inspected]) -> pa.Schema:
-    """The partitions that at least one file lacks as a column. A file's column overrides its folder's name."""
-    kept = []
-    for field in partitions:
-        own = [one for one in found if field.name in one.names and one.file.rows]
-        lacking = [one for one in found if field.name not in one.names and one.file.rows]
-        if own and not lacking:
-            continue
-        if own and not spec.input.is_parquet:
-            raise InputError(
-                f"column {field.name!r} stands in the rows of {own[0].file.entry.uri}, and only in the folder's name "
-                f"of {lacking[0].file.entry.uri}",
-                "write it in all rows or in none",
-            )
-        texts = any(_is_text(one.schema.field(field.name).type) for one in own if field.name in one.schema.names)
-        kept.append(pa.field(field.name, pa.string()) if texts else field)
-    return pa.schema(kept)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind))
-
-
-def _casts(spec: JobSpec) -> dict[str, pa.DataType]:
-    return {name: CASTS[kind] for name, kind in spec.input.casts.items()}
-
-
-def _whole_schema(
-    spec: JobSpec, columns: Mapping[str, str], found: Sequence[Inspected], partitions: pa.Schema
-) -> pa.Schema:
-    """The needed columns with their types in the whole input.
-
-    Files without rows do not influence the types, unless no file has rows. A column that a file lacks is null for its
-    rows, or the value of its partition.
-    """
-    said = [one for one in found if one.file.rows] or found
-    casts = _casts(spec)
-    unknown = sorted(casts.keys() - columns.keys())
-    if unknown:
-        raise InputError(
-            f"input.cast names the column {unknown[0]!r}, which the job does not read",
-            f"the columns that it reads are: {', '.join(columns)}",
-        )
-    fields = []
-    for name in columns:
-        kind = casts.get(name) or _whole_type(spec, name, said, partitions)
-        parsed = kind == JSON and spec.input.format == "jsonl"
-        fields.append(pa.field(name, kind, metadata=PARSED if parsed else None))
-    whole = pa.schema(fields)
-    for one in said:
-        for name, (big, negative) in one.integers.items():
-            require_exact(one.file.entry.uri, name, whole.field(name).type, big, negative)
-    return whole
-
-
-def _whole_type(spec: JobSpec, name: str, said: Sequence[Inspected], partitions: pa.Schema) -> pa.DataType:
-    jsonl = spec.input.format == "jsonl"
-    kind: pa.DataType = pa.null()
-    seen: dict[int, Inspected] = {}
-    for one in said:
-        # Files with equal schemas share one schema object, so each schema is merged once.
-        key = id(one.schema) if name in one.names or name not in partitions.names else -1
-        if key in seen:
-            continue
-        seen[key] = one
-        stored = _stored_type(one, name, partitions)
-        try:
-            kind = (whole_numbers(kind, stored) if jsonl else None) or common(kind, stored, objects=jsonl)
-        except (Misfit, RecursionError) as error:
-            raise _clash(name, stored, one, list(seen.values()), partitions, str(error)) from None
-    return kind
-
-
-def _stored_type(one: Inspected, name: str, partitions: pa.Schema) -> pa.DataType:
-    # The schema of JSON lines has every needed column; a column that no line has is of type null.
-    if name in one.schema.names and (name in one.names or name not in partitions.names):
-        return one.schema.field(name).type
-    return partitions.field(name).type if name in partitions.names else pa.null()
-
-
-def _clash(
-    name: str, stored: pa.DataType, one: Inspected, seen: Sequence[Inspected], partitions: pa.Schema, why: str
-) -> InputError:
-    """The error for two files whose types of the column `name` do not fit together."""
-    other = seen[0]
-    for before in seen:
-        try:
-            common(_stored_type(before, name, partitions), stored)
-        except (Misfit, RecursionError):
-            other = before
-            break
-    return InputError(
-        f"files do not fit together: {other.file.entry.uri} and {one.file.entry.uri}: column {name!r} is "
-        f"{_stored_type(other, name, partitions)!s:.100} vs {stored!s:.100}",
-        f"set input.cast: {{{name}: string}}, or another of {', '.join(CASTS)}; "
-        "or give the column one type in all files",
-    )
-
-
-def _require_same_values(spec: JobSpec, found: Sequence[Inspected], whole: pa.Schema, pool: ThreadPoolExecutor) -> None:
-    """Raise InputError for a value that the column's common type cannot hold without change.
-
-    The check runs before the run starts, so that the error does not stop a paid run.
-    """
-    if not spec.input.is_parquet:
-        return
-    doubts: dict[int, list[str]] = {}
-    for one in found:
-        if id(one.schema) not in doubts:
-            doubts[id(one.schema)] = [f.name for f in one.schema if may_lose(f.type, whole.field(f.name).type)]
-    doubtful = [one for one in found if doubts[id(one.schema)] or one.int96 or one.legacy or one.doubtful]
-
-    def look(one: Inspected) -> None:
-        entry = one.file.entry
-        for name in one.doubtful:
-            require_arrow_reads(entry, name, spec.storage)
-        require_exact_times(entry, one.int96, one.legacy, spec.storage)
-        for name in doubts[id(one.schema)]:
-            for values in parquet_column(entry, name, spec.storage):
-                fit(values, whole.field(name), entry.uri)
-
-    for _ in pool.map(look, doubtful):
-        pass
 
 
 def _cut(

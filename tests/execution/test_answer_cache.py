@@ -26,8 +26,8 @@ from batchinfer.execution import answer_cache
 from batchinfer.execution.answer_cache import AnswerCache
 from batchinfer.execution.answer_files import completion, file_of, kept, table_of
 from batchinfer.execution.answer_identity import identity, prints_the_time
+from batchinfer.execution.asked import Asked
 from batchinfer.execution.checks import check
-from batchinfer.execution.replica import Asked
 from batchinfer.execution.reuse import Reuse
 from batchinfer.jobspec import JobSpec
 from batchinfer.model.fingerprint import fingerprint

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from dateutil import parser
 
-from batchinfer import events
 from batchinfer.errors import EngineError, SpecError, Stopped, UserError
 from batchinfer.execution import lineage, reports, runner
 from batchinfer.execution.lineage import dataset_of, require_client, traced
@@ -19,6 +16,7 @@ from batchinfer.execution.reports import report
 from tests.support.builders import make_spec
 from tests.support.lakes import Lake, past_run
 from tests.support.mixed_runs import ROWS
+from tests.support.receivers import receiving
 
 
 @pytest.fixture(autouse=True)
@@ -29,32 +27,9 @@ def _no_pages(monkeypatch):
 
 @pytest.fixture
 def receiver():
-    """A receiver of events: it keeps what is posted, and answers with the codes in `answers`, then with 201."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):  # the name that http.server looks for
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            server.received.append((self.path, dict(self.headers), json.loads(body)))
-            self.send_response(server.answers.pop(0) if server.answers else 201)
-            self.end_headers()
-
-        def log_message(self, *arguments):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    server.received, server.answers = [], []
-    server.address = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def told(monkeypatch) -> list[tuple[str, dict]]:
-    found: list[tuple[str, dict]] = []
-    monkeypatch.setattr(events, "tell", lambda name, **values: found.append((name, values)))
-    return found
+    """A receiver of events."""
+    with receiving(201) as server:
+        yield server
 
 
 def carried_out(checked, target: str, work=None, **keys):
@@ -78,7 +53,7 @@ def test_a_receiver_gets_the_start_and_the_end_with_datasets_schema_and_cost(rec
     made = carried_out(checked, receiver.address, namespace="tickets")
     assert [path for path, _, _ in receiver.received] == ["/api/v1/lineage"] * 2
     assert {headers["Authorization"] for _, headers, _ in receiver.received} == {"Bearer a-token"}
-    start, end = (event for _, _, event in receiver.received)
+    start, end = (json.loads(body) for _, _, body in receiver.received)
     assert (start["eventType"], end["eventType"]) == ("START", "COMPLETE")
     assert start["run"]["runId"] == end["run"]["runId"]
     assert parser.isoparse(start["eventTime"]) <= parser.isoparse(end["eventTime"])

@@ -6,54 +6,28 @@ import hashlib
 import hmac
 import json
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import yaml
 
-from batchinfer import events
 from batchinfer.errors import EngineError, SpecError, Stopped
 from batchinfer.execution import notify
 from batchinfer.execution.notify import telling
 from batchinfer.jobspec import parse, to_yaml
 from tests.support.builders import make_report_value, make_spec
+from tests.support.receivers import receiving
 
 
 @pytest.fixture
 def receiver(monkeypatch):
-    """A webhook: it keeps what it receives, and answers with the codes in `answers`, then with 200."""
+    """A webhook."""
     monkeypatch.setattr(notify.time, "sleep", lambda seconds: None)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):  # the name that http.server looks for
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            server.received.append((dict(self.headers), body))
-            self.send_response(server.answers.pop(0) if server.answers else 200)
-            self.end_headers()
-
-        def log_message(self, *arguments):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    server.received, server.answers = [], []
-    server.address = f"http://127.0.0.1:{server.server_port}/hook"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def told(monkeypatch) -> list[tuple[str, dict]]:
-    found: list[tuple[str, dict]] = []
-    monkeypatch.setattr(events, "tell", lambda name, **values: found.append((name, values)))
-    return found
+    with receiving() as server:
+        yield server
 
 
 def spec_for(receiver, **values):
-    return make_spec(notify={"webhook": receiver.address, **values}, labels={"team": "search"})
+    return make_spec(notify={"webhook": f"{receiver.address}/hook", **values}, labels={"team": "search"})
 
 
 def ending(error: Exception):
@@ -67,7 +41,7 @@ def test_a_run_that_completed_is_told_with_its_cost_and_signed(receiver, monkeyp
     monkeypatch.setenv(notify.SECRET, "hush")
     made = make_report_value()
     assert telling(spec_for(receiver), "/out", lambda: made) is made
-    ((headers, body),) = receiver.received
+    ((_, headers, body),) = receiver.received
     document = json.loads(body)
     assert (document["event"], document["job"], document["rows"]) == ("completed", "a-job", 4)
     assert document["cost_usd"] == made.cost_usd
@@ -86,7 +60,7 @@ def test_a_run_that_completed_is_told_with_its_cost_and_signed(receiver, monkeyp
 def test_an_error_is_told_and_raised(receiver, error, event):
     with pytest.raises(type(error)):
         telling(spec_for(receiver), "/out", ending(error))
-    assert [json.loads(body)["event"] for _, body in receiver.received] == ([event] if event else [])
+    assert [json.loads(body)["event"] for _, _, body in receiver.received] == ([event] if event else [])
 
 
 def test_too_many_failed_rows_and_a_passed_budget_are_told_as_such(receiver):
@@ -94,7 +68,7 @@ def test_too_many_failed_rows_and_a_passed_budget_are_told_as_such(receiver):
     telling(spec_for(receiver), "/out", lambda: made)
     dear = make_report_value().model_copy(update={"max_cost_usd": 1e-9})
     telling(spec_for(receiver), "/out", lambda: dear)
-    assert [json.loads(body)["event"] for _, body in receiver.received] == ["failed", "budget"]
+    assert [json.loads(body)["event"] for _, _, body in receiver.received] == ["failed", "budget"]
 
 
 def test_only_the_named_occasions_are_told(receiver):

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from batchinfer.engine import Completion
 from batchinfer.errors import EngineError, RowError, SpecError
+from batchinfer.execution.asked import Asked
 from batchinfer.execution.job import RunningJob
-from batchinfer.execution.replica import Asked, repeats
+from batchinfer.execution.replica import repeats
 from batchinfer.execution.result_rows import counts, of_steps, result_table, reuse_counts, step_counts
 from batchinfer.execution.reuse import REMEMBERED_BYTES, Reuse, request_keys, reused, size_of
 from batchinfer.execution.row_steps import RowSteps

@@ -29,7 +29,7 @@ REPLICA = """
 import sys, time
 from batchinfer.accounting.meter import Meter
 from batchinfer.execution.job import RunningJob
-from batchinfer.execution.replica import Clock, Journal
+from batchinfer.execution.journal import Clock, Journal
 from batchinfer.rundir.paths import Layout
 from tests.support.builders import make_plan, make_spec
 journal = Journal(RunningJob("run", make_spec(), make_plan(), Layout(sys.argv[1]), 3), Meter(1, Clock()))

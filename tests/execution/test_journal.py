@@ -8,9 +8,9 @@ from batchinfer.accounting.meter import Meter
 from batchinfer.accounting.records import ReplicaRecord
 from batchinfer.errors import StorageError
 from batchinfer.events import heard_by
-from batchinfer.execution import replica as replica_module
+from batchinfer.execution import journal as journal_module
 from batchinfer.execution.job import RunningJob
-from batchinfer.execution.replica import Clock, Journal
+from batchinfer.execution.journal import Clock, Journal
 from batchinfer.rundir.paths import Layout
 from batchinfer.storage import LocalStorage
 from tests.support.builders import make_plan, make_spec
@@ -36,7 +36,7 @@ def test_a_clock_that_is_set_while_a_replica_runs_moves_none_of_its_seconds(monk
 
 
 def test_a_journal_that_the_store_did_not_take_is_written_later_with_all_seconds(tmp_path, monkeypatch):
-    monkeypatch.setattr(replica_module, "JOURNAL_SECONDS", 0.02)
+    monkeypatch.setattr(journal_module, "JOURNAL_SECONDS", 0.02)
     real, down = LocalStorage.put, []
 
     def put(storage, uri, data):
